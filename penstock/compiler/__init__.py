@@ -1,0 +1,1 @@
+"""Compiler layer of Penstock (see docs/architecture.md)."""

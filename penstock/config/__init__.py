@@ -1,0 +1,1 @@
+"""Config layer of Penstock (see docs/architecture.md)."""

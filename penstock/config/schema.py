@@ -1,0 +1,290 @@
+"""Every key a user can set: type, default, unit and meaning, in one place.
+
+`config/load.py` fills these models from YAML and overrides; every other module receives the one
+section it needs. This module must never import torch or know what the keys do.
+"""
+
+from typing import Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+
+class Section(BaseModel):
+    """Settings shared by every section: immutable, and unknown keys are errors."""
+
+    model_config = ConfigDict(
+        frozen=True,
+        extra="forbid",
+        use_attribute_docstrings=True,
+        populate_by_name=True,
+        protected_namespaces=(),
+    )
+
+
+class ModelSection(Section):
+    """What to build. Choose `preset`, `family` or `from`; any other key overrides it."""
+
+    preset: str | None = None
+    """Name of a known shape: gpt2, gpt2-medium, gpt2-large, gpt2-xl, gpt2-small-demo, gpt2-tiny."""
+    family: str = "gpt2"
+    """Architecture family, when no preset is named."""
+    from_: str | None = Field(default=None, alias="from")
+    """Folder in the Hugging Face layout (config.json + weights), or a hub name, to start from."""
+    layers: int | None = Field(default=None, ge=1)
+    """Depth, in blocks."""
+    hidden_size: int | None = Field(default=None, ge=1)
+    """Width of the residual stream, in elements."""
+    heads: int | None = Field(default=None, ge=1)
+    """Query heads per block; must divide hidden_size."""
+    mlp_size: int | None = Field(default=None, ge=1)
+    """Width of the MLP, in elements; 4 × hidden_size when not given."""
+    max_positions: int | None = Field(default=None, ge=1)
+    """Longest sequence the model allows, in tokens."""
+    vocab_size: int | None = Field(default=None, ge=1)
+    """Vocabulary, in tokens; taken from the dataset when there is one."""
+    dropout: float | None = Field(default=None, ge=0, lt=1)
+    """Probability of dropping an activation (embedding, attention, residual) in training."""
+    norm_epsilon: float | None = Field(default=None, gt=0)
+    """Constant added to the variance in layer norms."""
+
+
+class SourceSection(Section):
+    """What `prepare` reads."""
+
+    kind: Literal["stdlib", "text"] = "text"
+    """stdlib: the Python standard library's own source; text: the user's files."""
+    path: str | list[str] | None = None
+    """File, folder or glob (or a list of them) for kind=text: plain text, .gz or .zst."""
+    documents: Literal["file", "line", "blank_line"] = "file"
+    """What one document is: a whole file, a line, or a paragraph between blank lines."""
+    on_error: Literal["replace", "skip", "stop"] = "stop"
+    """On bytes that are not UTF-8: put U+FFFD, leave the file out, or stop and name the offset."""
+
+
+class TokenizerSection(Section):
+    """Where the tokenizer comes from."""
+
+    from_: str | None = Field(default=None, alias="from")
+    """Folder with tokenizer.json, or vocab.json + merges.txt; or a hub name where a network is."""
+    train: bool = False
+    """Train a byte-level BPE tokenizer on the train split."""
+    vocab_size: int = Field(default=8192, ge=257)
+    """Vocabulary to train, in tokens, the end-of-text token included."""
+
+
+class DataSection(Section):
+    """The dataset: where it is and how sequences are cut from it."""
+
+    path: str | None = None
+    """Dataset folder: written by `prepare`, read by the other verbs."""
+    sequence_length: int | None = Field(default=None, ge=1)
+    """Tokens per sequence."""
+    packing: str = "full"
+    """full: documents back to back, cut anywhere; greedy::drop|truncate_left|truncate_right: whole
+    documents per sequence, padded; single::drop|truncate_left|truncate_right: one per sequence."""
+    format: Literal["megatron"] = "megatron"
+    """Storage format of the token files."""
+    splits: list[float] = Field(default=[0.9, 0.05, 0.05], min_length=3, max_length=3)
+    """Fractions of the documents for train, validation and test; divided by a stable hash."""
+    split: str = "train"
+    """Split to train on."""
+    validation_split: str = "validation"
+    """Split for the periodic evaluation during training."""
+    verify: Literal["size", "checksum"] = "checksum"
+    """How files are checked on opening: by size alone, or by size and SHA-256 (cached)."""
+
+
+class PrepareSection(Section):
+    """How `prepare` works."""
+
+    workers: int | None = Field(default=None, ge=1)
+    """Processes; all cores when not given. The bytes written do not depend on it."""
+    shard_bytes: int = Field(default=16_777_216, ge=1024)
+    """Text per unit of work and of resuming, in bytes."""
+
+
+class BatchSection(Section):
+    """How many sequences at once."""
+
+    micro: int = Field(default=4, ge=1)
+    """Sequences per device pass."""
+    size: int | None = Field(default=None, ge=1)
+    """Sequences per optimizer step over all replicas; `micro` when not given."""
+
+
+class PrecisionSection(Section):
+    """Number formats."""
+
+    compute: Literal["bf16", "fp32"] | None = None
+    """Format of weights and activations in compute (masters and optimizer stay fp32); bf16 where
+    the device is fast at it, else fp32, when not given."""
+
+
+class PlanSection(Section):
+    """How one step maps to the machine."""
+
+    target: str = "detect"
+    """Machine to plan for: detect (this one), a name of hardware/targets, or a YAML file."""
+    recompute: Literal["none", "blocks"] = "none"
+    """Activations to recompute in the backward pass instead of keeping."""
+    loss_chunks: int | None = Field(default=None, ge=1)
+    """Pieces in which projection and loss are computed; chosen from the sizes when not given."""
+
+
+class CompileSection(Section):
+    """How executables are made."""
+
+    mode: Literal["auto", "off"] = "auto"
+    """What training does without an executable: compile first, or run eagerly."""
+    workers: int | None = Field(default=None, ge=1)
+    """Compiler processes at once; all cores when not given."""
+    cache: str | None = None
+    """Folder of the content-addressed kernel cache; the user's cache folder when not given."""
+
+
+class OptimizerSection(Section):
+    """The optimizer."""
+
+    name: Literal["adamw"] = "adamw"
+    """adamw: Adam with decoupled weight decay (Loshchilov & Hutter, arXiv 1711.05101)."""
+    lr: float = Field(default=6e-4, ge=0)
+    """Peak learning rate, per optimizer step."""
+    weight_decay: float = Field(default=0.1, ge=0)
+    """Decoupled decay per step, times the learning rate."""
+    betas: tuple[float, float] = (0.9, 0.95)
+    """Decay rates of the first and second moments."""
+    eps: float = Field(default=1e-8, gt=0)
+    """Constant added to the root of the second moment."""
+    clip: float | None = Field(default=1.0, gt=0)
+    """Largest global gradient norm; null: no clipping."""
+    decay_all: bool = False
+    """Decay norms, biases and embeddings too, not only matrices."""
+
+
+class ScheduleSection(Section):
+    """Learning rate over the run."""
+
+    name: Literal["cosine", "linear", "constant", "wsd"] = "cosine"
+    """Shape after the warm-up; wsd: constant, then a linear decay at the end."""
+    warmup: int = Field(default=0, ge=0)
+    """Linear warm-up, in optimizer steps."""
+    min_lr: float = Field(default=0.0, ge=0)
+    """Learning rate at the end of the decay."""
+    decay: int | None = Field(default=None, ge=1)
+    """Length of wsd's decay, in optimizer steps; a fifth of the run when not given."""
+
+
+class TrainSection(Section):
+    """The training loop. Give one of `steps`, `epochs` or `tokens`."""
+
+    steps: int | None = Field(default=None, ge=1)
+    """Length of the run, in optimizer steps."""
+    epochs: float | None = Field(default=None, gt=0)
+    """Length of the run, in passes over the split."""
+    tokens: int | None = Field(default=None, ge=1)
+    """Length of the run, in tokens."""
+    log_every: int = Field(default=1, ge=1)
+    """Optimizer steps between metrics lines."""
+    evaluate_every: int | None = Field(default=None, ge=1)
+    """Optimizer steps between evaluations on the validation split; only at the end if null."""
+    evaluate_sequences: int | None = Field(default=256, ge=1)
+    """Sequences per evaluation during training; null: the whole split."""
+    target_loss: float | None = Field(default=None, gt=0)
+    """Stop early once the validation loss, in nats per token, is at or below this."""
+    throughput_warmup_steps: int = Field(default=3, ge=0)
+    """First optimizer steps left out of the throughput figures."""
+    z_loss: float = Field(default=0.0, ge=0)
+    """Weight of the squared log-partition penalty (PaLM, arXiv 2204.02311, §5)."""
+    bad_steps: int = Field(default=10, ge=0)
+    """Stop after more than this many steps were skipped by the guard."""
+    spike_factor: float | None = Field(default=None, gt=1)
+    """Skip a step whose gradient norm exceeds this multiple of its running mean; null: only
+    steps with NaN or infinity are skipped."""
+    tensorboard: bool = True
+    """Write TensorBoard event files into the run folder."""
+    report: bool = True
+    """Write the HTML report and the loss curve at the end."""
+
+
+class CheckpointSection(Section):
+    """Saving and resuming."""
+
+    every: int | None = Field(default=None, ge=1)
+    """Optimizer steps between checkpoints; only at the end if null."""
+    keep: int = Field(default=2, ge=1)
+    """Newest checkpoints kept; the best by validation loss is kept besides."""
+    resume: Literal["auto", "must", "never"] = "auto"
+    """With checkpoints in the run folder: go on from the newest (auto), fail when there is none
+    (must), or refuse to touch them (never)."""
+
+
+class EvaluateSection(Section):
+    """Held-out evaluation."""
+
+    split: str = "test"
+    """Split of the dataset to evaluate on."""
+    stride: int | None = Field(default=None, ge=1)
+    """Tokens each sliding window moves on; half the sequence length when not given."""
+    batch: int = Field(default=8, ge=1)
+    """Windows per device pass."""
+    compressors: bool = False
+    """Also compress the split's text with gzip, bzip2 and xz and show their bits per byte."""
+
+
+class GenerateSection(Section):
+    """Text generation."""
+
+    prompt: str | None = None
+    """Text to continue; asked for on the terminal when neither prompt nor input is given."""
+    input: str | None = None
+    """JSONL file of prompts, one object with a `prompt` key a line."""
+    output: str | None = None
+    """JSONL file to write, for `input`; standard output when not given."""
+    tokens: int = Field(default=64, ge=1)
+    """Most new tokens per prompt."""
+    temperature: float = Field(default=0.0, ge=0)
+    """Softmax temperature; 0: greedy."""
+    top_k: int | None = Field(default=None, ge=1)
+    """Sample from this many likeliest tokens."""
+    top_p: float | None = Field(default=None, gt=0, le=1)
+    """Sample from the smallest set of tokens whose probability reaches this."""
+    repetition_penalty: float = Field(default=1.0, gt=0)
+    """Divide the logits of tokens already seen by this (CTRL, arXiv 1909.05858, §4.1)."""
+    stop: list[str] = []
+    """Strings that end the text; not part of it."""
+    batch: int = Field(default=8, ge=1)
+    """Prompts per device pass, for `input`."""
+
+
+class Config(Section):
+    """Everything one command needs; each verb reads the sections it names."""
+
+    schema_version: Literal[1] = 1
+    """Version of this schema, written into every resolved config."""
+    seed: int = Field(default=0, ge=0, lt=2**63)
+    """The one seed all random numbers come from."""
+    run: str | None = None
+    """Run folder: written by `train`, read by `evaluate`, `generate` and `convert`."""
+    executable: str | None = None
+    """Executable file: written by `compile`, read by `train` and `evaluate`."""
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    """Where to run; auto: CUDA when there is a GPU."""
+    out: str | None = None
+    """Folder to write, for `convert` and `plan`."""
+    trust: list[str] = []
+    """SHA-256 of executable files made by others that may run here; also `--trust SHA256`."""
+    model: ModelSection = ModelSection()
+    source: SourceSection = SourceSection()
+    tokenizer: TokenizerSection = TokenizerSection()
+    data: DataSection = DataSection()
+    prepare: PrepareSection = PrepareSection()
+    batch: BatchSection = BatchSection()
+    precision: PrecisionSection = PrecisionSection()
+    plan: PlanSection = PlanSection()
+    compile: CompileSection = CompileSection()
+    optimizer: OptimizerSection = OptimizerSection()
+    schedule: ScheduleSection = ScheduleSection()
+    train: TrainSection = TrainSection()
+    checkpoint: CheckpointSection = CheckpointSection()
+    evaluate: EvaluateSection = EvaluateSection()
+    generate: GenerateSection = GenerateSection()

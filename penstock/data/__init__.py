@@ -1,0 +1,1 @@
+"""Data layer of Penstock (see docs/architecture.md)."""

@@ -1,0 +1,1 @@
+"""Formats layer of Penstock (see docs/architecture.md)."""

@@ -1,0 +1,1 @@
+"""Evaluation layer of Penstock (see docs/architecture.md)."""

@@ -1,0 +1,1 @@
+"""Hardware layer of Penstock (see docs/architecture.md)."""

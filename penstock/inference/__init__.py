@@ -1,0 +1,1 @@
+"""Inference layer of Penstock (see docs/architecture.md)."""

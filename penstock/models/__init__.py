@@ -1,0 +1,1 @@
+"""Models layer of Penstock (see docs/architecture.md)."""

@@ -1,0 +1,1 @@
+"""Families layer of Penstock (see docs/architecture.md)."""

@@ -1,0 +1,1 @@
+"""Report layer of Penstock (see docs/architecture.md)."""

@@ -1,0 +1,1 @@
+"""Training layer of Penstock (see docs/architecture.md)."""
