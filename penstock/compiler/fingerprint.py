@@ -1,0 +1,85 @@
+"""What machine code depends on besides shapes: sources, torch, compiler settings, processor.
+
+The kernel cache keys on it, the executable's manifest records it, and opening an executable
+compares it field by field. Computed without importing torch.
+"""
+
+import functools
+import hashlib
+import importlib.metadata
+import platform
+import sys
+from pathlib import Path
+from typing import Any
+
+import penstock.compiler
+import penstock.models
+
+_SOURCES = (
+    (penstock.models, ("transformer.py", "attention.py", "blockwise.py", "layers.py", "loss.py")),
+    (penstock.compiler, ("graphs.py", "regions.py")),
+)
+"""Files whose meaning is baked into the kernels."""
+
+_ISA_FLAGS = (
+    "avx2", "fma", "f16c", "bmi2", "avx512f", "avx512bw", "avx512cd", "avx512dq", "avx512vl",
+    "avx512_vnni", "avx512_bf16", "avx512_fp16", "avx512ifma", "avx512vbmi", "avx512_vbmi2",
+    "avx512_bitalg", "avx512_vpopcntdq", "avx_vnni", "amx_tile", "amx_bf16", "amx_int8", "gfni",
+    "vaes", "vpclmulqdq", "sha_ni", "sse4a", "clzero", "movbe", "adx", "rdseed",
+)  # fmt: skip
+"""Processor features the compiler may use when it compiles for the machine it runs on."""
+
+
+@functools.cache
+def compiler_settings() -> dict[str, Any]:
+    """Inductor options and the compilers looked for, the same for every kernel."""
+    return {
+        "toolchain": "inductor",
+        "compilers": ["g++", "clang++"],
+        "options": {
+            "aot_inductor.compile_wrapper_opt_level": "O0",
+            "cpp.dynamic_threads": True,
+        },
+    }
+
+
+@functools.cache
+def source_hash() -> str:
+    """SHA-256 over the sources the kernels are traced from."""
+    digest = hashlib.sha256()
+    for package, names in _SOURCES:
+        folder = Path(str(package.__file__)).parent
+        for name in names:
+            digest.update(name.encode() + b"\0" + (folder / name).read_bytes())
+    return digest.hexdigest()
+
+
+@functools.cache
+def processor_features() -> list[str]:
+    """Features of this processor that kernels may rely on, sorted; empty if unknown."""
+    try:
+        text = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace")
+    except OSError:
+        return []
+    for line in text.splitlines():
+        if line.startswith(("flags", "Features")):
+            present = set(line.split(":", 1)[1].split())
+            return sorted(flag for flag in _ISA_FLAGS if flag in present)
+    return []
+
+
+@functools.cache
+def torch_version() -> str:
+    """Release of torch, such as 2.13.0, without the build tag."""
+    return importlib.metadata.version("torch").split("+")[0]
+
+
+def toolchain_fingerprint() -> dict[str, Any]:
+    """All of the above, plus platform and Python's word size."""
+    return {
+        "source": source_hash(),
+        "torch": torch_version(),
+        "platform": f"{platform.system()}-{platform.machine()}-{sys.maxsize.bit_length() + 1}",
+        "processor_features": processor_features(),
+        "settings": compiler_settings(),
+    }

@@ -1,0 +1,122 @@
+"""Projection and cross entropy of the head in pieces, so that the logits never exist whole.
+
+The compiler traces these functions as the head's kernels, and eager training calls them as they
+are. The forward pass computes the gradients too, since each piece's logits are at hand only then
+(Liger-Kernel's and Apple's fused losses do the same). It must never know about batches or steps.
+"""
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from penstock.models.layers import layer_norm
+
+
+class HeadGradients(NamedTuple):
+    """Result of `loss_and_gradients`; the gradients are of `loss`."""
+
+    loss: Tensor
+    """() float32: sum of loss_weights × (cross entropy + z_loss × log-partition²)."""
+    cross_entropy: Tensor
+    """() float32: sum of loss_weights × cross entropy."""
+    x: Tensor
+    """(B, T, D), the input's dtype."""
+    norm_weight: Tensor
+    """(D,)"""
+    norm_bias: Tensor
+    """(D,)"""
+    projection: Tensor
+    """(Vpadded, D), summed over the pieces in float32."""
+
+
+def loss_and_gradients(
+    norm_weight: Tensor,
+    norm_bias: Tensor,
+    projection: Tensor,
+    x: Tensor,
+    targets: Tensor,
+    loss_weights: Tensor,
+    z_loss: Tensor,
+    *,
+    epsilon: float,
+    vocab_size: int,
+    chunks: int,
+) -> HeadGradients:
+    """Final norm, projection, weighted cross entropy, and the gradients of all of it.
+
+    x (B, T, D); targets (B, T) int64; loss_weights (B, T) float32; z_loss () float32, the factor
+    of the squared log-partition (PaLM, arXiv 2204.02311, §5). `chunks` pieces of tokens are
+    projected one after the other.
+    """
+    with torch.enable_grad():
+        leaves = [t.detach().requires_grad_() for t in (x, norm_weight, norm_bias)]
+        normalized = layer_norm(*leaves, epsilon)
+    rows = normalized.detach().flatten(0, 1)  # (N, D)
+    size = -(-rows.shape[0] // chunks)
+    loss, cross_entropy = (torch.zeros((), device=x.device) for _ in range(2))
+    row_gradients: list[Tensor] = []
+    for_projection: Tensor | None = None
+    for piece, target, weight in zip(
+        rows.split(size), targets.flatten().split(size), loss_weights.flatten().split(size), strict=True
+    ):
+        nll, normalizer, gradient = _piece(piece, projection, target, weight, z_loss, vocab_size)
+        cross_entropy = cross_entropy + (weight * nll).sum()
+        loss = loss + (weight * (nll + z_loss * normalizer.square())).sum()
+        row_gradients.append(gradient @ projection)
+        part = gradient.t() @ piece
+        for_projection = part if chunks == 1 else _add_in_float32(for_projection, part)
+    assert for_projection is not None
+    gradients = torch.autograd.grad(
+        normalized, leaves, torch.cat(row_gradients).view_as(normalized)
+    )
+    return HeadGradients(loss, cross_entropy, *gradients, for_projection.to(projection.dtype))
+
+
+def _piece(
+    rows: Tensor, projection: Tensor, targets: Tensor, weights: Tensor, z_loss: Tensor, vocab: int
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Negative log-likelihood (n,), log-partition (n,), gradient of the logits (n, Vpadded)."""
+    logits = _logits(rows, projection, vocab)
+    normalizer = torch.logsumexp(logits, -1)
+    nll = normalizer - logits.gather(1, targets.unsqueeze(1)).squeeze(1)
+    probabilities = torch.exp(logits - normalizer.unsqueeze(1))
+    columns = torch.arange(projection.shape[0], device=rows.device)
+    hit = columns == targets.unsqueeze(1)
+    scale = 1 + 2 * z_loss * normalizer.unsqueeze(1)
+    gradient = (probabilities * scale - hit.float()) * weights.unsqueeze(1)
+    return nll, normalizer, gradient.to(rows.dtype)
+
+
+def _logits(rows: Tensor, projection: Tensor, vocab: int) -> Tensor:
+    """Float32 logits (n, Vpadded), minus infinity beyond the vocabulary."""
+    logits = (rows @ projection.t()).float()
+    columns = torch.arange(projection.shape[0], device=rows.device)
+    return torch.where(columns < vocab, logits, float("-inf"))
+
+
+def _add_in_float32(total: Tensor | None, part: Tensor) -> Tensor:
+    """Running sum of the pieces' weight gradients; bf16 sums would lose the small ones."""
+    return part.float() if total is None else total + part.float()
+
+
+def token_losses(
+    norm_weight: Tensor,
+    norm_bias: Tensor,
+    projection: Tensor,
+    x: Tensor,
+    targets: Tensor,
+    *,
+    epsilon: float,
+    vocab_size: int,
+    chunks: int,
+) -> Tensor:
+    """Negative log-likelihood in nats of each target (B, T) float32, without gradients."""
+    rows = layer_norm(x, norm_weight, norm_bias, epsilon).flatten(0, 1)
+    size = -(-rows.shape[0] // chunks)
+    pieces: list[Tensor] = []
+    for piece, target in zip(rows.split(size), targets.flatten().split(size), strict=True):
+        logits = _logits(piece, projection, vocab_size)
+        chosen = logits.gather(1, target.unsqueeze(1)).squeeze(1)
+        pieces.append(torch.logsumexp(logits, -1) - chosen)
+    return torch.cat(pieces).view(targets.shape)

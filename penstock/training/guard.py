@@ -1,0 +1,104 @@
+"""Whether a step's update may touch the weights: no NaN, no infinity, no spike.
+
+The trainer shows every step's loss and gradient norm to the guard before the update. It must
+never know where the numbers come from or how an update is skipped.
+"""
+
+import math
+from typing import Any
+
+from penstock.config.schema import TrainSection
+from penstock.errors import CheckpointError, UserError
+
+_MEMORY = 0.98
+"""Weight of the past in the running mean of the gradient norm: about the last 50 steps."""
+_HISTORY = 20
+"""Applied steps before a spike can be told from the first steps' unrest."""
+
+
+class TrainingStopped(UserError):
+    """Too many steps had to be skipped: the job as configured does not train."""
+
+
+class Guard:
+    """Decides step by step and counts what it skipped; its state goes into every checkpoint.
+
+    Source: skipping non-finite steps as in mixed-precision training (arXiv 1710.03740, §3.2);
+    skipping spikes by a running mean is ours, after PaLM's skipped batches (arXiv 2204.02311,
+    §5.1).
+    """
+
+    skipped: int
+    """Steps skipped since the run began, over all resumes."""
+
+    def __init__(self, section: TrainSection) -> None:
+        """Start with no history; `section` gives `bad_steps` and `spike_factor`."""
+        self._bad_steps = section.bad_steps
+        self._spike_factor = section.spike_factor
+        self.skipped = 0
+        self._applied = 0
+        self._sum = 0.0
+
+    @property
+    def mean_norm(self) -> float | None:
+        """Running mean of the applied steps' gradient norms, bias-corrected; None before any."""
+        if self._applied == 0:
+            return None
+        return self._sum / (1.0 - _MEMORY**self._applied)
+
+    @property
+    def limit(self) -> float:
+        """Largest gradient norm the next step may have; infinity while there is no limit.
+
+        A trainer that decides on the device compares with this number there.
+        """
+        mean = self.mean_norm
+        if self._spike_factor is None or mean is None or self._applied < _HISTORY:
+            return math.inf
+        return self._spike_factor * mean
+
+    def admit(self, step: int, loss: float, grad_norm: float) -> bool:
+        """Return whether this step's update may be applied, and remember the answer.
+
+        Args:
+            step: optimizer step, named in the error.
+            loss: the step's loss, in nats per token.
+            grad_norm: global gradient norm before clipping.
+
+        Raises:
+            TrainingStopped: more than `train.bad_steps` steps were skipped.
+        """
+        limit = self.limit
+        if math.isfinite(loss) and math.isfinite(grad_norm) and grad_norm <= limit:
+            self._sum = _MEMORY * self._sum + (1.0 - _MEMORY) * grad_norm
+            self._applied += 1
+            return True
+        self.skipped += 1
+        if self.skipped > self._bad_steps:
+            raise TrainingStopped(
+                f"{self.skipped} steps were skipped, the last with loss {loss:g} and gradient"
+                f" norm {grad_norm:g} (limit {limit:g})",
+                where=f"step {step}; train.bad_steps is {self._bad_steps}",
+                do="lower optimizer.lr, lengthen schedule.warmup, or look at the data",
+            )
+        return False
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return the history as plain JSON values; floats survive JSON exactly."""
+        return {"skipped": self.skipped, "applied": self._applied, "sum": self._sum}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Take up the history of `state_dict`; `CheckpointError` when it is not one."""
+        try:
+            skipped, applied = int(state["skipped"]), int(state["applied"])
+            total = float(state["sum"])
+        except (KeyError, TypeError, ValueError):
+            skipped = applied = -1
+            total = math.nan
+        if skipped < 0 or applied < 0 or not math.isfinite(total):
+            raise CheckpointError(
+                "the guard's history is damaged",
+                where="state.json: guard",
+                do="resume from another checkpoint",
+            )
+        self.skipped, self._applied, self._sum = skipped, applied, total

@@ -1,0 +1,312 @@
+"""AdamW with fp32 masters over parameters held in the compute format, and the gradient norm.
+
+The train step calls `global_norm` and `AdamW.step`; checkpoints hold `AdamW.state_tensors`. It
+must never know the model's structure: it sees names and parameters, nothing else.
+"""
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from torch.nn import Parameter
+
+from penstock.config.schema import OptimizerSection
+from penstock.errors import CheckpointError
+
+_GROUP_BYTES = {"cpu": 4 << 20, "cuda": 256 << 20}
+"""Bound on the transient fp32 gradients of one group. On a CPU they stay in its cache: 4 MiB was
+as fast as any size from 1 to 64 MiB and a third faster than 256 KiB (2 Zen 5 cores, torch 2.13)."""
+_NORM_ROW = 1024
+"""Elements summed in one run; longer fp32 sums lose digits: over 38 million elements
+torch 2.13's norm on a CPU is off by 8e-4, in rows of 1,024 by 3e-7."""
+_NORM_PIECE = 1024 * _NORM_ROW
+"""Elements of one call, so that a bf16 gradient's fp32 copy stays in the cache."""
+
+
+def parameter_groups(
+    named_parameters: Iterable[tuple[str, Parameter]], decay_all: bool
+) -> tuple[list[tuple[str, Parameter]], list[tuple[str, Parameter]]]:
+    """Divide the trainable parameters into those that decay and those that do not.
+
+    Matrices decay; embeddings (`embed.*`, so also a head tied to one), norms and biases do not.
+
+    Source: GPT-2's and GPT-3's practice, as nanoGPT states it, but embeddings are left out too.
+
+    Args:
+        named_parameters: a model's `named_parameters()`; a tied parameter comes once, by its
+            first name.
+        decay_all: decay everything.
+
+    Returns:
+        The decaying and the other (name, parameter) pairs, each in the order given.
+    """
+    decayed: list[tuple[str, Parameter]] = []
+    others: list[tuple[str, Parameter]] = []
+    for name, parameter in named_parameters:
+        if parameter.requires_grad:
+            is_matrix = parameter.ndim >= 2 and not name.startswith("embed.")
+            (decayed if decay_all or is_matrix else others).append((name, parameter))
+    return decayed, others
+
+
+@torch.no_grad()
+def global_norm(gradients: Sequence[Tensor]) -> Tensor:
+    """Return the Euclidean norm of all gradients together, () float32, with no host sync.
+
+    Sums are fp32 whatever the gradients' dtype. Source: Pascanu et al., arXiv 1211.5063, §3.2.
+
+    Args:
+        gradients: tensors of any shape and floating dtype on one device.
+    """
+    if gradients[0].device.type != "cpu":
+        norms = torch._foreach_norm(gradients, 2, dtype=torch.float32)
+        return torch.linalg.vector_norm(torch.stack(norms))
+    norms: list[Tensor] = []
+    remainders: list[Tensor] = []
+    for gradient in gradients:
+        flat = gradient.reshape(-1)
+        whole = flat.numel() // _NORM_ROW * _NORM_ROW
+        norms += [
+            torch.linalg.vector_norm(piece.view(-1, _NORM_ROW), dim=1, dtype=torch.float32)
+            for piece in flat[:whole].split(_NORM_PIECE)
+            if piece.numel()
+        ]
+        if whole < flat.numel():
+            remainders.append(flat[whole:])
+    if remainders:
+        norms.append(torch.stack(torch._foreach_norm(remainders, 2, dtype=torch.float32)))
+    return torch.linalg.vector_norm(torch.cat(norms))
+
+
+@dataclass(frozen=True, slots=True)
+class _Group:
+    """Flat pieces of parameters that one fused call updates; all lists run in parallel."""
+
+    weight_decay: float
+    """Decoupled decay of every piece."""
+    places: list[tuple[int, int, int]]
+    """Of each piece: index of its parameter, first element, element past its last."""
+    weights: list[Tensor]
+    """(n,) views of the model's parameters in the compute format; empty when those are fp32."""
+    masters: list[Tensor]
+    """(n,) float32 views of the masters, or of the parameters themselves when those are fp32."""
+    exp_avgs: list[Tensor]
+    """(n,) float32 views of the first moments."""
+    exp_avg_sqs: list[Tensor]
+    """(n,) float32 views of the second moments."""
+    scratch: list[Tensor]
+    """(n,) float32 views of the space shared by all groups for fp32 copies of gradients."""
+
+
+class AdamW:
+    """Adam with decoupled weight decay; masters and moments are fp32.
+
+    Per step: gradients → fp32 → `torch._fused_adamw_` (the kernel of `torch.optim.AdamW` with
+    fused=True, with clipping folded in) → masters rounded into the parameters; piece by piece,
+    so that beside the state only a few MiB are needed.
+
+    Source: Kingma & Ba, arXiv 1412.6980, algorithm 1; Loshchilov & Hutter, arXiv 1711.05101,
+    algorithm 2; fp32 masters: Micikevicius et al., arXiv 1710.03740, §3.1.
+    """
+
+    def __init__(
+        self,
+        named_parameters: Iterable[tuple[str, Parameter]],
+        section: OptimizerSection,
+        *,
+        masters: Mapping[str, Tensor] | None = None,
+        group_bytes: int | None = None,
+    ) -> None:
+        """Make the state: zero moments, and masters of all parameters that are not fp32.
+
+        Args:
+            named_parameters: a model's `named_parameters()`, on one device; frozen ones are left
+                alone.
+            section: the user's `optimizer` settings.
+            masters: values more exact than the parameters hold, by parameter name; the
+                parameters are set to them, rounded.
+            group_bytes: bound on the transient fp32 gradients; chosen by device when not given.
+        """
+        self._section = section
+        decayed, others = parameter_groups(named_parameters, section.decay_all)
+        self._parameters = dict(decayed + others)
+        self._masters: dict[str, Tensor] = {}
+        self._exp_avgs: dict[str, Tensor] = {}
+        self._exp_avg_sqs: dict[str, Tensor] = {}
+        for name, parameter in self._parameters.items():
+            weight = parameter.detach()
+            self._masters[name] = weight if weight.dtype == torch.float32 else weight.float()
+            self._exp_avgs[name] = torch.zeros_like(weight, dtype=torch.float32)
+            self._exp_avg_sqs[name] = torch.zeros_like(weight, dtype=torch.float32)
+            if masters is not None and name in masters:
+                self._masters[name].copy_(masters[name])
+        device = next(iter(self._parameters.values())).device
+        self._count = torch.zeros((), dtype=torch.float32, device=device)
+        limit = (group_bytes or _GROUP_BYTES.get(device.type, 256 << 20)) // 4
+        copied = sum(p.numel() for p in self._parameters.values() if p.dtype != torch.float32)
+        self._scratch = torch.empty(min(limit, copied), dtype=torch.float32, device=device)
+        self._groups = self._divide(range(len(decayed)), section.weight_decay, limit)
+        self._groups += self._divide(range(len(decayed), len(self._parameters)), 0.0, limit)
+        self._round_masters()
+
+    @property
+    def steps(self) -> int:
+        """Updates applied so far; reading it waits for the device."""
+        return int(self._count.item())
+
+    @steps.setter
+    def steps(self, value: int) -> None:
+        """Go on after `value` updates, as a resumed run does."""
+        self._count.fill_(value)
+
+    def gradients(self) -> list[Tensor]:
+        """Return the gradients that `step` will use, in its order.
+
+        Raises:
+            RuntimeError: a parameter took no part in the loss.
+        """
+        found: list[Tensor] = []
+        for name, parameter in self._parameters.items():
+            if parameter.grad is None:
+                raise RuntimeError(f"{name} has no gradient")
+            found.append(parameter.grad)
+        return found
+
+    @torch.no_grad()
+    def step(
+        self,
+        lr: float | Tensor,
+        *,
+        grad_norm: Tensor | None = None,
+        skip: Tensor | None = None,
+        gradients: Sequence[Tensor] | None = None,
+    ) -> None:
+        """Update all parameters; gradients are clipped to `clip` when their norm is given.
+
+        Gradients that are fp32 already may hold their clipped values afterwards.
+
+        Args:
+            lr: learning rate of this step; a number, or a () float32 tensor.
+            grad_norm: () float32, the global norm before clipping; None: no clipping.
+            skip: () bool or 0/1; where true nothing changes, not even the step count; the
+                decision stays on the device.
+            gradients: in the order of `gradients()`; float32, or the parameter's dtype; taken
+                from there when not given.
+        """
+        gradients = self.gradients() if gradients is None else gradients
+        section = self._section
+        scale = None
+        if grad_norm is not None and section.clip is not None:
+            # The kernel divides gradients by `grad_scale` while it reads them.
+            scale = (grad_norm / section.clip).clamp(min=1.0)
+        stop = None if skip is None else skip.to(self._count.device, torch.float32)
+        self._count += 1
+        for group in self._groups:
+            pieces = [gradients[i].reshape(-1)[start:end] for i, start, end in group.places]
+            if group.scratch and any(piece.dtype != torch.float32 for piece in pieces):
+                torch._foreach_copy_(group.scratch, pieces)
+                pieces = group.scratch
+            torch._fused_adamw_(
+                group.masters,
+                pieces,
+                group.exp_avgs,
+                group.exp_avg_sqs,
+                [],
+                [self._count] * len(pieces),
+                lr=lr,
+                beta1=section.betas[0],
+                beta2=section.betas[1],
+                weight_decay=group.weight_decay,
+                eps=section.eps,
+                amsgrad=False,
+                maximize=False,
+                grad_scale=scale,
+                found_inf=stop,
+            )
+            if group.weights:
+                torch._foreach_copy_(group.weights, group.masters)
+        if stop is not None:
+            self._count -= stop
+
+    def zero_gradients(self) -> None:
+        """Drop all gradients; the next backward pass makes new ones."""
+        for parameter in self._parameters.values():
+            parameter.grad = None
+
+    def state_tensors(self) -> dict[str, Tensor]:
+        """Return the state itself, not a copy: fp32 `master.NAME`, `exp_avg.NAME`,
+        `exp_avg_sq.NAME` of every trainable parameter, in the parameter's shape.
+        """
+        kinds = ("master", self._masters), ("exp_avg", self._exp_avgs)
+        kinds += (("exp_avg_sq", self._exp_avg_sqs),)
+        return {f"{kind}.{name}": value for kind, part in kinds for name, value in part.items()}
+
+    @torch.no_grad()
+    def load_state_tensors(self, tensors: Mapping[str, Tensor]) -> None:
+        """Take up the state of `state_tensors` and set the parameters from the masters.
+
+        Raises:
+            CheckpointError: a name is missing or left over, or a shape or dtype differs; nothing
+                has changed then.
+        """
+        own = self.state_tensors()
+        unequal = sorted(own.keys() ^ tensors.keys()) or [
+            name
+            for name, value in own.items()
+            if value.shape != tensors[name].shape or value.dtype != tensors[name].dtype
+        ]
+        if unequal:
+            raise CheckpointError(
+                f"the optimizer state does not fit the model: {unequal[0]} (one of {len(unequal)})",
+                do="train the architecture the checkpoint was made with",
+            )
+        torch._foreach_copy_(list(own.values()), [tensors[name] for name in own])
+        self._round_masters()
+
+    def _divide(self, indices: range, weight_decay: float, limit: int) -> list[_Group]:
+        """Cut these parameters into pieces and gather them into groups of `limit` elements."""
+        places: list[list[tuple[int, int, int]]] = []
+        room = 0
+        values = list(self._parameters.values())
+        kinds = [values[index].dtype for index in indices]
+        for position, index in enumerate(indices):
+            start, size = 0, values[index].numel()
+            if position and kinds[position] != kinds[position - 1]:
+                room = 0  # One group has one kind of weight: copies of masters, or themselves.
+            while start < size:
+                if room == 0:
+                    places.append([])
+                    room = limit
+                end = min(size, start + room)
+                places[-1].append((index, start, end))
+                room -= end - start
+                start = end
+        return [self._make_group(group, weight_decay) for group in places]
+
+    def _make_group(self, places: list[tuple[int, int, int]], weight_decay: float) -> _Group:
+        """Make the views of one group of pieces."""
+        names = list(self._parameters)
+
+        def views(tensors: Mapping[str, Tensor]) -> list[Tensor]:
+            return [tensors[names[i]].view(-1)[start:end] for i, start, end in places]
+
+        sizes = [end - start for _, start, end in places]
+        first = self._parameters[names[places[0][0]]]
+        weights = {name: value.detach() for name, value in self._parameters.items()}
+        is_copy = first.dtype != torch.float32
+        return _Group(
+            weight_decay=weight_decay,
+            places=places,
+            weights=views(weights) if is_copy else [],
+            masters=views(self._masters),
+            exp_avgs=views(self._exp_avgs),
+            exp_avg_sqs=views(self._exp_avg_sqs),
+            scratch=list(self._scratch[: sum(sizes)].split(sizes)) if is_copy else [],
+        )
+
+    def _round_masters(self) -> None:
+        """Set every parameter in the compute format from its master."""
+        for group in self._groups:
+            if group.weights:
+                torch._foreach_copy_(group.weights, group.masters)

@@ -1,0 +1,86 @@
+"""Which steps the guard lets through, what it counts, when it stops the run."""
+
+import json
+import math
+
+import pytest
+
+from penstock.config.schema import TrainSection
+from penstock.errors import CheckpointError, UserError
+from penstock.training.guard import Guard, TrainingStopped
+
+
+@pytest.mark.parametrize(
+    ("loss", "norm"), [(math.nan, 1.0), (math.inf, 1.0), (1.0, math.nan), (1.0, math.inf)]
+)
+def test_a_step_with_nan_or_infinity_is_skipped_and_counted(loss: float, norm: float) -> None:
+    guard = Guard(TrainSection())
+    assert not guard.admit(0, loss, norm)
+    assert guard.skipped == 1
+    assert guard.mean_norm is None
+    assert guard.admit(1, 2.0, 1.0)
+    assert guard.skipped == 1
+
+
+def test_the_mean_norm_is_the_bias_corrected_exponential_mean() -> None:
+    guard = Guard(TrainSection())
+    norms = [3.0, 1.0, 4.0, 1.5, 9.0]
+    for step, norm in enumerate(norms):
+        guard.admit(step, 1.0, norm)
+    weights = [0.98 ** (len(norms) - 1 - i) for i in range(len(norms))]
+    expected = sum(w * n for w, n in zip(weights, norms, strict=True)) / sum(weights)
+    assert guard.mean_norm == pytest.approx(expected, rel=1e-12)
+
+
+def test_a_spike_is_skipped_once_there_is_history_and_leaves_the_mean_alone() -> None:
+    guard = Guard(TrainSection(spike_factor=5.0))
+    for step in range(19):
+        assert guard.admit(step, 1.0, 2.0)
+        assert guard.limit == math.inf
+    assert guard.admit(19, 1.0, 2.0)
+    assert guard.limit == pytest.approx(10.0)
+    assert guard.admit(20, 1.0, 9.9)
+    limit = guard.limit
+    assert not guard.admit(21, 1.0, limit * 1.001)
+    assert guard.limit == limit
+    assert guard.skipped == 1
+
+
+def test_without_a_spike_factor_a_large_finite_norm_passes() -> None:
+    guard = Guard(TrainSection())
+    assert all(guard.admit(step, 1.0, 1.0) for step in range(30))
+    assert guard.admit(30, 1.0, 1e30)
+
+
+def test_one_skip_too_many_stops_the_run_with_a_message_that_helps() -> None:
+    guard = Guard(TrainSection(bad_steps=2))
+    assert not guard.admit(4, math.nan, 1.0)
+    assert guard.admit(5, 1.0, 1.0)
+    assert not guard.admit(6, math.nan, 1.0)
+    with pytest.raises(TrainingStopped, match=r"3 steps were skipped.*step 7.*optimizer\.lr"):
+        guard.admit(7, math.nan, 1.0)
+    assert issubclass(TrainingStopped, UserError)
+
+
+def test_the_history_survives_a_checkpoint_exactly() -> None:
+    section = TrainSection(spike_factor=2.0, bad_steps=5)
+    guard = Guard(section)
+    for step in range(33):
+        guard.admit(step, 1.0, 1.0 + math.sin(step) / 7)
+    guard.admit(33, math.nan, 1.0)
+    resumed = Guard(section)
+    resumed.load_state_dict(json.loads(json.dumps(guard.state_dict())))
+    assert (resumed.limit, resumed.skipped) == (guard.limit, guard.skipped)
+    for step in range(34, 50):
+        norm = 1.0 + math.cos(step)
+        assert resumed.admit(step, 1.0, norm) == guard.admit(step, 1.0, norm)
+    assert resumed.state_dict() == guard.state_dict()
+
+
+@pytest.mark.parametrize(
+    "state",
+    [{}, {"skipped": -1, "applied": 0, "sum": 0.0}, {"skipped": "x", "applied": 0, "sum": 0.0}],
+)
+def test_a_damaged_history_is_refused(state: dict[str, object]) -> None:
+    with pytest.raises(CheckpointError):
+        Guard(TrainSection()).load_state_dict(state)
