@@ -77,6 +77,48 @@ class KernelSpec:
         return KernelSpec(str(value["name"]), specs(value["inputs"]), specs(value["outputs"]))
 
 
+@dataclasses.dataclass(frozen=True)
+class RegionContract:
+    """How a kernel's tensors map to its region's.
+
+    A forward kernel takes the region's inputs and gives `output_count` outputs, then what is
+    saved. A backward kernel takes the inputs at `kept_inputs`, then the saved, then the gradients
+    of the outputs, and gives the gradients of the inputs at `differentiable`.
+    """
+
+    parameters: tuple[str, ...]
+    """Names of the region's parameters, in the order of the kernel's first inputs."""
+    output_count: int
+    kept_inputs: tuple[int, ...] = ()
+    differentiable: tuple[int, ...] = ()
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain JSON; `from_json` reads it back."""
+        return dataclasses.asdict(self)
+
+    @staticmethod
+    def from_json(value: dict[str, Any]) -> "RegionContract":
+        """Read what `to_json` wrote, checking every field."""
+        return RegionContract(
+            parameters=tuple(str(name) for name in value["parameters"]),
+            output_count=int(value["output_count"]),
+            kept_inputs=tuple(int(index) for index in value["kept_inputs"]),
+            differentiable=tuple(int(index) for index in value["differentiable"]),
+        )
+
+
+@dataclasses.dataclass(frozen=True)
+class BuiltKernel:
+    """Machine code of one kernel, its description, and its graph as readable text."""
+
+    spec: KernelSpec
+    contract: RegionContract
+    code: bytes
+    graph: str
+    seconds: float
+    reused: bool
+
+
 class Kernel:
     """A loaded kernel: call it with tensors of exactly the shapes it was compiled for."""
 

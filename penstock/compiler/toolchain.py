@@ -5,7 +5,6 @@ nothing that runs an executable imports it.
 """
 
 import concurrent.futures
-import dataclasses
 import hashlib
 import json
 import multiprocessing
@@ -19,25 +18,13 @@ from typing import Any
 
 from penstock.compiler import signing
 from penstock.compiler.fingerprint import compiler_settings, toolchain_fingerprint
-from penstock.compiler.kernels import KernelSpec, TensorSpec
+from penstock.compiler.kernels import BuiltKernel, KernelSpec, RegionContract, TensorSpec
 from penstock.compiler.plan import Plan
-from penstock.compiler.regions import RegionContract, kernel_names, trace_kernel
+from penstock.compiler.regions import kernel_names, trace_kernel
 from penstock.config.folders import user_cache_folder
 from penstock.console import get_console
 from penstock.errors import ExecutableError
 from penstock.files import atomic_write, canonical_json
-
-
-@dataclasses.dataclass(frozen=True)
-class BuiltKernel:
-    """Machine code of one kernel, its description, and its graph as readable text."""
-
-    spec: KernelSpec
-    contract: RegionContract
-    code: bytes
-    graph: str
-    seconds: float
-    reused: bool
 
 
 def build_kernels(

@@ -1,0 +1,157 @@
+"""What the three regions of a transformer compute, as kernels: names, tensors, traced graphs.
+
+`compiler/toolchain.py` lowers what `trace_kernel` returns; `compiler/runtime.py` calls the result
+by the `RegionContract` it carries. It must never know about machine code, files or training.
+"""
+
+import dataclasses
+import functools
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensorMode
+
+from penstock.compiler.graphs import Graph, trace, trace_joint
+from penstock.compiler.kernels import RegionContract
+from penstock.compiler.plan import Plan
+from penstock.models.loss import loss_and_gradients, token_losses
+from penstock.models.transformer import Block, Embed, Head
+
+COMPUTE_DTYPES = {"bf16": torch.bfloat16, "fp32": torch.float32}
+"""Dtype of weights and activations by the plan's `compute`."""
+
+_BLOCK_SITES = 3
+_EMBED_SITES = 1
+
+
+@dataclasses.dataclass(frozen=True)
+class TracedKernel:
+    """One kernel before it is lowered."""
+
+    graph: Graph
+    contract: RegionContract
+
+
+def kernel_names(plan: Plan) -> tuple[str, ...]:
+    """The kernels training and evaluation need under this plan, those slow to compile first."""
+    names = ["head_train", "block_backward", "block_forward", "head_evaluate"]
+    names += ["embed_backward", "embed_forward"]
+    if plan.architecture.dropout > 0:
+        names += ["block_evaluate", "embed_evaluate"]
+    return tuple(names)
+
+
+def trace_kernel(plan: Plan, name: str) -> TracedKernel:
+    """Trace one of `kernel_names(plan)` for the plan's shapes, without allocating any weights."""
+    with FakeTensorMode():
+        return _TRACERS[name](plan)
+
+
+def _shape(plan: Plan) -> tuple[int, int, int]:
+    """(B, T, D) of the residual stream."""
+    return plan.micro, plan.sequence_length, plan.architecture.hidden_size
+
+
+def _activations(plan: Plan) -> Tensor:
+    return torch.empty(_shape(plan), dtype=COMPUTE_DTYPES[plan.compute], device=plan.device)
+
+
+def _tokens(plan: Plan) -> Tensor:
+    return torch.empty(_shape(plan)[:2], dtype=torch.int64, device=plan.device)
+
+
+def _parameters(module: nn.Module, plan: Plan) -> dict[str, Tensor]:
+    """Stand-ins for a meta module's parameters, in the compute dtype."""
+    dtype = COMPUTE_DTYPES[plan.compute]
+    return {
+        name: torch.empty(parameter.shape, dtype=dtype, device=plan.device)
+        for name, parameter in module.named_parameters()
+    }
+
+
+def _region(
+    kind: Callable[..., nn.Module], activations: Sequence[Tensor], sites: int, plan: Plan
+) -> tuple[Callable[..., tuple[Tensor]], list[Tensor], tuple[str, ...]]:
+    """Embed or Block as (a function of tensors, its inputs, its parameters' names).
+
+    The inputs are the parameters, the activations, and with `sites` the dropout keys (B, sites).
+    """
+    with torch.device("meta"):
+        module = kind(plan.architecture)
+    parameters = _parameters(module, plan)
+    names = tuple(parameters)
+    inputs = [*parameters.values(), *activations]
+    if sites:
+        inputs.append(torch.empty(plan.micro, sites, dtype=torch.int64, device=plan.device))
+
+    def function(*tensors: Tensor) -> tuple[Tensor]:
+        weights = dict(zip(names, tensors, strict=False))
+        arguments = (*tensors[len(names) :], *(() if sites else (None,)))
+        return (torch.func.functional_call(module, weights, arguments),)
+
+    return function, inputs, names
+
+
+def _trace_region(part: str, region: str, plan: Plan) -> TracedKernel:
+    """Trace the forward, backward or evaluate kernel of Embed or Block."""
+    kind, activations, sites, skipped = {
+        "embed": (Embed, [_tokens(plan)], _EMBED_SITES, 1),
+        "block": (Block, [_activations(plan)], _BLOCK_SITES, 0),
+    }[region]
+    in_training = part != "evaluate" and plan.architecture.dropout > 0
+    function, inputs, names = _region(kind, activations, sites if in_training else 0, plan)
+    if part == "evaluate":
+        return TracedKernel(trace(function, inputs), RegionContract(names, 1))
+    differentiable = tuple(range(len(names) + len(activations) - skipped))
+    pair = trace_joint(function, inputs, differentiable, 1)
+    contract = RegionContract(names, pair.output_count, pair.kept_inputs, pair.differentiable)
+    return TracedKernel(pair.forward if part == "forward" else pair.backward, contract)
+
+
+_HEAD_PARAMETERS = ("norm.weight", "norm.bias", "projection.weight")
+
+
+def _head_inputs(plan: Plan) -> list[Tensor]:
+    """The head's parameters, its input (B, T, D) and the targets (B, T)."""
+    with torch.device("meta"):
+        parameters = _parameters(Head(plan.architecture), plan)
+    return [*(parameters[name] for name in _HEAD_PARAMETERS), _activations(plan), _tokens(plan)]
+
+
+def _head_options(plan: Plan) -> dict[str, Any]:
+    return {
+        "epsilon": plan.architecture.norm_epsilon,
+        "vocab_size": plan.architecture.vocab_size,
+        "chunks": plan.loss_chunks,
+    }
+
+
+def _trace_head_train(plan: Plan) -> TracedKernel:
+    """The head's forward and backward in one kernel: see `models/loss.py`."""
+    weights = torch.empty(_shape(plan)[:2], dtype=torch.float32, device=plan.device)
+    z_loss = torch.empty((), dtype=torch.float32, device=plan.device)
+    function = functools.partial(loss_and_gradients, **_head_options(plan))
+    graph = trace(function, [*_head_inputs(plan), weights, z_loss])
+    return TracedKernel(graph, RegionContract(_HEAD_PARAMETERS, len(graph.outputs)))
+
+
+def _trace_head_evaluate(plan: Plan) -> TracedKernel:
+    """Per-token losses without gradients."""
+
+    def function(*tensors: Tensor) -> tuple[Tensor]:
+        return (token_losses(*tensors, **_head_options(plan)),)
+
+    return TracedKernel(trace(function, _head_inputs(plan)), RegionContract(_HEAD_PARAMETERS, 1))
+
+
+_TRACERS: dict[str, Callable[[Plan], TracedKernel]] = {
+    **{
+        f"{region}_{part}": functools.partial(_trace_region, part, region)
+        for region in ("embed", "block")
+        for part in ("forward", "backward", "evaluate")
+    },
+    "head_train": _trace_head_train,
+    "head_evaluate": _trace_head_evaluate,
+}

@@ -1,0 +1,166 @@
+"""Run a transformer's regions through compiled kernels, as ordinary autograd functions.
+
+`attach` replaces the `forward` of the model's Embed, Blocks and Head; the modules and parameters
+stay ordinary, so everything of PyTorch composes. It must never import a tracer or a compiler.
+"""
+
+import dataclasses
+import functools
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
+
+from penstock.compiler.kernels import Kernel, RegionContract
+from penstock.errors import ExecutableError
+from penstock.models.transformer import Transformer
+
+
+@dataclasses.dataclass(frozen=True)
+class CompiledKernel:
+    """A loaded kernel and how its tensors map to its region's."""
+
+    run: Kernel
+    contract: RegionContract
+
+
+def attach(model: Transformer, kernels: Mapping[str, CompiledKernel], *, recompute: bool) -> None:
+    """Make `model` compute through `kernels` from now on.
+
+    With `recompute`, blocks keep only their inputs and run forward again in the backward pass.
+    Afterwards the model takes exactly the shapes the kernels were compiled for.
+    """
+    embed = _Region(kernels, "embed", recompute=False)
+    block = _Region(kernels, "block", recompute=recompute)
+    model.embed.forward = functools.partial(embed, model.embed)
+    for module in model.blocks:
+        module.forward = functools.partial(block, module)
+    head = _Head(kernels)
+    model.head.forward = functools.partial(head.loss, model.head)
+    model.head.token_losses = functools.partial(head.token_losses, model.head)  # type: ignore[method-assign]
+
+
+def _parameters(module: nn.Module, contract: RegionContract) -> list[Tensor]:
+    """A module's parameters in the order its kernels take them."""
+    return [module.get_parameter(name) for name in contract.parameters]
+
+
+class _Region:
+    """Embed or Block: the kernels every layer of that kind shares."""
+
+    def __init__(self, kernels: Mapping[str, CompiledKernel], name: str, *, recompute: bool) -> None:
+        self.forward = kernels[f"{name}_forward"]
+        self.backward = kernels[f"{name}_backward"]
+        self.evaluate = kernels.get(f"{name}_evaluate", self.forward)
+        self.recompute = recompute
+        self.has_dropout = f"{name}_evaluate" in kernels
+
+    def __call__(self, module: nn.Module, x: Tensor, keys: Tensor | None = None) -> Tensor:
+        """What `module.forward(x, keys)` computes."""
+        parameters = _parameters(module, self.forward.contract)
+        if not self.has_dropout:
+            keys = None
+        if torch.is_grad_enabled():
+            if self.has_dropout and keys is None:
+                raise ExecutableError(
+                    "the executable trains with dropout, but no dropout keys were given",
+                    do="give keys, or compile with model.dropout=0",
+                )
+            inputs = (*parameters, x) if keys is None else (*parameters, x, keys)
+            return _RegionFunction.apply(self, *inputs)
+        kernel = self.forward if keys is not None else self.evaluate
+        return kernel.run([*parameters, x] if keys is None else [*parameters, x, keys])[0]
+
+
+class _RegionFunction(torch.autograd.Function):
+    """One call of a region, with its gradient."""
+
+    @staticmethod
+    def forward(ctx: Any, region: _Region, *inputs: Tensor) -> Tensor:  # noqa: ANN401 - torch's context type is not public
+        contract = region.backward.contract
+        results = region.forward.run(inputs)
+        outputs = results[: contract.output_count]
+        saved = results[contract.output_count :]
+        ctx.region = region
+        ctx.input_count = len(inputs)
+        if region.recompute:
+            ctx.save_for_backward(*inputs)
+        else:
+            ctx.save_for_backward(*(inputs[i] for i in contract.kept_inputs), *saved)
+        return outputs[0]
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:  # noqa: ANN401 - torch's context type is not public
+        region: _Region = ctx.region
+        contract = region.backward.contract
+        saved = ctx.saved_tensors
+        if region.recompute:
+            results = region.forward.run(saved)
+            kept = [saved[i] for i in contract.kept_inputs]
+            saved = (*kept, *results[contract.output_count :])
+            del results, kept
+        results = region.backward.run([*saved, *gradients])
+        by_input: list[Tensor | None] = [None] * ctx.input_count
+        for index, gradient in zip(contract.differentiable, results, strict=True):
+            by_input[index] = gradient
+        return (None, *by_input)
+
+
+class _Head:
+    """The head: loss with gradients in one kernel, and losses per token."""
+
+    def __init__(self, kernels: Mapping[str, CompiledKernel]) -> None:
+        self.train = kernels["head_train"]
+        self.evaluate = kernels["head_evaluate"]
+
+    def loss(
+        self,
+        module: nn.Module,
+        x: Tensor,
+        targets: Tensor,
+        loss_weights: Tensor,
+        z_loss: Tensor | None = None,
+    ) -> Tensor:
+        """What `Head.forward` computes: () float32."""
+        z_loss = x.new_zeros((), dtype=torch.float32) if z_loss is None else z_loss
+        parameters = _parameters(module, self.train.contract)
+        if torch.is_grad_enabled():
+            return _HeadFunction.apply(self.train.run, targets, loss_weights, z_loss, x, *parameters)
+        losses = self.token_losses(module, x, targets)
+        return (losses * loss_weights).sum()
+
+    def token_losses(self, module: nn.Module, x: Tensor, targets: Tensor) -> Tensor:
+        """What `Head.token_losses` computes: (B, T) float32."""
+        return self.evaluate.run([*_parameters(module, self.evaluate.contract), x, targets])[0]
+
+
+class _HeadFunction(torch.autograd.Function):
+    """The loss, whose gradients the forward kernel has already computed."""
+
+    @staticmethod
+    def forward(
+        ctx: Any,  # noqa: ANN401 - torch's context type is not public
+        kernel: Kernel,
+        targets: Tensor,
+        loss_weights: Tensor,
+        z_loss: Tensor,
+        x: Tensor,
+        *parameters: Tensor,
+    ) -> Tensor:
+        results = kernel([*parameters, x, targets, loss_weights, z_loss])
+        loss, _cross_entropy, *gradients = results
+        ctx.gradients = gradients
+        return loss
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, upstream: Tensor) -> tuple[Tensor | None, ...]:  # noqa: ANN401 - torch's context type is not public
+        gradients: list[Tensor] = ctx.gradients
+        ctx.gradients = None
+        # Scaling by one would read and write the largest gradient of the model for nothing.
+        if upstream.is_cuda or upstream.item() != 1.0:
+            gradients = [gradient * upstream.to(gradient.dtype) for gradient in gradients]
+        return (None, None, None, None, *gradients)
