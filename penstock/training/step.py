@@ -1,0 +1,118 @@
+"""One optimizer step, top to bottom: from micro-batches to updated weights.
+
+The trainer calls `train_step`; it must never know about run folders, logging or checkpoints.
+"""
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from penstock.data.loader import Batch
+from penstock.models.layers import dropout_keys
+from penstock.models.transformer import Transformer
+from penstock.training.optimizer import AdamW, global_norm
+
+EMBED_LAYER = -1
+"""Layer number of the embedding in the dropout streams; blocks count from 0."""
+
+
+class StepResult(NamedTuple):
+    """What a step measured, still on the device."""
+
+    loss: Tensor
+    """() float32, nats per token: weighted sum over the weights of the whole global batch."""
+    grad_norm: Tensor
+    """() float32, before clipping."""
+    skipped: Tensor
+    """() bool: nothing was updated, because a figure was not finite or the norm too large."""
+
+
+class Accumulator:
+    """Gradients summed over micro-batches, in float32 when there are several."""
+
+    def __init__(self, optimizer: AdamW, accumulation: int) -> None:
+        """`accumulation` micro-batches make a step."""
+        self._optimizer = optimizer
+        self._needs_sums = accumulation > 1
+        self._sums: list[Tensor] | None = None
+
+    def add(self) -> None:
+        """Take in the gradients a backward pass has just left on the parameters."""
+        if not self._needs_sums:
+            return
+        gradients = self._optimizer.gradients()
+        if self._sums is None:
+            self._sums = [gradient.float() for gradient in gradients]
+        else:
+            torch._foreach_add_(self._sums, gradients)
+        self._optimizer.zero_gradients()
+
+    def total(self) -> list[Tensor]:
+        """The step's gradients, in the optimizer's order."""
+        return self._sums if self._sums is not None else self._optimizer.gradients()
+
+    def clear(self) -> None:
+        """Forget the step's gradients."""
+        self._sums = None
+        self._optimizer.zero_gradients()
+
+
+def train_step(
+    model: Transformer,
+    micro_batches: Sequence[Batch],
+    optimizer: AdamW,
+    accumulator: Accumulator,
+    *,
+    step: int,
+    seed: int,
+    lr: float,
+    norm_limit: float,
+    z_loss: Tensor,
+) -> StepResult:
+    """Train on one global batch.
+
+    `step` and `seed` name the dropout streams; a step whose gradient norm is above `norm_limit`
+    or not finite changes nothing. `z_loss` () float32 is the factor of the log-partition penalty.
+    """
+    # 1. The global batch is already cut into micro-batches of the compiled shape.
+    device = z_loss.device
+    # 2. One weight for all: no average of averages, whatever the cut.
+    total = torch.stack([batch.loss_weights.sum() for batch in micro_batches]).sum()
+    total = total.to(device).clamp(min=1e-20)
+    # 3. Forward and backward.
+    loss = torch.zeros((), device=device)
+    for batch in micro_batches:
+        tokens, targets = batch.tokens.to(device), batch.targets.to(device)
+        weights = batch.loss_weights.to(device) / total
+        keys = model_keys(model, seed, step, batch.sequences.to(device))
+        part = model(tokens, targets, weights, keys, z_loss)
+        part.backward()
+        accumulator.add()
+        loss += part.detach()
+    # 4. Reduce: on one device the sum is already global.
+    gradients = accumulator.total()
+    # 5. Clip: the optimizer divides by this norm where it is above optimizer.clip.
+    norm = global_norm(gradients)
+    # 6. Finite? Decided on the device, without waiting for it.
+    skipped = ~(torch.isfinite(loss) & torch.isfinite(norm) & (norm <= norm_limit))
+    # 7. Update.
+    optimizer.step(lr, grad_norm=norm, skip=skipped, gradients=gradients)
+    accumulator.clear()
+    # 8. Measured.
+    return StepResult(loss, norm, skipped)
+
+
+def model_keys(
+    model: Transformer, seed: int, step: int, sequences: Tensor
+) -> list[Tensor] | None:
+    """Dropout keys: (B, 1) int64 for the embedding, then (B, 3) for each block; None without.
+
+    A pure function of seed, step, each sequence's place in the global batch, layer and site.
+    """
+    if model.architecture.dropout == 0:
+        return None
+    keys = [dropout_keys(seed, step, sequences, EMBED_LAYER, 1)]
+    keys += [dropout_keys(seed, step, sequences, i, 3) for i in range(len(model.blocks))]
+    return keys

@@ -1,0 +1,230 @@
+"""The training loop: steps, logging, validation, checkpoints and stopping, on one screen.
+
+`api.train` builds a `TrainingJob` and runs it. The trainer must never know where model, data or
+kernels came from.
+"""
+
+import dataclasses
+import math
+import time
+from collections import deque
+from typing import Any
+
+import torch
+
+from penstock.checkpoint import AsyncSaver, CheckpointState, Progress
+from penstock.config.schema import CheckpointSection, ScheduleSection, TrainSection
+from penstock.console import get_console
+from penstock.data.loader import Loader
+from penstock.models.transformer import Transformer
+from penstock.training.guard import Guard
+from penstock.training.metrics import MetricsLog, Throughput, peak_memory_bytes
+from penstock.training.optimizer import AdamW
+from penstock.training.schedule import learning_rate
+from penstock.training.signals import StopSignals
+from penstock.training.step import Accumulator, StepResult, train_step
+from penstock.training.validation import validation_loss
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class TrainingJob:
+    """Everything a training run works with."""
+
+    model: Transformer
+    optimizer: AdamW
+    loader: Loader
+    validation: Loader | None
+    train: TrainSection
+    schedule: ScheduleSection
+    checkpoint: CheckpointSection
+    lr: float
+    """Peak learning rate."""
+    seed: int
+    total_steps: int
+    accumulation: int
+    flops_per_token: int
+    peak_flops: float
+    """FLOP/s of matrix products this device was measured at, in the compute format."""
+    saver: AsyncSaver
+    metrics: MetricsLog
+    identity: dict[str, Any]
+    """What a checkpoint must agree with to be resumed: architecture, tokenizer, data."""
+
+
+@dataclasses.dataclass
+class Totals:
+    """Where a run stands; every checkpoint holds it."""
+
+    step: int = 0
+    position: int = 0
+    """Samples taken from the loader, over all epochs."""
+    tokens: int = 0
+    seconds: float = 0.0
+    """Time spent in this run, over all resumes."""
+    best_loss: float | None = None
+    """Lowest validation loss so far."""
+    last_loss: float | None = None
+    """Training loss of the last step that was applied."""
+    reached_target: bool = False
+
+
+class Trainer:
+    """Runs a job from where it stands to its end, a stop signal, or its target loss."""
+
+    def __init__(self, job: TrainingJob, resume: CheckpointState | None = None) -> None:
+        """Start fresh, or exactly where a checkpoint left off."""
+        self.job = job
+        self.totals = Totals()
+        self.guard = Guard(job.train)
+        self.device = next(job.model.parameters()).device
+        self.throughput = Throughput(
+            warmup_steps=job.train.throughput_warmup_steps,
+            flops_per_token=job.flops_per_token,
+            peak_flops=job.peak_flops,
+        )
+        self._accumulator = Accumulator(job.optimizer, job.accumulation)
+        self._z_loss = torch.tensor(job.train.z_loss, device=self.device)
+        self._tokens_per_step = job.loader.batch_size * job.loader.sequence_length
+        # A GPU works on the next step while the last one's figures are read.
+        self._lag = 1 if self.device.type == "cuda" else 0
+        self._pending: deque[tuple[int, float, StepResult]] = deque()
+        if resume is not None:
+            self._resume(resume)
+
+    def run(self) -> Totals:
+        """Train; returns the totals. A stop signal checkpoints first.
+
+        Raises:
+            TrainingStopped: the guard gave up.
+        """
+        job, totals = self.job, self.totals
+        steps = job.loader.steps(totals.position)
+        with (
+            StopSignals() as stop,
+            get_console().progress("training", total=job.total_steps) as progress,
+        ):
+            progress.advance(totals.step)
+            while totals.step < job.total_steps and not totals.reached_target:
+                started = time.perf_counter()
+                position, batches = next(steps)
+                lr = learning_rate(totals.step, job.schedule, job.lr, job.total_steps)
+                result = train_step(
+                    job.model,
+                    batches,
+                    job.optimizer,
+                    self._accumulator,
+                    step=totals.step,
+                    seed=job.seed,
+                    lr=lr,
+                    norm_limit=self.guard.limit,
+                    z_loss=self._z_loss,
+                )
+                totals.step, totals.position = totals.step + 1, position
+                totals.tokens += self._tokens_per_step
+                self._pending.append((totals.step, lr, result))
+                self._read_results(self._lag)
+                seconds = time.perf_counter() - started
+                totals.seconds += seconds
+                self.throughput.step(self._tokens_per_step, seconds)
+                progress.advance(1, **self._fields())
+                self._between_steps()
+                if stop.requested:
+                    get_console().warning(f"{stop.requested}: saving a checkpoint, then stopping")
+                    break
+        self._finish(interrupted=bool(stop.requested))
+        return totals
+
+    def _read_results(self, keep: int) -> None:
+        """Judge and log the steps whose figures are due, all but the newest `keep`."""
+        while len(self._pending) > keep:
+            step, lr, result = self._pending.popleft()
+            loss, norm = float(result.loss), float(result.grad_norm)
+            if self.guard.admit(step, loss, norm):
+                self.totals.last_loss = loss
+            else:
+                get_console().warning(f"step {step} skipped: loss {loss:g}, gradient norm {norm:g}")
+            if step % self.job.train.log_every == 0 or step == self.job.total_steps:
+                self.job.metrics.log(step, self._record(lr, loss, norm))
+
+    def _record(self, lr: float, loss: float, norm: float) -> dict[str, Any]:
+        """One line of metrics.jsonl."""
+        return {
+            "loss": loss if math.isfinite(loss) else None,
+            "lr": lr,
+            "grad_norm": norm if math.isfinite(norm) else None,
+            "tokens": self.totals.tokens,
+            "tokens_per_second": self.throughput.tokens_per_second,
+            "step_seconds": self.throughput.step_seconds,
+            "memory_bytes": peak_memory_bytes(self.device),
+            "mfu": self.throughput.mfu,
+            "skipped": self.guard.skipped,
+        }
+
+    def _fields(self) -> dict[str, str]:
+        """What the progress line shows."""
+        loss, speed, mfu = self.totals.last_loss, self.throughput.tokens_per_second, self.throughput.mfu
+        return {
+            "loss": "-" if loss is None else f"{loss:.3f}",
+            "tokens/s": "-" if speed is None else f"{speed:,.0f}",
+            "mfu": "-" if mfu is None else f"{mfu:.0%}",
+        }
+
+    def _between_steps(self) -> None:
+        """Validate and save when due."""
+        job, totals = self.job, self.totals
+        every = job.train.evaluate_every
+        if every is not None and totals.step % every == 0 and totals.step < job.total_steps:
+            self._validate()
+        every = job.checkpoint.every
+        if every is not None and totals.step % every == 0 and totals.step < job.total_steps:
+            self._save()
+
+    def _validate(self) -> None:
+        """Evaluate on the validation split; note the best, and whether the target is reached."""
+        if self.job.validation is None:
+            return
+        self._read_results(0)
+        loss = validation_loss(self.job.model, self.job.validation, self.device)
+        self.job.metrics.log(self.totals.step, {"validation_loss": loss})
+        best = self.totals.best_loss
+        is_best = best is None or loss < best
+        if is_best:
+            self.totals.best_loss = loss
+        get_console().info(
+            f"step {self.totals.step}: validation loss {loss:.4f}{' (best)' if is_best else ''}"
+        )
+        target = self.job.train.target_loss
+        self.totals.reached_target = target is not None and loss <= target
+
+    def _save(self) -> None:
+        """Start writing a checkpoint; training goes on meanwhile."""
+        self._read_results(0)
+        self.job.saver.save(self._state())
+
+    def _state(self) -> CheckpointState:
+        """Everything needed to go on exactly."""
+        return CheckpointState(
+            step=self.totals.step,
+            tensors=self.job.optimizer.state_tensors(),
+            values={
+                "totals": dataclasses.asdict(self.totals),
+                "guard": self.guard.state_dict(),
+                "optimizer_steps": self.job.optimizer.steps,
+                "identity": self.job.identity,
+            },
+        )
+
+    def _resume(self, state: CheckpointState) -> None:
+        """Take up a checkpoint's state."""
+        self.job.optimizer.load_state_tensors(state.tensors)
+        self.job.optimizer.steps = int(state.values["optimizer_steps"])
+        self.totals = Totals(**state.values["totals"])
+        self.guard.load_state_dict(state.values["guard"])
+
+    def _finish(self, *, interrupted: bool) -> None:
+        """Last validation and checkpoint; everything is on disk when this returns."""
+        self._read_results(0)
+        if not interrupted and self.totals.step and not self.totals.reached_target:
+            self._validate()
+        self.job.saver.save(self._state())
+        self.job.saver.wait()
