@@ -1,0 +1,160 @@
+"""Everything a person sees in the terminal: messages, tables, progress, results.
+
+All layers report through `get_console()`; no other module prints. Progress and messages go to
+standard error, so that results on standard output stay clean. It knows nothing of the work.
+"""
+
+import contextlib
+import sys
+import time
+from collections.abc import Iterator, Sequence
+
+import rich.box
+import rich.progress
+from rich.console import Console as RichConsole
+from rich.markup import escape
+from rich.table import Table
+
+_PLAIN_INTERVAL_SECONDS = 10.0
+"""At least this long between progress lines when standard error is not a terminal."""
+
+
+class Progress:
+    """One running task: `advance` as work is done; extra fields are shown beside the bar."""
+
+    def __init__(self, description: str, total: float | None, console: "Console") -> None:
+        """`total` in the caller's unit; None when it is not known."""
+        self.description = description
+        self.total = total
+        self.done = 0.0
+        self._console = console
+        self._started = self._last = time.monotonic()
+        self._bar: rich.progress.Progress | None = None
+        self._task: rich.progress.TaskID | None = None
+
+    def advance(self, amount: float = 1, **fields: str) -> None:
+        """Note `amount` more of the total as done."""
+        self.done += amount
+        text = "  ".join(f"{name.replace('_', ' ')} {value}" for name, value in fields.items())
+        if self._bar is not None and self._task is not None:
+            self._bar.update(self._task, completed=self.done, fields=text)
+        elif time.monotonic() - self._last >= _PLAIN_INTERVAL_SECONDS:
+            self._last = time.monotonic()
+            share = f" {self.done / self.total:.0%}" if self.total else ""
+            left = f"  left {_clock(self._remaining())}" if self.total and self.done else ""
+            self._console.line(f"{self.description}{share}  {text}{left}")
+
+    def _remaining(self) -> float:
+        """Seconds to the end at the speed so far."""
+        elapsed = time.monotonic() - self._started
+        return elapsed / self.done * max(0.0, (self.total or 0) - self.done)
+
+
+class Console:
+    """A terminal or a log: rich output on the one, plain lines on the other."""
+
+    def __init__(self, *, quiet: bool = False, json: bool = False) -> None:
+        """`quiet` leaves only warnings and results; `json` keeps standard output for JSON."""
+        self.quiet = quiet
+        self.json = json
+        self._err = RichConsole(stderr=True, highlight=False, soft_wrap=True)
+        self._out = RichConsole(highlight=False, soft_wrap=True)
+
+    @property
+    def is_terminal(self) -> bool:
+        """Whether a person is watching standard error."""
+        return self._err.is_terminal
+
+    def line(self, text: str) -> None:
+        """One line as it is, unless quiet."""
+        if not self.quiet:
+            self._err.print(escape(text))
+
+    def info(self, text: str) -> None:
+        """Something worth knowing."""
+        self.line(text)
+
+    def warning(self, text: str) -> None:
+        """Something the user should look at; shown even when quiet."""
+        self._err.print(f"[yellow]warning:[/] {escape(text)}")
+
+    def error(self, text: str) -> None:
+        """The one line of a user's mistake."""
+        self._err.print(f"[bold red]penstock:[/] {escape(text)}")
+
+    def path(self, label: str, path: object) -> None:
+        """An artefact and where it is."""
+        if not self.quiet:
+            self._err.print(f"[green]→[/] {escape(label)}: [bold]{escape(str(path))}[/]")
+
+    def table(self, title: str, columns: Sequence[str], rows: Sequence[Sequence[object]]) -> None:
+        """A small table; columns after the first are right-aligned."""
+        if self.quiet:
+            return
+        table = Table(title=title, title_justify="left", box=rich.box.SIMPLE_HEAD)
+        for index, column in enumerate(columns):
+            table.add_column(column, justify="right" if index else "left", overflow="fold")
+        for row in rows:
+            table.add_row(*(escape(str(cell)) for cell in row))
+        self._err.print(table)
+
+    @contextlib.contextmanager
+    def stage(self, name: str) -> Iterator[None]:
+        """Frame a stage of work with its name and, at the end, its elapsed time."""
+        started = time.monotonic()
+        if not self.quiet:
+            self._err.print(f"[bold cyan]▶ {escape(name)}[/]")
+        yield
+        if not self.quiet:
+            self._err.print(f"[dim]  {escape(name)}: {_clock(time.monotonic() - started)}[/]")
+
+    @contextlib.contextmanager
+    def progress(self, description: str, total: float | None = None) -> Iterator[Progress]:
+        """Show a task's progress: a bar on a terminal, a line now and then elsewhere."""
+        progress = Progress(description, total, self)
+        if self.quiet or not self.is_terminal:
+            yield progress
+            return
+        columns = (
+            rich.progress.TextColumn("  {task.description}"),
+            rich.progress.BarColumn(),
+            rich.progress.TaskProgressColumn(),
+            rich.progress.TextColumn("{task.fields[fields]}"),
+            rich.progress.TimeElapsedColumn(),
+            rich.progress.TextColumn("left"),
+            rich.progress.TimeRemainingColumn(),
+        )
+        with rich.progress.Progress(*columns, console=self._err) as bar:
+            progress._bar = bar
+            progress._task = bar.add_task(description, total=total, fields="")
+            yield progress
+
+    def write(self, text: str, end: str = "\n") -> None:
+        """A verb's result, on standard output, exactly as it is."""
+        sys.stdout.write(text + end)
+        sys.stdout.flush()
+
+
+def _clock(seconds: float) -> str:
+    """A duration as 4.2 s, 3:05 or 2:03:05."""
+    if seconds < 60:
+        return f"{seconds:.1f} s"
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"
+
+
+_current: list[Console] = []
+
+
+def get_console() -> Console:
+    """This process's console."""
+    if not _current:
+        _current.append(Console())
+    return _current[0]
+
+
+def set_console(*, quiet: bool = False, json: bool = False) -> Console:
+    """Replace this process's console, as the command line's flags ask."""
+    _current[:] = [Console(quiet=quiet, json=json)]
+    return _current[0]
