@@ -1,0 +1,73 @@
+"""Causal self-attention: projections, the choice of kernel, and the decoding path.
+
+`models/transformer.py` builds it into blocks. It must never know about batches of data or caches'
+owners; it is handed the cache's tensors.
+"""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from penstock.models.architecture import Architecture
+from penstock.models.blockwise import causal_attention
+from penstock.models.layers import dropout
+
+
+class Attention(nn.Module):
+    """Multi-head causal attention (Vaswani et al., arXiv 1706.03762, §3.2), GPT-2's biases."""
+
+    def __init__(self, architecture: Architecture) -> None:
+        """Parameters: query_key_value (3D, D), rows query, key, value; output (D, D)."""
+        super().__init__()
+        hidden_size = architecture.hidden_size
+        self.heads = architecture.heads
+        self.rate = architecture.dropout
+        self.query_key_value = nn.Linear(hidden_size, 3 * hidden_size)
+        self.output = nn.Linear(hidden_size, hidden_size)
+
+    def forward(self, x: Tensor, keys: Tensor | None = None) -> Tensor:
+        """x (B, T, D) → (B, T, D); keys (B, 2) int64 drop probabilities and output."""
+        query, key, value = self._heads(x)
+        if keys is not None and self.rate > 0:
+            mixed = self._dropping_attention(query, key, value, keys[:, 0])
+        elif x.is_cuda:
+            mixed = F.scaled_dot_product_attention(query, key, value, is_causal=True)
+        else:
+            mixed = causal_attention(query, key, value)
+        result = self.output(mixed.transpose(1, 2).flatten(2))  # (B, T, D)
+        return result if keys is None else dropout(result, keys[:, 1], self.rate)
+
+    def decode(
+        self, x: Tensor, cache_keys: Tensor, cache_values: Tensor, start: int, mask: Tensor
+    ) -> Tensor:
+        """Attend from T new positions to all before them, and store theirs in the cache.
+
+        x (B, T, D) are positions start…start+T; cache_keys and cache_values (B, H, Tmax, S) are
+        written there; mask (B, 1, T, start+T) bool is true where attention is allowed.
+        """
+        query, key, value = self._heads(x)
+        end = start + x.shape[1]
+        cache_keys[:, :, start:end] = key
+        cache_values[:, :, start:end] = value
+        mixed = F.scaled_dot_product_attention(
+            query, cache_keys[:, :, :end], cache_values[:, :, :end], attn_mask=mask
+        )
+        return self.output(mixed.transpose(1, 2).flatten(2))
+
+    def _heads(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Query, key and value, each (B, H, T, S)."""
+        projected = self.query_key_value(x).unflatten(-1, (3, self.heads, -1))  # (B, T, 3, H, S)
+        query, key, value = projected.permute(2, 0, 3, 1, 4)
+        return query, key, value
+
+    def _dropping_attention(
+        self, query: Tensor, key: Tensor, value: Tensor, dropout_key: Tensor
+    ) -> Tensor:
+        """Attention with dropped probabilities, (B, H, T, S); the scores exist whole here."""
+        positions = query.shape[2]
+        scores = (query * query.shape[3] ** -0.5) @ key.transpose(2, 3)  # (B, H, T, T)
+        column = torch.arange(positions, device=query.device)
+        earlier = column <= column.unsqueeze(1)
+        scores = torch.where(earlier, scores.float(), float("-inf"))
+        weights = torch.softmax(scores, -1).to(query.dtype)
+        return dropout(weights, dropout_key, self.rate) @ value

@@ -1,0 +1,64 @@
+"""Small layers as functions: the norm, and dropout whose masks come from keys.
+
+`models/transformer.py` and the compiler's kernels use them, so they trace to plain ATen operators.
+They must never hold state or draw from a global generator.
+"""
+
+import hashlib
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+_MASK32 = 0xFFFFFFFF
+_SITE_STRIDE = 0x9E3779B9
+"""2^32 / golden ratio: spreads consecutive counters (Knuth, TAOCP 3, §6.4)."""
+
+
+def layer_norm(x: Tensor, weight: Tensor, bias: Tensor, epsilon: float) -> Tensor:
+    """Normalize the last dimension of x (..., D), computed in float32, in x's dtype.
+
+    Source: Ba et al., arXiv 1607.06450, equation 4.
+    """
+    result = F.layer_norm(x.float(), x.shape[-1:], weight.float(), bias.float(), epsilon)
+    return result.to(x.dtype)
+
+
+def dropout(x: Tensor, key: Tensor, rate: float) -> Tensor:
+    """Zero each element of x (B, ...) with probability `rate`, scaling the rest by 1/(1-rate).
+
+    key (B,) int64 names each sequence's stream; the mask depends on the key and the element's
+    place within its sequence only, so any split of a batch drops the same elements. Bits are
+    lowbias32 (Chris Wellons, "Prospecting for hash functions", 2018) of a counter.
+    """
+    size = x[0].numel()
+    counter = torch.arange(size, device=x.device, dtype=torch.int64).view(1, *x.shape[1:])
+    seed = key.view(-1, *(1 for _ in x.shape[1:]))
+    bits = _hash32((counter * _SITE_STRIDE + seed) & _MASK32) ^ ((seed >> 32) & _MASK32)
+    keep = _hash32(bits) >= int(rate * 2**32)
+    return torch.where(keep, x * (1.0 / (1.0 - rate)), 0.0).to(x.dtype)
+
+
+def dropout_keys(seed: int, step: int, sequences: Tensor, layer: int, sites: int) -> Tensor:
+    """Keys (B, sites) int64 of one layer: a pure function of all its arguments.
+
+    sequences (B,) int64 are places in the step's global batch; layer -1 is the embedding. The
+    stream's base is a SHA-256 over (seed, step, layer), mixed with sequence and site.
+    """
+    text = f"dropout/{seed}/{step}/{layer}".encode()
+    base = int.from_bytes(hashlib.sha256(text).digest()[:8], "little") >> 2
+    low, high = base & _MASK32, (base >> 32) & _MASK32
+    site = torch.arange(sites, device=sequences.device, dtype=torch.int64)
+    place = sequences.unsqueeze(1) * sites + site  # (B, sites)
+    first = _hash32((place + low) & _MASK32)
+    second = _hash32((place * _SITE_STRIDE + high) & _MASK32)
+    return first | ((second & 0x7FFFFFFF) << 32)
+
+
+def _hash32(x: Tensor) -> Tensor:
+    """Mix 32-bit values held in int64: every output bit depends on every input bit."""
+    x = x ^ (x >> 16)
+    x = (x * 0x7FEB352D) & _MASK32
+    x = x ^ (x >> 15)
+    x = (x * 0x846CA68B) & _MASK32
+    return x ^ (x >> 16)
