@@ -1,0 +1,44 @@
+"""GPT-2's initial weights, each tensor from its own stream of the one seed.
+
+`api` calls `initialize` on a fresh model. It must never use a global generator.
+"""
+
+import hashlib
+import math
+
+import torch
+
+from penstock.models.transformer import Transformer
+
+_STANDARD_DEVIATION = 0.02
+_RESIDUAL = ("attention.output.weight", "mlp.down.weight")
+
+
+@torch.no_grad()
+def initialize(model: Transformer, seed: int) -> None:
+    """Draw every weight of `model` in place, the same whatever its dtype or the order of modules.
+
+    Matrices and embeddings ~ N(0, 0.02); the two projections that write to the residual stream
+    are scaled by 1/sqrt(2·layers); biases 0, norms 1; padded vocabulary rows 0. Source: Radford
+    et al., "Language Models are Unsupervised Multitask Learners" (2019), §2.3, and its code.
+    """
+    architecture = model.architecture
+    for name, parameter in model.named_parameters():
+        if name.endswith("bias"):
+            parameter.zero_()
+        elif "norm" in name:
+            parameter.fill_(1.0)
+        else:
+            scale = _STANDARD_DEVIATION
+            if name.endswith(_RESIDUAL):
+                scale /= math.sqrt(2 * architecture.layers)
+            generator = torch.Generator().manual_seed(_stream_seed(seed, name))
+            parameter.copy_(torch.randn(parameter.shape, generator=generator) * scale)
+    model.embed.tokens.weight[architecture.vocab_size :] = 0
+    model.head.projection.weight[architecture.vocab_size :] = 0
+
+
+def _stream_seed(seed: int, name: str) -> int:
+    """A 63-bit seed of the stream `name`."""
+    digest = hashlib.sha256(f"initialize/{seed}/{name}".encode()).digest()
+    return int.from_bytes(digest[:8], "little") >> 1

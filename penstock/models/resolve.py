@@ -1,0 +1,83 @@
+"""From the user's `model` section to an `Architecture`: presets, folders, overrides. No torch."""
+
+import dataclasses
+import difflib
+import json
+from pathlib import Path
+from typing import Any
+
+from penstock.config.schema import ModelSection
+from penstock.errors import CheckpointError, ConfigError
+from penstock.models.architecture import Architecture
+from penstock.models.families import FAMILIES, PRESETS
+
+
+def resolve_architecture(section: ModelSection, vocab_size: int | None = None) -> Architecture:
+    """The architecture `section` describes.
+
+    Starts from `from`, `preset` or gpt2's smallest published shape, then applies every field the
+    user has set. `vocab_size` is the tokenizer's, when it is known: it replaces a preset's.
+
+    Raises:
+        ConfigError: unknown preset or family, contradicting sizes, a vocabulary too small.
+    """
+    family, fields, fixed_vocabulary = _base(section)
+    names = {field.name for field in dataclasses.fields(Architecture)}
+    given = {k: v for k, v in section.model_dump().items() if k in names and v is not None}
+    given.pop("family", None)
+    fields = {**fields, **given}
+    if not fixed_vocabulary and "vocab_size" not in given and vocab_size is not None:
+        fields["vocab_size"] = vocab_size
+    if vocab_size is not None and vocab_size > fields["vocab_size"]:
+        raise ConfigError(
+            f"the tokenizer has {vocab_size} tokens, the model only {fields['vocab_size']}",
+            where="model.vocab_size",
+            do=f"set model.vocab_size={vocab_size} or use a smaller tokenizer",
+        )
+    fields.setdefault("mlp_size", 4 * fields["hidden_size"])
+    return Architecture(family=family, **fields)
+
+
+def _base(section: ModelSection) -> tuple[str, dict[str, Any], bool]:
+    """Family, fields to start from, and whether weights fix the vocabulary."""
+    if section.from_ is not None:
+        family, fields = read_hf_config(Path(section.from_))
+        return family, fields, True
+    if section.preset is not None:
+        if section.preset not in PRESETS:
+            near = difflib.get_close_matches(section.preset, PRESETS, 1)
+            hint = f"did you mean {near[0]}?" if near else f"choose {', '.join(PRESETS)}"
+            raise ConfigError(f"no preset {section.preset}", where="model.preset", do=hint)
+        family, fields = PRESETS[section.preset]
+        return family, dict(fields), False
+    if section.family not in FAMILIES:
+        raise ConfigError(
+            f"no family {section.family}", where="model.family", do=f"choose {', '.join(FAMILIES)}"
+        )
+    return section.family, dict(FAMILIES[section.family].PRESETS["gpt2"]), False
+
+
+def read_hf_config(folder: Path) -> tuple[str, dict[str, Any]]:
+    """Family and architecture fields from FOLDER/config.json in the Hugging Face layout.
+
+    Raises:
+        CheckpointError: no such file, or not a model of a known family.
+    """
+    path = folder / "config.json"
+    try:
+        config = json.loads(path.read_bytes())
+        family = str(config["model_type"])
+        fields = FAMILIES[family].from_hf_config(config)
+    except FileNotFoundError:
+        raise CheckpointError(
+            f"{folder} is not a folder with a config.json",
+            where="model.from",
+            do="give a folder in the Hugging Face layout",
+        ) from None
+    except (ValueError, KeyError, TypeError) as error:
+        raise CheckpointError(
+            f"{path} does not describe a model Penstock knows ({error})",
+            where="model.from",
+            do=f"use a model of {', '.join(FAMILIES)}",
+        ) from None
+    return family, fields
