@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from penstock.models.architecture import Architecture
 from penstock.models.attention import Attention
-from penstock.models.layers import dropout, layer_norm
+from penstock.models.layers import dropout, dropout_keys, layer_norm
 from penstock.models.loss import loss_and_gradients, token_losses
 
 _CHUNK_LOGITS = 1 << 24
@@ -202,6 +202,16 @@ class Transformer(nn.Module):
         if loss_weights is None:
             loss_weights = torch.ones_like(targets, dtype=torch.float32)
         return self.head(x, targets, loss_weights, z_loss)
+
+    def dropout_keys(self, seed: int, step: int, sequences: Tensor) -> list[Tensor] | None:
+        """Keys for `forward`, int64: (B, 1) for the embedding, (B, 3) per block; None without
+        dropout. A pure function of seed, step, each sequence's place in the step's global batch
+        (B,) int64, layer and site, so that any split of the batch drops the same elements.
+        """
+        if self.architecture.dropout == 0:
+            return None
+        keys = [dropout_keys(seed, step, sequences, -1, 1)]
+        return keys + [dropout_keys(seed, step, sequences, i, 3) for i in range(len(self.blocks))]
 
     @torch.no_grad()
     def token_losses(self, tokens: Tensor, targets: Tensor) -> Tensor:

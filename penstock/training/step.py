@@ -10,12 +10,8 @@ import torch
 from torch import Tensor
 
 from penstock.data.loader import Batch
-from penstock.models.layers import dropout_keys
 from penstock.models.transformer import Transformer
 from penstock.training.optimizer import AdamW, global_norm
-
-EMBED_LAYER = -1
-"""Layer number of the embedding in the dropout streams; blocks count from 0."""
 
 
 class StepResult(NamedTuple):
@@ -86,7 +82,7 @@ def train_step(
     for batch in micro_batches:
         tokens, targets = batch.tokens.to(device), batch.targets.to(device)
         weights = batch.loss_weights.to(device) / total
-        keys = model_keys(model, seed, step, batch.sequences.to(device))
+        keys = model.dropout_keys(seed, step, batch.sequences.to(device))
         part = model(tokens, targets, weights, keys, z_loss)
         part.backward()
         accumulator.add()
@@ -102,17 +98,3 @@ def train_step(
     accumulator.clear()
     # 8. Measured.
     return StepResult(loss, norm, skipped)
-
-
-def model_keys(
-    model: Transformer, seed: int, step: int, sequences: Tensor
-) -> list[Tensor] | None:
-    """Dropout keys: (B, 1) int64 for the embedding, then (B, 3) for each block; None without.
-
-    A pure function of seed, step, each sequence's place in the global batch, layer and site.
-    """
-    if model.architecture.dropout == 0:
-        return None
-    keys = [dropout_keys(seed, step, sequences, EMBED_LAYER, 1)]
-    keys += [dropout_keys(seed, step, sequences, i, 3) for i in range(len(model.blocks))]
-    return keys
