@@ -1,0 +1,240 @@
+"""A prepared dataset: its manifest, its splits, and samples cut from them.
+
+`prepare` writes what this opens; the loader and evaluation read from it. It must never know about
+batches or training.
+"""
+
+import dataclasses
+import hashlib
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from penstock.config.folders import user_cache_folder
+from penstock.console import Console
+from penstock.data.formats.megatron import Reader
+from penstock.data.packing import parse_packing
+from penstock.data.tokenizer import Tokenizer
+from penstock.errors import DataError
+from penstock.files import atomic_write, canonical_json, read_json, sha256_file
+
+MANIFEST = "dataset.json"
+TOKENIZER = "tokenizer.json"
+SCHEMA_VERSION = 1
+
+
+@dataclasses.dataclass(frozen=True)
+class Split:
+    """One split of a dataset."""
+
+    name: str
+    reader: Reader
+    packing: str
+    end_of_text: int
+    token_count: int
+    documents: int
+    text_bytes: int
+    """UTF-8 bytes of the split's text."""
+    words: int
+    """Whitespace-separated words of the split's text."""
+    weights: NDArray[np.float32] | None = None
+    """Loss weight of each token as a target, where the dataset has them."""
+
+    @property
+    def tokens(self) -> NDArray[Any]:
+        """All tokens back to back, (N,), read-only, memory-mapped."""
+        return self.reader.tokens
+
+    def samples(self, sequence_length: int) -> int:
+        """Sequences of one pass over the split."""
+        if parse_packing(self.packing).kind != "full":
+            return len(self.reader.lengths)
+        return max(0, -(-(self.token_count - 1) // sequence_length))
+
+    def sample(
+        self, index: int, sequence_length: int
+    ) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.float32]]:
+        """Inputs, targets (T,) int64 and loss weights (T,) float32 of one sequence.
+
+        Full packing cuts the stream every T tokens, so that each token is a target once; rows are
+        padded with end-of-text, at weight 0.
+        """
+        if parse_packing(self.packing).kind == "full":
+            first = index * sequence_length
+            last = min(first + sequence_length + 1, self.token_count)
+        else:
+            first = int(self.reader.starts[index])
+            last = first + min(int(self.reader.lengths[index]), sequence_length + 1)
+        count = max(0, last - first - 1)
+        tokens = np.full(sequence_length + 1, self.end_of_text, np.int64)
+        tokens[: last - first] = self.tokens[first:last]
+        weights = np.zeros(sequence_length, np.float32)
+        weights[:count] = 1.0 if self.weights is None else self.weights[first + 1 : last]
+        return tokens[:-1], tokens[1:], weights
+
+
+@dataclasses.dataclass(frozen=True)
+class Dataset:
+    """An opened dataset folder."""
+
+    path: Path
+    manifest: dict[str, Any]
+
+    @staticmethod
+    def open(path: str | Path, verify: str = "checksum") -> "Dataset":
+        """Open and check a dataset folder.
+
+        `verify` "size" compares sizes; "checksum" SHA-256 too, remembering files already checked.
+
+        Raises:
+            DataError: missing, damaged, truncated, or of a newer schema.
+        """
+        path = Path(path)
+        if not (path / MANIFEST).is_file():
+            raise DataError(
+                f"{path} is not a dataset (it has no {MANIFEST})",
+                where="data.path",
+                do="make one with `penstock prepare data.path=FOLDER`",
+            )
+        manifest = read_json(path / MANIFEST)
+        try:
+            if manifest["schema_version"] != SCHEMA_VERSION:
+                raise DataError(
+                    f"{path} has schema version {manifest['schema_version']}",
+                    where="data.path",
+                    do="prepare it again with this version",
+                )
+            _check_files(path, manifest["files"], verify)
+            dataset = Dataset(path, manifest)
+            for name in manifest["splits"]:
+                _check_counts(dataset, name)
+        except (KeyError, TypeError, AttributeError, ValueError) as error:
+            raise DataError(
+                f"{path / MANIFEST} is not a dataset's manifest ({error!r})",
+                where="data.path",
+                do="prepare the dataset again",
+            ) from None
+        return dataset
+
+    def split(self, name: str) -> Split:
+        """Open one split.
+
+        Raises:
+            DataError: no such split.
+        """
+        facts = self.manifest["splits"].get(name)
+        if facts is None:
+            raise DataError(
+                f"{self.path} has no split {name}",
+                where="data.split",
+                do=f"choose {', '.join(self.manifest['splits'])}",
+            )
+        weights = self.path / f"{name}.loss_weights"
+        reader = Reader(self.path / name)
+        return Split(
+            name=name,
+            reader=reader,
+            packing=str(self.manifest["packing"]),
+            end_of_text=int(self.manifest["tokenizer"]["end_of_text"]),
+            token_count=len(reader.tokens),
+            documents=int(facts["documents"]),
+            text_bytes=int(facts["text_bytes"]),
+            words=int(facts["words"]),
+            weights=Reader(weights).tokens if weights.with_suffix(".idx").exists() else None,
+        )
+
+    def tokenizer(self) -> Tokenizer:
+        """The tokenizer the dataset was made with."""
+        return Tokenizer.load(self.path / TOKENIZER)
+
+    @property
+    def vocab_size(self) -> int:
+        """Tokens of its tokenizer."""
+        return int(self.manifest["tokenizer"]["vocab_size"])
+
+    @property
+    def tokenizer_sha256(self) -> str:
+        """Identity of its tokenizer."""
+        return str(self.manifest["tokenizer"]["sha256"])
+
+    def json(self) -> dict[str, Any]:
+        """The manifest and where it lies."""
+        return {"kind": "dataset", "path": str(self.path), **self.manifest}
+
+    def show(self, console: Console) -> None:
+        """Counts by split."""
+        tokenizer = self.manifest["tokenizer"]
+        console.table(
+            f"Dataset {self.path}",
+            ["split", "documents", "tokens", "text bytes", "words"],
+            [
+                [name, *(f"{facts[k]:,}" for k in ("documents", "tokens", "text_bytes", "words"))]
+                for name, facts in self.manifest["splits"].items()
+            ],
+        )
+        console.info(
+            f"tokenizer: {tokenizer['vocab_size']:,} tokens, {tokenizer['sha256'][:12]}…; "
+            f"packing: {self.manifest['packing']}"
+        )
+
+
+def _check_counts(dataset: Dataset, name: str) -> None:
+    """The manifest's token count must be the file's."""
+    split = dataset.split(name)
+    stated = int(dataset.manifest["splits"][name]["tokens"])
+    if split.token_count != stated or stated < 0:
+        raise DataError(
+            f"{dataset.path / name}.bin has {split.token_count} tokens, {MANIFEST} says {stated}",
+            where="data.path",
+            do="prepare the dataset again",
+        )
+    if split.weights is not None and len(split.weights) != split.token_count:
+        raise DataError(
+            f"{name}.loss_weights does not match {name}", where="data.path", do="prepare it again"
+        )
+
+
+def _check_files(path: Path, files: dict[str, Any], verify: str) -> None:
+    """Sizes and, with "checksum", SHA-256 of every file; names must stay in the folder."""
+    for name, facts in files.items():
+        if name != Path(name).name:
+            raise DataError(
+                f"{MANIFEST} names {name}, outside the folder", where=str(path), do="do not use it"
+            )
+        file = path / name
+        if not file.is_file():
+            raise DataError(f"{file} is missing", where="data.path", do="prepare the dataset again")
+        size = file.stat().st_size
+        if size != int(facts["bytes"]):
+            raise DataError(
+                f"{file} has {size} bytes, {MANIFEST} says {facts['bytes']}",
+                where="data.path",
+                do="copy it again, or prepare the dataset again",
+            )
+        if verify == "checksum" and _checksum(file) != facts["sha256"]:
+            raise DataError(
+                f"{file} does not have the checksum {MANIFEST} gives",
+                where="data.path",
+                do="copy it again, or prepare the dataset again",
+            )
+
+
+def _checksum(file: Path) -> str:
+    """SHA-256 of a file, remembered for as long as its size and time stay the same."""
+    status = file.stat()
+    identity = canonical_json([str(file.resolve()), status.st_size, status.st_mtime_ns, status.st_ino])
+    memory = user_cache_folder() / "checksums" / hashlib.sha256(identity.encode()).hexdigest()
+    if memory.is_file():
+        return memory.read_text(encoding="ascii")
+    digest = sha256_file(file)
+    atomic_write(memory, digest)
+    return digest
+
+
+def read_documents(split: Split) -> Iterator[NDArray[Any]]:
+    """Tokens of each stored sequence, in order."""
+    for start, length in zip(split.reader.starts, split.reader.lengths, strict=True):
+        yield split.tokens[start : start + length]

@@ -1,0 +1,271 @@
+"""Raw text to a dataset folder: list, train or load the tokenizer, tokenize, merge.
+
+`api.prepare` calls `prepare`. Interrupted work goes on where it stopped; what has not changed is
+reused. It must never know about models.
+"""
+
+import dataclasses
+import hashlib
+import os
+import shutil
+import time
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from penstock.config.schema import DataSection, PrepareSection, SourceSection, TokenizerSection
+from penstock.console import Console, get_console
+from penstock.data.dataset import MANIFEST, SCHEMA_VERSION, TOKENIZER, Dataset
+from penstock.data.formats.megatron import Reader, Writer, token_dtype
+from penstock.data.packing import pack_rows, parse_packing
+from penstock.data.sources import SOURCES
+from penstock.data.sources.files import SourceFile, line_start_after, uncompressed_size
+from penstock.data.tokenize import (
+    SPLITS,
+    Shard,
+    choose_split,
+    make_shards,
+    split_pieces,
+    tokenize_shards,
+    total_facts,
+)
+from penstock.data.tokenizer import Tokenizer
+from penstock.errors import ConfigError, DataError
+from penstock.files import atomic_write, canonical_json, sha256_file
+
+_WORK = ".prepare"
+_PREPARE_VERSION = 1
+"""Raised when the same input would give other bytes."""
+_TRAINING_BYTES = 256 << 20
+"""Text a tokenizer is trained on at most; a stable sample of the documents beyond."""
+_FEW_FILES = 20
+"""With fewer files than this, each is cut into contiguous train, validation and test parts."""
+
+
+@dataclasses.dataclass(frozen=True)
+class PrepareResult:
+    """What `prepare` made or found."""
+
+    dataset: Dataset
+    reused: bool
+    """Whether nothing had to be done."""
+    seconds: float
+
+    def json(self) -> dict[str, Any]:
+        """The manifest, and whether it was reused."""
+        return {**self.dataset.json(), "reused": self.reused, "seconds": round(self.seconds, 3)}
+
+    def show(self, console: Console) -> None:
+        """Counts by split, and where the dataset is."""
+        self.dataset.show(console)
+        console.path("dataset (reused, unchanged)" if self.reused else "dataset", self.dataset.path)
+
+
+def prepare(
+    source: SourceSection,
+    tokenizer: TokenizerSection,
+    data: DataSection,
+    work: PrepareSection,
+) -> PrepareResult:
+    """Make the dataset folder `data.path`, or find it made already.
+
+    Raises:
+        DataError: no text, unreadable or binary files, bad UTF-8, too little text.
+        ConfigError: settings that contradict each other.
+    """
+    started = time.monotonic()
+    if data.path is None:
+        raise ConfigError("no dataset folder", where="data.path", do="set data.path=FOLDER")
+    packing = parse_packing(data.packing)
+    if packing.kind != "full" and data.sequence_length is None:
+        raise ConfigError(
+            f"packing {data.packing} needs a length",
+            where="data.sequence_length",
+            do="set data.sequence_length",
+        )
+    folder = Path(data.path)
+    files = _cut_few_files(SOURCES[source.kind](source), source, data.splits)
+    if sum(file.size for file in files) == 0:
+        raise DataError("the source has no text", where="source", do="check source.path")
+    key = _key(source, tokenizer, data, files)
+    found = _existing(folder, key)
+    if found is not None:
+        return PrepareResult(found, True, time.monotonic() - started)
+    work_folder = folder / _WORK / key[:16]
+    work_folder.mkdir(parents=True, exist_ok=True)
+    tokens = _tokenizer(tokenizer, source, data.splits, files, work_folder)
+    shards = make_shards(files, work.shard_bytes, work_folder)
+    workers = work.workers or os.cpu_count() or 1
+    tokenize_shards(shards, source, data.splits, work_folder / TOKENIZER, workers)
+    _finish(folder, shards, tokens, data, {"source": source.model_dump(), "key": key})
+    shutil.rmtree(folder / _WORK)
+    return PrepareResult(Dataset.open(folder), False, time.monotonic() - started)
+
+
+def _cut_few_files(
+    files: list[SourceFile], source: SourceSection, fractions: Sequence[float]
+) -> list[SourceFile]:
+    """With few whole-file documents, hashing could leave a split empty: cut each at line ends."""
+    if len(files) >= _FEW_FILES or source.documents != "file":
+        return files
+    parts: list[SourceFile] = []
+    for file in files:
+        size = uncompressed_size(file)
+        first = line_start_after(file, int(size * fractions[0] / sum(fractions)))
+        second = line_start_after(file, int(size * sum(fractions[:2]) / sum(fractions)))
+        bounds = (0, first, max(first, second), size)
+        for name, start, end in zip(SPLITS, bounds, bounds[1:], strict=False):
+            if end > start:
+                part = dataclasses.replace(file, start=start, end=end, split=name)
+                parts.append(dataclasses.replace(part, id=f"{file.id}#{name}", size=end - start))
+    return parts
+
+
+def _key(
+    source: SourceSection,
+    tokenizer: TokenizerSection,
+    data: DataSection,
+    files: Sequence[SourceFile],
+) -> str:
+    """Hash of everything the dataset's bytes depend on; files by name, size and time."""
+    settings = {
+        "version": _PREPARE_VERSION,
+        "source": source.model_dump(),
+        "tokenizer": tokenizer.model_dump(),
+        "data": data.model_dump(include={"packing", "format", "splits"}),
+        "length": None if data.packing == "full" else data.sequence_length,
+        "files": [dataclasses.asdict(file) for file in files],
+        "from": _folder_state(tokenizer.from_),
+    }
+    return hashlib.sha256(canonical_json(settings).encode()).hexdigest()
+
+
+def _folder_state(folder: str | None) -> list[list[Any]]:
+    """Name, size and time of a tokenizer folder's files."""
+    if folder is None or not Path(folder).is_dir():
+        return []
+    files = sorted(path for path in Path(folder).iterdir() if path.is_file())
+    return [[path.name, path.stat().st_size, path.stat().st_mtime_ns] for path in files]
+
+
+def _existing(folder: Path, key: str) -> Dataset | None:
+    """The dataset in `folder` if it is whole and was made from exactly this."""
+    if not (folder / MANIFEST).is_file():
+        return None
+    try:
+        dataset = Dataset.open(folder)
+    except DataError as error:
+        get_console().warning(f"{error}; preparing it again")
+        return None
+    return dataset if dataset.manifest.get("key") == key else None
+
+
+def _tokenizer(
+    section: TokenizerSection,
+    source: SourceSection,
+    fractions: Sequence[float],
+    files: Sequence[SourceFile],
+    work_folder: Path,
+) -> Tokenizer:
+    """Train or load the tokenizer, or take the one an interrupted run has left."""
+    saved = work_folder / TOKENIZER
+    if saved.is_file():
+        return Tokenizer.load(saved)
+    if section.from_ is not None:
+        tokenizer = Tokenizer.load(section.from_)
+    elif section.train:
+        with get_console().stage(f"training a tokenizer of {section.vocab_size:,} tokens"):
+            tokenizer = Tokenizer.train(_training_text(source, fractions, files), section.vocab_size)
+    else:
+        raise ConfigError(
+            "no tokenizer was named",
+            where="tokenizer",
+            do="set tokenizer.train=true, or tokenizer.from=FOLDER",
+        )
+    tokenizer.save(saved)
+    return tokenizer
+
+
+def _training_text(
+    source: SourceSection, fractions: Sequence[float], files: Sequence[SourceFile]
+) -> Iterator[str]:
+    """Text of the train split, thinned out evenly by document when there is very much."""
+    share = min(1.0, _TRAINING_BYTES / max(1, sum(file.size for file in files)))
+    for split, piece in split_pieces(files, source, fractions):
+        thinned = choose_split(f"tokenizer/{piece.document}", (share, 0.0, 1.0 - share))
+        if split == "train" and thinned == "train":
+            yield piece.text
+
+
+def _finish(
+    folder: Path,
+    shards: Sequence[Shard],
+    tokenizer: Tokenizer,
+    data: DataSection,
+    provenance: dict[str, Any],
+) -> None:
+    """Merge the shards in order; the manifest comes last and makes the dataset count."""
+    (folder / MANIFEST).unlink(missing_ok=True)
+    facts = total_facts(shards)
+    for name in SPLITS:
+        facts[name]["tokens"] = _merge(folder / name, shards, tokenizer, data)
+        _require_text(name, facts[name]["tokens"], data)
+    tokenizer.save(folder / TOKENIZER)
+    names = [TOKENIZER, *(f"{name}.{kind}" for name in SPLITS for kind in ("bin", "idx"))]
+    manifest = {
+        "schema_version": SCHEMA_VERSION,
+        "tokenizer": {
+            "file": TOKENIZER,
+            "sha256": tokenizer.sha256,
+            "vocab_size": tokenizer.vocab_size,
+            "end_of_text": tokenizer.end_of_text,
+        },
+        "packing": data.packing,
+        "sequence_length": data.sequence_length,
+        "splits": facts,
+        "files": {
+            name: {"sha256": sha256_file(folder / name), "bytes": (folder / name).stat().st_size}
+            for name in names
+        },
+        **provenance,
+    }
+    atomic_write(folder / MANIFEST, canonical_json(manifest))
+
+
+def _require_text(name: str, tokens: int, data: DataSection) -> None:
+    """The train split must hold one sequence; other empty splits are only worth a warning."""
+    needed = 2 if data.sequence_length is None else data.sequence_length + 1
+    if name == "train" and tokens < needed and parse_packing(data.packing).kind == "full":
+        raise DataError(
+            f"the train split has {tokens} tokens, one sequence needs {needed}",
+            where="source",
+            do="use more text or a shorter data.sequence_length",
+        )
+    if tokens == 0:
+        get_console().warning(f"the {name} split is empty")
+
+
+def _merge(prefix: Path, shards: Sequence[Shard], tokenizer: Tokenizer, data: DataSection) -> int:
+    """Write one split from all shards; returns its tokens."""
+    packing = parse_packing(data.packing)
+    readers = (Reader(Path(shard.folder) / prefix.name) for shard in shards)
+    tokens = 0
+    with Writer(prefix, token_dtype(tokenizer.vocab_size)) as writer:
+        if packing.kind == "full":
+            for reader in readers:
+                writer.append_sequences(reader.tokens, reader.lengths)
+                tokens += len(reader.tokens)
+        else:
+            documents = (document for reader in readers for document in _documents(reader))
+            for row in pack_rows(documents, packing, data.sequence_length or 1):
+                writer.append(row)
+                tokens += len(row)
+    return tokens
+
+
+def _documents(reader: Reader) -> Iterator[NDArray[np.generic]]:
+    for start, length in zip(reader.starts, reader.lengths, strict=True):
+        yield reader.tokens[start : start + length]
