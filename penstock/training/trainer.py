@@ -5,14 +5,12 @@ kernels came from.
 """
 
 import dataclasses
-import math
-import time
 from collections import deque
 from typing import Any
 
 import torch
 
-from penstock.checkpoint import AsyncSaver, CheckpointState, Progress
+from penstock.checkpoint import AsyncSaver, CheckpointState
 from penstock.config.schema import CheckpointSection, ScheduleSection, TrainSection
 from penstock.console import get_console
 from penstock.data.loader import Loader
@@ -88,6 +86,7 @@ class Trainer:
         # A GPU works on the next step while the last one's figures are read.
         self._lag = 1 if self.device.type == "cuda" else 0
         self._pending: deque[tuple[int, float, StepResult]] = deque()
+        self._judged: list[tuple[int, float, float, float]] = []
         if resume is not None:
             self._resume(resume)
 
@@ -105,7 +104,7 @@ class Trainer:
         ):
             progress.advance(totals.step)
             while totals.step < job.total_steps and not totals.reached_target:
-                started = time.perf_counter()
+                self.throughput.start()
                 position, batches = next(steps)
                 lr = learning_rate(totals.step, job.schedule, job.lr, job.total_steps)
                 result = train_step(
@@ -123,9 +122,8 @@ class Trainer:
                 totals.tokens += self._tokens_per_step
                 self._pending.append((totals.step, lr, result))
                 self._read_results(self._lag)
-                seconds = time.perf_counter() - started
-                totals.seconds += seconds
-                self.throughput.step(self._tokens_per_step, seconds)
+                totals.seconds += self.throughput.stop(self._tokens_per_step)
+                self._log()
                 progress.advance(1, **self._fields())
                 self._between_steps()
                 if stop.requested:
@@ -135,30 +133,35 @@ class Trainer:
         return totals
 
     def _read_results(self, keep: int) -> None:
-        """Judge and log the steps whose figures are due, all but the newest `keep`."""
+        """Judge the steps whose figures are due, all but the newest `keep`."""
         while len(self._pending) > keep:
             step, lr, result = self._pending.popleft()
             loss, norm = float(result.loss), float(result.grad_norm)
+            self._judged.append((step, lr, loss, norm))
             if self.guard.admit(step, loss, norm):
                 self.totals.last_loss = loss
             else:
                 get_console().warning(f"step {step} skipped: loss {loss:g}, gradient norm {norm:g}")
-            if step % self.job.train.log_every == 0 or step == self.job.total_steps:
-                self.job.metrics.log(step, self._record(lr, loss, norm))
 
-    def _record(self, lr: float, loss: float, norm: float) -> dict[str, Any]:
-        """One line of metrics.jsonl."""
-        return {
-            "loss": loss if math.isfinite(loss) else None,
-            "lr": lr,
-            "grad_norm": norm if math.isfinite(norm) else None,
-            "tokens": self.totals.tokens,
-            "tokens_per_second": self.throughput.tokens_per_second,
-            "step_seconds": self.throughput.step_seconds,
-            "memory_bytes": peak_memory_bytes(self.device),
-            "mfu": self.throughput.mfu,
-            "skipped": self.guard.skipped,
-        }
+    def _log(self) -> None:
+        """Write the lines of metrics.jsonl that are due."""
+        for step, lr, loss, norm in self._judged:
+            if step % self.job.train.log_every == 0 or step == self.job.total_steps:
+                self.job.metrics.log(
+                    step,
+                    {
+                        "loss": loss,
+                        "lr": lr,
+                        "grad_norm": norm,
+                        "tokens": step * self._tokens_per_step,
+                        "tokens_per_second": self.throughput.tokens_per_second,
+                        "step_seconds": self.throughput.step_seconds,
+                        "memory_bytes": peak_memory_bytes(self.device),
+                        "mfu": self.throughput.mfu,
+                        "skipped": self.guard.skipped,
+                    },
+                )
+        self._judged.clear()
 
     def _fields(self) -> dict[str, str]:
         """What the progress line shows."""
@@ -170,39 +173,40 @@ class Trainer:
         }
 
     def _between_steps(self) -> None:
-        """Validate and save when due."""
-        job, totals = self.job, self.totals
-        every = job.train.evaluate_every
-        if every is not None and totals.step % every == 0 and totals.step < job.total_steps:
-            self._validate()
-        every = job.checkpoint.every
-        if every is not None and totals.step % every == 0 and totals.step < job.total_steps:
-            self._save()
-
-    def _validate(self) -> None:
-        """Evaluate on the validation split; note the best, and whether the target is reached."""
-        if self.job.validation is None:
+        """Validate and save when due; a new best is saved at once where checkpoints are wanted."""
+        job, step = self.job, self.totals.step
+        if step >= job.total_steps:
             return
-        self._read_results(0)
-        loss = validation_loss(self.job.model, self.job.validation, self.device)
-        self.job.metrics.log(self.totals.step, {"validation_loss": loss})
-        best = self.totals.best_loss
-        is_best = best is None or loss < best
-        if is_best:
-            self.totals.best_loss = loss
-        get_console().info(
-            f"step {self.totals.step}: validation loss {loss:.4f}{' (best)' if is_best else ''}"
-        )
-        target = self.job.train.target_loss
-        self.totals.reached_target = target is not None and loss <= target
+        is_best = _is_due(job.train.evaluate_every, step) and self._validate()
+        if _is_due(job.checkpoint.every, step) or (is_best and job.checkpoint.every is not None):
+            job.saver.save(self._state(), is_best=is_best)
 
-    def _save(self) -> None:
-        """Start writing a checkpoint; training goes on meanwhile."""
+    def _validate(self) -> bool:
+        """Evaluate on the validation split; returns whether it is the best so far."""
+        job, totals = self.job, self.totals
+        if job.validation is None:
+            return False
+        self._catch_up()
+        loss = validation_loss(job.model, job.validation, self.device)
+        job.metrics.log(totals.step, {"validation_loss": loss})
+        is_best = totals.best_loss is None or loss < totals.best_loss
+        if is_best:
+            totals.best_loss = loss
+        get_console().info(
+            f"step {totals.step}: validation loss {loss:.4f}{' (best)' if is_best else ''}"
+        )
+        target = job.train.target_loss
+        totals.reached_target = target is not None and loss <= target
+        return is_best
+
+    def _catch_up(self) -> None:
+        """Wait for the steps still under way on the device, and log them."""
         self._read_results(0)
-        self.job.saver.save(self._state())
+        self._log()
 
     def _state(self) -> CheckpointState:
         """Everything needed to go on exactly."""
+        self._catch_up()
         return CheckpointState(
             step=self.totals.step,
             tensors=self.job.optimizer.state_tensors(),
@@ -223,8 +227,11 @@ class Trainer:
 
     def _finish(self, *, interrupted: bool) -> None:
         """Last validation and checkpoint; everything is on disk when this returns."""
-        self._read_results(0)
-        if not interrupted and self.totals.step and not self.totals.reached_target:
-            self._validate()
-        self.job.saver.save(self._state())
-        self.job.saver.wait()
+        self._catch_up()
+        is_best = not interrupted and not self.totals.reached_target and self._validate()
+        self.job.saver.save(self._state(), is_best=is_best, wait=True)
+
+
+def _is_due(every: int | None, step: int) -> bool:
+    """Whether `step` is a multiple of `every`, when there is one."""
+    return every is not None and step % every == 0

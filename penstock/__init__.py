@@ -1,0 +1,25 @@
+"""Penstock: raw text to a trained, evaluated, generating language model, through one compiled file.
+
+The verbs are functions here: `penstock.prepare(...)`, `penstock.train(...)` and so on; each takes
+a config as keyword sections, a mapping, a YAML file or a `Config`.
+"""
+
+import importlib
+from typing import Any
+
+__version__ = "0.1.0"
+
+_VERBS = ("prepare", "plan", "compile", "train", "evaluate", "generate", "convert", "inspect", "doctor")
+
+__all__ = ["Config", "UserError", "__version__", *_VERBS]
+
+
+def __getattr__(name: str) -> Any:  # noqa: ANN401 - functions and classes
+    """Load a public name on first use, so that `import penstock` costs nothing."""
+    if name in _VERBS:
+        return getattr(importlib.import_module("penstock.api"), name)
+    if name == "Config":
+        return importlib.import_module("penstock.config.schema").Config
+    if name == "UserError":
+        return importlib.import_module("penstock.errors").UserError
+    raise AttributeError(f"module 'penstock' has no attribute {name!r}")

@@ -1,0 +1,119 @@
+"""The command line: verbs and flags to `api` calls, errors to exit codes. No logic of its own."""
+
+import argparse
+import difflib
+import json
+import sys
+import tempfile
+import traceback
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, NoReturn
+
+from penstock import __version__
+from penstock.config.load import LoadedConfig, load_config
+from penstock.config.reference import VERBS, verb_help
+from penstock.console import Console, set_console
+from penstock.errors import UserError
+from penstock.hardware.process import prepare_process
+
+
+class _Parser(argparse.ArgumentParser):
+    """argparse whose mistakes are ours: one line, exit code 2."""
+
+    def error(self, message: str) -> NoReturn:
+        """Raise instead of printing usage."""
+        raise UserError(message, do="see `penstock --help`")
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run one verb; returns the exit code: 0 done, 2 a user's mistake, 1 a fault of ours."""
+    words = list(sys.argv[1:] if arguments is None else arguments)
+    as_json = "--json" in words
+    console = set_console(quiet="--quiet" in words, json=as_json)
+    try:
+        options = _parse(words)
+        if options is None:
+            return 0
+        prepare_process()
+        result = _call(options)
+    except UserError as error:
+        if as_json:
+            console.write(json.dumps({"error": str(error)}))
+        console.error(str(error))
+        return error.exit_code
+    except KeyboardInterrupt:
+        console.error("interrupted")
+        return 130
+    except Exception as error:  # noqa: BLE001 - the last line of defence
+        console.error(f"internal fault: {error!r}. Details: {_fault_report()}")
+        return 1
+    _show(result, console, as_json)
+    return 0
+
+
+def _parse(words: list[str]) -> argparse.Namespace | None:
+    """The command line; None when help or the version was all that was asked for."""
+    verbs = [word for word in words if not word.startswith("-")]
+    if verbs and verbs[0] not in VERBS:
+        near = difflib.get_close_matches(verbs[0], VERBS, 1)
+        do = f"did you mean {near[0]}?" if near else f"use one of {', '.join(VERBS)}"
+        raise UserError(f"there is no verb {verbs[0]}", do=do)
+    if not verbs or "--help" in words or "-h" in words:
+        if words and not verbs and "--version" in words:
+            sys.stdout.write(f"penstock {__version__}\n")
+        else:
+            sys.stdout.write(verb_help(verbs[0] if verbs else None) + "\n")
+        return None
+    parser = _Parser(prog="penstock", add_help=False, allow_abbrev=False)
+    parser.add_argument("verb")
+    parser.add_argument("keys", nargs="*")
+    parser.add_argument("--config", metavar="FILE")
+    parser.add_argument("--trust", metavar="SHA256", action="append", default=[])
+    parser.add_argument("--json", action="store_true")
+    parser.add_argument("--quiet", action="store_true")
+    return parser.parse_intermixed_args(words)
+
+
+def _call(options: argparse.Namespace) -> Any:  # noqa: ANN401 - each verb has its own result
+    """Load the config and run the verb."""
+    keys: list[str] = options.keys
+    positional = [key for key in keys if "=" not in key]
+    overrides = [key for key in keys if "=" in key]
+    if options.trust:
+        overrides.append(f"trust=[{', '.join(options.trust)}]")
+    loaded = load_config(options.config, overrides)
+    from penstock import api  # noqa: PLC0415 - mistakes above are told before torch is loaded
+
+    if options.verb in ("inspect", "convert"):
+        if len(positional) != 1:
+            raise UserError(f"penstock {options.verb} takes one thing", do=VERBS[options.verb].usage)
+        return getattr(api, options.verb)(positional[0], loaded.config)
+    if positional:
+        raise UserError(f"{positional[0]} is not key=value", do=VERBS[options.verb].usage)
+    return _run_verb(api, options.verb, loaded)
+
+
+def _run_verb(api: Any, verb: str, loaded: LoadedConfig) -> Any:  # noqa: ANN401 - a module, a result
+    """Training also records where each setting came from."""
+    if verb == "train":
+        return api.train(loaded.config, origins=loaded.origins)
+    return getattr(api, verb)(loaded.config)
+
+
+def _show(result: Any, console: Console, as_json: bool) -> None:  # noqa: ANN401 - as above
+    if result is None:
+        return
+    if as_json:
+        console.write(json.dumps(result.json(), indent=2))
+    else:
+        result.show(console)
+
+
+def _fault_report() -> str:
+    """Write the traceback to a file of its own and return its path."""
+    with tempfile.NamedTemporaryFile(
+        "w", prefix="penstock-fault-", suffix=".txt", delete=False, encoding="utf-8"
+    ) as handle:
+        traceback.print_exc(file=handle)
+    return str(Path(handle.name))

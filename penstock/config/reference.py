@@ -1,0 +1,151 @@
+"""Help text and reference pages, generated from the schema's own docstrings.
+
+`cli.py` prints it, `make docs` writes it to docs/configuration.md, a test compares the two.
+"""
+
+import dataclasses
+import types
+import typing
+from collections.abc import Iterator
+from typing import Any
+
+from pydantic import BaseModel
+from pydantic.fields import FieldInfo
+
+from penstock.config.schema import Config
+
+
+@dataclasses.dataclass(frozen=True)
+class Verb:
+    """One verb of the command line."""
+
+    summary: str
+    usage: str
+    sections: tuple[str, ...]
+    """Config sections and root keys it reads."""
+
+
+_MODEL = ("model", "batch", "data", "precision", "plan", "device")
+VERBS: dict[str, Verb] = {
+    "prepare": Verb(
+        "Raw text to a dataset: tokenizer, token files, manifest.",
+        "penstock prepare source.path=my_texts/ tokenizer.train=true data.path=DATASET",
+        ("source", "tokenizer", "data", "prepare"),
+    ),
+    "plan": Verb(
+        "Whether a training step fits this machine, with numbers, before anything is allocated.",
+        "penstock plan model.preset=gpt2 batch.micro=4 data.sequence_length=512",
+        (*_MODEL, "out"),
+    ),
+    "compile": Verb(
+        "Compile a plan's regions to one signed file of machine code.",
+        "penstock compile model.preset=gpt2 data.sequence_length=512 executable=FILE",
+        (*_MODEL, "compile", "executable"),
+    ),
+    "train": Verb(
+        "Train, resuming where an earlier run stopped.",
+        "penstock train executable=FILE data.path=DATASET run=RUN train.steps=100",
+        (*_MODEL, "optimizer", "schedule", "train", "checkpoint", "evaluate", "compile", "executable", "run", "seed", "trust"),
+    ),
+    "evaluate": Verb(
+        "Held-out perplexity and bits per byte.",
+        "penstock evaluate run=RUN data.path=DATASET evaluate.split=test",
+        ("evaluate", "data", "run", "executable", "model", "device", "trust"),
+    ),
+    "generate": Verb(
+        "Continue prompts: one, a file of them, or interactively.",
+        "penstock generate run=RUN generate.prompt='def add(' generate.tokens=40",
+        ("generate", "run", "model", "tokenizer", "seed", "device"),
+    ),
+    "convert": Verb(
+        "A run's weights as a folder `transformers` loads.",
+        "penstock convert checkpoint run=RUN out=FOLDER",
+        ("run", "out"),
+    ),
+    "inspect": Verb(
+        "What an executable, a dataset or a run holds.",
+        "penstock inspect FILE_OR_FOLDER",
+        ("trust",),
+    ),
+    "report": Verb("Write a run's HTML report again.", "penstock report run=RUN", ("run",)),
+    "doctor": Verb(
+        "What this machine is and how fast, and whether everything is in place.",
+        "penstock doctor",
+        ("device",),
+    ),
+}
+
+
+def verb_help(verb: str | None) -> str:
+    """Help for one verb, with every key it reads; or the list of verbs."""
+    if verb is None:
+        lines = ["Penstock: raw text to a trained, generating language model.", ""]
+        lines += ["usage: penstock VERB [--config FILE] [key.sub=value …] [--json] [--quiet]", ""]
+        lines += [f"  {name:10} {facts.summary}" for name, facts in VERBS.items()]
+        lines += ["", "penstock VERB --help lists the keys a verb reads."]
+        return "\n".join(lines)
+    facts = VERBS[verb]
+    lines = [facts.summary, "", f"usage: {facts.usage}", ""]
+    lines += ["flags: --config FILE  YAML with any of the keys below", "       --json         result as JSON on standard output"]
+    lines += ["       --quiet        only warnings and results", "       --trust SHA256 run this very executable file, whoever made it", "", "keys:"]
+    for key, kind, default, meaning in _entries(facts.sections):
+        lines += [f"  {key} = {default}   ({kind})", f"      {meaning}"]
+    return "\n".join(lines)
+
+
+def markdown_reference() -> str:
+    """docs/configuration.md: every key with type, default and meaning."""
+    lines = ["# Configuration", "", "Generated from the schema by `make docs`; do not edit.", ""]
+    lines += ["Every verb takes these keys from `--config FILE` (YAML) and as `key.sub=value`.", ""]
+    for name, field in Config.model_fields.items():
+        section = _section(field)
+        if section is None:
+            continue
+        lines += [f"## {name}", "", " ".join((section.__doc__ or "").split()), ""]
+        lines += ["| key | type | default | meaning |", "|---|---|---|---|"]
+        lines += [_row(*entry) for entry in _entries((name,))]
+        lines.append("")
+    roots = [name for name, field in Config.model_fields.items() if _section(field) is None]
+    lines += ["## Keys without a section", "", "| key | type | default | meaning |", "|---|---|---|---|"]
+    lines += [_row(*entry) for entry in _entries(roots)]
+    return "\n".join(lines) + "\n"
+
+
+def json_schema() -> dict[str, Any]:
+    """JSON Schema of the whole config, for editors."""
+    return Config.model_json_schema(by_alias=True)
+
+
+def _row(key: str, kind: str, default: str, meaning: str) -> str:
+    return f"| `{key}` | {kind.replace('|', 'or')} | `{default}` | {meaning.replace('|', 'or')} |"
+
+
+def _section(field: FieldInfo) -> type[BaseModel] | None:
+    kind = field.annotation
+    return kind if isinstance(kind, type) and issubclass(kind, BaseModel) else None
+
+
+def _entries(names: typing.Iterable[str]) -> Iterator[tuple[str, str, str, str]]:
+    """(key, type, default, meaning) of every key in these sections."""
+    for name in names:
+        section = _section(Config.model_fields[name])
+        fields = {name: Config.model_fields[name]} if section is None else section.model_fields
+        prefix = "" if section is None else f"{name}."
+        for leaf, field in fields.items():
+            default = field.get_default(call_default_factory=True)
+            meaning = " ".join((field.description or "").split())
+            shown = "null" if default is None else str(default)
+            yield prefix + (field.alias or leaf), _kind(field.annotation), shown, meaning
+
+
+def _kind(annotation: Any) -> str:  # noqa: ANN401 - any annotation
+    """A type as a user writes it."""
+    origin, inner = typing.get_origin(annotation), typing.get_args(annotation)
+    if origin in (typing.Union, types.UnionType):
+        return " | ".join(_kind(item) for item in inner)
+    if origin is typing.Literal:
+        return " | ".join(str(item) for item in inner)
+    if origin in (list, tuple):
+        return f"list of {_kind(inner[0])}"
+    names = {str: "text", int: "integer", float: "number", bool: "true or false", type(None): "null"}
+    return names.get(annotation, str(annotation))

@@ -1,0 +1,110 @@
+"""A run's folder: where things lie, who may write, whether to resume.
+
+`api` and the report ask here. It must never know what is in the files.
+"""
+
+import fcntl
+import os
+from pathlib import Path
+from types import TracebackType
+
+from penstock.checkpoint import CheckpointState, list_checkpoints, load_newest
+from penstock.errors import CheckpointError
+
+
+class RunFolder:
+    """Paths inside a run folder, and its lock."""
+
+    def __init__(self, path: str | Path) -> None:
+        """Nothing is created until `lock`."""
+        self.path = Path(path)
+        self.config = self.path / "config.yaml"
+        self.metrics = self.path / "metrics.jsonl"
+        self.summary = self.path / "summary.json"
+        self.checkpoints = self.path / "checkpoints"
+        self.tensorboard = self.path / "tensorboard"
+        self.tokenizer = self.path / "tokenizer.json"
+        self.plan = self.path / "plan.json"
+        self.executable = self.path / "executable.penstock"
+
+    def lock(self) -> "RunLock":
+        """Take the folder for this process.
+
+        Raises:
+            CheckpointError: another process has it.
+        """
+        self.path.mkdir(parents=True, exist_ok=True)
+        return RunLock(self.path / ".lock")
+
+    def resume_state(self, policy: str) -> CheckpointState | None:
+        """The checkpoint to go on from, by `checkpoint.resume`; None to start fresh.
+
+        Raises:
+            CheckpointError: "must" without a checkpoint, "never" with one, or none is whole.
+        """
+        if policy == "never":
+            if list_checkpoints(self.checkpoints):
+                raise CheckpointError(
+                    f"{self.path} already has checkpoints",
+                    where="checkpoint.resume=never",
+                    do="choose another run folder, or set checkpoint.resume=auto to go on",
+                )
+            return None
+        state = load_newest(self.checkpoints)
+        if state is None and policy == "must":
+            raise CheckpointError(
+                f"{self.path} has no checkpoint to resume",
+                where="checkpoint.resume=must",
+                do="check the run folder, or set checkpoint.resume=auto",
+            )
+        return state
+
+    def require(self) -> None:
+        """Refuse a folder that is no run.
+
+        Raises:
+            CheckpointError: missing, or nothing was trained in it.
+        """
+        if not self.config.is_file() or not list_checkpoints(self.checkpoints):
+            raise CheckpointError(
+                f"{self.path} is not a run with a checkpoint",
+                where="run",
+                do="train first: `penstock train run=FOLDER …`",
+            )
+
+
+class RunLock:
+    """Holds the folder until `release` or the process ends, however it ends."""
+
+    def __init__(self, path: Path) -> None:
+        """Lock or refuse."""
+        self._file = path.open("a+", encoding="ascii")
+        try:
+            fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            self._file.seek(0)
+            owner = self._file.read().strip() or "unknown"
+            self._file.close()
+            raise CheckpointError(
+                f"{path.parent} is in use by process {owner}",
+                where="run",
+                do="wait for it, stop it, or choose another run folder",
+            ) from None
+        self._file.truncate(0)
+        self._file.write(str(os.getpid()))
+        self._file.flush()
+
+    def release(self) -> None:
+        """Let others have the folder."""
+        self._file.close()
+
+    def __enter__(self) -> "RunLock":
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self.release()
