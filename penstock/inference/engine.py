@@ -1,0 +1,195 @@
+"""Continue prompts with a key-value cache, several at a time.
+
+`api.generate` builds an `Engine` and calls it. It must never know where weights come from.
+"""
+
+import dataclasses
+import time
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from penstock.config.schema import GenerateSection
+from penstock.console import Console
+from penstock.data.tokenizer import Tokenizer
+from penstock.errors import UserError
+from penstock.inference.sampling import next_token, row_generator
+from penstock.models.architecture import Architecture
+from penstock.models.transformer import Transformer
+
+_INCOMPLETE = "\ufffd"
+
+
+@dataclasses.dataclass(frozen=True)
+class Completion:
+    """A prompt and how it goes on."""
+
+    prompt: str
+    text: str
+    """What was generated, without the prompt and without a stop string."""
+    tokens: int
+    """Tokens generated."""
+    seconds: float
+    """Time of the batch the prompt was in."""
+    stopped: str
+    """Why it ended: "tokens", "end of text" or "stop string"."""
+
+    def json(self) -> dict[str, Any]:
+        """Plain JSON."""
+        return dataclasses.asdict(self)
+
+    def show(self, console: Console) -> None:
+        """Prompt and continuation on standard output, the speed beside it."""
+        console.write(self.prompt + self.text)
+        console.info(f"{self.tokens} tokens in {self.seconds:.2f} s ({self.stopped})")
+
+
+class _Row:
+    """One prompt while it is being continued."""
+
+    def __init__(self, prompt: str, ids: list[int], generator: torch.Generator) -> None:
+        self.prompt = prompt
+        self.ids = ids
+        self.prompt_length = len(ids)
+        self.generator = generator
+        self.text = ""
+        self.shown = 0
+        self.stopped: str | None = None
+
+    @property
+    def new(self) -> list[int]:
+        """Tokens generated so far."""
+        return self.ids[self.prompt_length :]
+
+
+class Engine:
+    """A model and its tokenizer, ready to continue text."""
+
+    def __init__(self, model: Transformer, tokenizer: Tokenizer) -> None:
+        """The model's device and dtype are used as they are."""
+        self._model = model
+        self._tokenizer = tokenizer
+        self._device = next(model.parameters()).device
+
+    def generate(
+        self,
+        prompts: Sequence[str],
+        section: GenerateSection,
+        seed: int,
+        on_text: Callable[[str], None] | None = None,
+    ) -> list[Completion]:
+        """Continue every prompt, `section.batch` at a time, with the same text in any batch.
+
+        on_text is given the text of the first prompt of each batch as it comes, whole characters.
+
+        Raises:
+            UserError: a prompt and its continuation are longer than the model's positions.
+        """
+        rows = [self._row(prompt, i, section, seed) for i, prompt in enumerate(prompts)]
+        completions: list[Completion] = []
+        for first in range(0, len(rows), section.batch):
+            batch = rows[first : first + section.batch]
+            started = time.perf_counter()
+            self._continue(batch, section, on_text)
+            seconds = time.perf_counter() - started
+            completions += [
+                Completion(row.prompt, row.text, len(row.new), seconds, row.stopped or "tokens")
+                for row in batch
+            ]
+        return completions
+
+    def _row(self, prompt: str, index: int, section: GenerateSection, seed: int) -> _Row:
+        """Encode a prompt; an empty one starts a new document."""
+        ids = self._tokenizer.encode(prompt) or [self._tokenizer.end_of_text]
+        limit = self._model.architecture.max_positions
+        if len(ids) + section.tokens > limit:
+            raise UserError(
+                f"prompt {index} has {len(ids)} tokens; with generate.tokens={section.tokens} that "
+                f"is more than the model's {limit} positions",
+                where="generate.tokens",
+                do=f"ask for at most {max(0, limit - len(ids))} tokens, or shorten the prompt",
+            )
+        return _Row(prompt, ids, row_generator(seed, index))
+
+    def _continue(
+        self, rows: list[_Row], section: GenerateSection, on_text: Callable[[str], None] | None
+    ) -> None:
+        """Generate until every row has stopped; shorter prompts are padded on the left."""
+        longest = max(len(row.ids) for row in rows)
+        end = self._tokenizer.end_of_text
+        padding = torch.tensor([longest - len(row.ids) for row in rows], device=self._device)
+        cache = new_cache(self._model, len(rows), longest + section.tokens)
+        tokens = torch.tensor(
+            [[end] * (longest - len(row.ids)) + row.ids for row in rows], device=self._device
+        )
+        start = 0
+        for _ in range(section.tokens):
+            places = torch.arange(start, start + tokens.shape[1], device=self._device)
+            positions = (places - padding.unsqueeze(1)).clamp(min=0)
+            mask = attention_mask(places, padding)
+            logits = self._model.decode(tokens, positions, cache, start, mask).cpu()
+            for row, row_logits in zip(rows, logits, strict=True):
+                if row.stopped is None:
+                    self._take(row, row_logits, section)
+            if on_text is not None:
+                _show(rows[0], section, on_text)
+            if all(row.stopped for row in rows):
+                break
+            start += tokens.shape[1]
+            last = [row.ids[-1] if row.stopped is None else end for row in rows]
+            tokens = torch.tensor(last, device=self._device).unsqueeze(1)
+        for row in rows:
+            row.stopped = row.stopped or "tokens"
+        if on_text is not None:
+            _show(rows[0], section, on_text)
+
+    def _take(self, row: _Row, logits: Tensor, section: GenerateSection) -> None:
+        """Choose a row's next token and see whether it ends there."""
+        token = next_token(logits, torch.tensor(row.ids), section, row.generator)
+        if token == self._tokenizer.end_of_text:
+            row.stopped = "end of text"
+            return
+        row.ids.append(token)
+        row.text = self._tokenizer.decode(row.new)
+        found = [place for stop in section.stop if stop and (place := row.text.find(stop)) >= 0]
+        if found:
+            row.text = row.text[: min(found)]
+            row.stopped = "stop string"
+
+
+def _show(row: _Row, section: GenerateSection, on_text: Callable[[str], None]) -> None:
+    """Hand on new text, holding back half characters and what may become a stop string."""
+    text = row.text
+    if row.stopped is None:
+        text = text.rstrip(_INCOMPLETE)
+        held = max((len(stop) - 1 for stop in section.stop), default=0)
+        text = text[: max(0, len(text) - held)] if held else text
+    if len(text) > row.shown:
+        on_text(text[row.shown :])
+        row.shown = len(text)
+
+
+def new_cache(model: Transformer, rows: int, length: int) -> list[tuple[Tensor, Tensor]]:
+    """Per block, zeroed keys and values (B, H, `length`, S) in the model's dtype."""
+    architecture: Architecture = model.architecture
+    weight = model.embed.tokens.weight
+    shape = (rows, architecture.heads, length, architecture.head_size)
+    options = {"dtype": weight.dtype, "device": weight.device}
+    return [
+        (torch.zeros(shape, **options), torch.zeros(shape, **options))
+        for _ in range(architecture.layers)
+    ]
+
+
+def attention_mask(places: Tensor, padding: Tensor) -> Tensor:
+    """Where each new place may look, (B, 1, T, end) bool: itself, and earlier real tokens.
+
+    places (T,) are consecutive cache places; padding (B,) counts the places before each prompt.
+    """
+    columns = torch.arange(int(places[-1]) + 1, device=places.device)
+    earlier = columns <= places.unsqueeze(1)  # (T, end)
+    real = columns >= padding.view(-1, 1, 1)  # (B, 1, end)
+    itself = columns == places.unsqueeze(1)
+    return (earlier & real | itself).unsqueeze(1)
