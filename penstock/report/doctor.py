@@ -1,0 +1,82 @@
+"""What this machine is, how fast, and whether anything stands in the way."""
+
+import dataclasses
+import shutil
+import subprocess
+import sys
+from typing import Any
+
+import torch
+
+from penstock.compiler.fingerprint import compiler_settings, processor_features, torch_version
+from penstock.compiler.probe import measured_speeds
+from penstock.config.folders import user_cache_folder, user_config_folder
+from penstock.console import Console
+from penstock.hardware.detect import gpus, memory_bytes, processor_name, usable_cores
+from penstock.hardware.process import loaded_openmp, process_report
+
+
+@dataclasses.dataclass(frozen=True)
+class DoctorReport:
+    """Facts by name, and what needs attention."""
+
+    facts: dict[str, Any]
+    problems: list[str]
+
+    def json(self) -> dict[str, Any]:
+        """Everything."""
+        return {**self.facts, "problems": self.problems}
+
+    def show(self, console: Console) -> None:
+        """A table, then the problems."""
+        rows = [[name.replace("_", " "), str(value)] for name, value in self.facts.items()]
+        console.table("This machine", ["", ""], rows)
+        for problem in self.problems:
+            console.warning(problem)
+        if not self.problems:
+            console.info("Nothing stands in the way.")
+
+
+def examine(device: str) -> DoctorReport:
+    """Look at everything that training depends on; measures speeds anew (about a second)."""
+    speeds = measured_speeds(device, again=True)
+    compiler = _compiler()
+    problems: list[str] = []
+    if compiler is None:
+        problems.append("no C++ compiler: `compile` needs g++ or clang++; training runs eagerly")
+    if len(loaded_openmp()) > 1:
+        problems.append(
+            f"more than one OpenMP runtime is loaded ({', '.join(loaded_openmp())}): kernels get "
+            "several times slower; remove LD_PRELOAD or the second library"
+        )
+    if gpus() and not torch.cuda.is_available():
+        problems.append("there is a GPU, but this torch was built without CUDA")
+    facts: dict[str, Any] = {
+        "python": sys.version.split()[0],
+        "torch": torch_version(),
+        "device": device,
+        "processor": processor_name(),
+        "cores": usable_cores(),
+        "memory_bytes": memory_bytes(),
+        "gpus": [name for name, _ in gpus()],
+        "features": " ".join(processor_features()),
+        "bf16_gflops": round(speeds.bf16_flops / 1e9, 1),
+        "fp32_gflops": round(speeds.fp32_flops / 1e9, 1),
+        "copy_gigabytes_per_second": round(speeds.bandwidth_bytes_per_second / 1e9, 1),
+        "compute": "bf16" if speeds.bf16_flops > 1.2 * speeds.fp32_flops else "fp32",
+        "compiler": compiler,
+        **process_report(),
+        "cache": str(user_cache_folder()),
+        "keys": str(user_config_folder()),
+    }
+    return DoctorReport(facts, problems)
+
+
+def _compiler() -> str | None:
+    """First line of the C++ compiler's version; None without one."""
+    for name in compiler_settings()["compilers"]:
+        program = shutil.which(name)
+        if program is not None:
+            result = subprocess.run([program, "--version"], capture_output=True, text=True, timeout=20, check=False)  # noqa: S603 - a fixed command
+            return result.stdout.splitlines()[0] if result.stdout else program
+    return None
