@@ -132,7 +132,7 @@ class Dataset:
                 where="data.split",
                 do=f"choose {', '.join(self.manifest['splits'])}",
             )
-        weights = self.path / f"{name}.loss_weights"
+        weights = self.path / f"{name}_loss_weights"
         reader = Reader(self.path / name)
         return Split(
             name=name,
@@ -193,7 +193,7 @@ def _check_counts(dataset: Dataset, name: str) -> None:
         )
     if split.weights is not None and len(split.weights) != split.token_count:
         raise DataError(
-            f"{name}.loss_weights does not match {name}", where="data.path", do="prepare it again"
+            f"{name}_loss_weights does not match {name}", where="data.path", do="prepare it again"
         )
 
 
