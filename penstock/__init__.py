@@ -9,13 +9,23 @@ from typing import Any
 
 __version__ = "0.1.0"
 
-_VERBS = ("prepare", "plan", "compile", "train", "evaluate", "generate", "convert", "inspect", "doctor")
+_VERBS = (
+    "prepare",
+    "plan",
+    "compile",
+    "train",
+    "evaluate",
+    "generate",
+    "convert",
+    "inspect",
+    "doctor",
+)
 
-__all__ = ["Config", "UserError", "__version__", *_VERBS]
+__all__ = ["__version__"]
 
 
 def __getattr__(name: str) -> Any:  # noqa: ANN401 - functions and classes
-    """Load a public name on first use, so that `import penstock` costs nothing."""
+    """Load a verb, Config or UserError on first use, so that `import penstock` costs nothing."""
     if name in _VERBS:
         return getattr(importlib.import_module("penstock.api"), name)
     if name == "Config":

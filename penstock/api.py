@@ -31,7 +31,7 @@ from penstock.errors import ConfigError
 from penstock.evaluation.compression import compressor_bits
 from penstock.evaluation.perplexity import Scores, evaluate_split
 from penstock.files import atomic_write, canonical_json, read_json
-from penstock.inference.engine import Completion, Engine
+from penstock.inference.engine import Completion
 from penstock.inference.prompts import converse, read_prompts, write_completions
 from penstock.models.families import FAMILIES
 from penstock.models.huggingface import save_weights
@@ -40,21 +40,31 @@ from penstock.report.inspection import Inspection, inspect_executable, inspect_r
 from penstock.report.page import ReportFiles, write_report
 from penstock.report.summary import RunSummary, environment
 from penstock.training.metrics import MetricsLog, peak_memory_bytes
+from penstock.training.muon import Muon
 from penstock.training.optimizer import AdamW
 from penstock.training.run_folder import RunFolder
 from penstock.training.schedule import check_schedule
 from penstock.training.trainer import Trainer, TrainingJob
 
+OPTIMIZERS = {"adamw": AdamW, "muon": Muon}
+"""optimizer.name → class."""
+
 ConfigLike = Config | Mapping[str, Any] | str | Path | None
 
 
-def prepare(config: ConfigLike = None, **sections: Any) -> PrepareResult:  # noqa: ANN401 - sections of any kind
+def prepare(config: OPTIMIZERS = {"adamw": AdamW, "muon": Muon}
+"""optimizer.name → class."""
+
+ConfigLike = None, **sections: Any) -> PrepareResult:  # noqa: ANN401 - sections of any kind
     """Make the dataset `data.path` from `source`."""
     c = as_config(config, **sections)
     return prepare_dataset(c.source, c.tokenizer, c.data, c.prepare)
 
 
-def plan(config: ConfigLike = None, **sections: Any) -> Plan:  # noqa: ANN401 - sections of any kind
+def plan(config: OPTIMIZERS = {"adamw": AdamW, "muon": Muon}
+"""optimizer.name → class."""
+
+ConfigLike = None, **sections: Any) -> Plan:  # noqa: ANN401 - sections of any kind
     """Decide how a training step maps to the machine, and predict memory, FLOPs and time."""
     c = as_config(config, **sections)
     result = jobs.plan_of(c, _dataset_if_there(c))
@@ -90,7 +100,10 @@ class CompileResult:
         console.path(f"executable ({state})", self.path)
 
 
-def compile(config: ConfigLike = None, **sections: Any) -> CompileResult:  # noqa: A001, ANN401 - the verb's name
+def compile(config: OPTIMIZERS = {"adamw": AdamW, "muon": Muon}
+"""optimizer.name → class."""
+
+ConfigLike = None, **sections: Any) -> CompileResult:  # noqa: ANN401 - the verb's name
     """Compile the plan's regions into the file `executable`."""
     started = time.monotonic()
     c = as_config(config, **sections)
@@ -113,15 +126,17 @@ def compile(config: ConfigLike = None, **sections: Any) -> CompileResult:  # noq
 
 
 def train(
-    config: ConfigLike = None,
+    config: OPTIMIZERS = {"adamw": AdamW, "muon": Muon}
+"""optimizer.name → class."""
+
+ConfigLike = None,
     *,
     origins: Mapping[str, str] | None = None,
     **sections: Any,  # noqa: ANN401 - sections of any kind
 ) -> RunSummary:
     """Train, or go on training, the run folder `run`."""
     c = as_config(config, **sections)
-    if c.run is None:
-        raise ConfigError("no run folder", where="run", do="set run=FOLDER")
+    run = _run_folder(c)
     executable = None
     if c.executable is not None:
         executable = Executable.open(c.executable, c.trust)
@@ -132,7 +147,6 @@ def train(
     loader = _loader(c, chosen, dataset)
     total_steps = _total_steps(c, loader)
     check_schedule(c.schedule, c.optimizer.lr, total_steps)
-    run = RunFolder(c.run)
     with run.lock():
         resume = run.resume_state(c.checkpoint.resume)
         identity = {
@@ -140,13 +154,16 @@ def train(
             "tokenizer": dataset.tokenizer_sha256,
         }
         if resume is not None:
-            jobs.require_same_tokenizer(str(resume.values["identity"]["tokenizer"]), dataset, c.run)
+            trained_with = str(resume.values["identity"]["tokenizer"])
+            jobs.require_same_tokenizer(trained_with, dataset, f"the run {run.path}")
             jobs.require_same_job(identity, resume)
-            get_console().info(f"resuming {c.run} after step {resume.step}")
+            get_console().info(f"resuming {run.path} after step {resume.step}")
         kernels = jobs.training_kernels(c, chosen, executable, run)
         _write_provenance(run, c, chosen, dataset, origins)
         model, masters = jobs.new_model(c, chosen, kernels)
-        optimizer = AdamW(model.named_parameters(), c.optimizer, masters=masters)
+        optimizer = OPTIMIZERS[c.optimizer.name](
+            model.named_parameters(), c.optimizer, masters=masters
+        )
         del masters
         job = TrainingJob(
             model=model,
@@ -207,6 +224,12 @@ def train(
 def _dataset_if_there(config: Config) -> Dataset | None:
     """The dataset, for its vocabulary, where one is named."""
     return None if config.data.path is None else jobs.open_dataset(config)
+
+
+def _run_folder(config: Config) -> RunFolder:
+    if config.run is None:
+        raise ConfigError("no run folder", where="run", do="set run=FOLDER")
+    return RunFolder(config.run)
 
 
 def _loader(config: Config, chosen: Plan, dataset: Dataset) -> Loader:
@@ -306,7 +329,10 @@ class EvaluationResult:
             )
 
 
-def evaluate(config: ConfigLike = None, **sections: Any) -> EvaluationResult:  # noqa: ANN401 - sections of any kind
+def evaluate(config: OPTIMIZERS = {"adamw": AdamW, "muon": Muon}
+"""optimizer.name → class."""
+
+ConfigLike = None, **sections: Any) -> EvaluationResult:  # noqa: ANN401 - sections of any kind
     """Score a run, or a model in the Hugging Face layout, on held-out text."""
     c = as_config(config, **sections)
     dataset = jobs.open_dataset(c)
@@ -363,7 +389,10 @@ class GenerationResult:
                 completion.show(console)
 
 
-def generate(config: ConfigLike = None, **sections: Any) -> GenerationResult | None:  # noqa: ANN401 - sections of any kind
+def generate(config: OPTIMIZERS = {"adamw": AdamW, "muon": Muon}
+"""optimizer.name → class."""
+
+ConfigLike = None, **sections: Any) -> GenerationResult | None:  # noqa: ANN401 - sections of any kind
     """Continue `generate.prompt`, every prompt of `generate.input`, or what a person types."""
     c = as_config(config, **sections)
     section, console = c.generate, get_console()
@@ -408,7 +437,10 @@ class ConversionResult:
         console.path("folder for transformers", self.folder)
 
 
-def convert(what: str, config: ConfigLike = None, **sections: Any) -> ConversionResult:  # noqa: ANN401 - sections of any kind
+def convert(what: str, config: OPTIMIZERS = {"adamw": AdamW, "muon": Muon}
+"""optimizer.name → class."""
+
+ConfigLike = None, **sections: Any) -> ConversionResult:  # noqa: ANN401 - sections of any kind
     """Write a run's weights as a folder `transformers` loads; `what` is "checkpoint"."""
     c = as_config(config, **sections)
     if what != "checkpoint":
@@ -426,7 +458,10 @@ def convert(what: str, config: ConfigLike = None, **sections: Any) -> Conversion
     return ConversionResult(Path(c.out))
 
 
-def inspect(path: str | Path, config: ConfigLike = None, **sections: Any) -> Inspection | Dataset:  # noqa: ANN401 - sections of any kind
+def inspect(path: str | Path, config: OPTIMIZERS = {"adamw": AdamW, "muon": Muon}
+"""optimizer.name → class."""
+
+ConfigLike = None, **sections: Any) -> Inspection | Dataset:  # noqa: ANN401 - sections of any kind
     """What an executable, a dataset folder or a run folder holds. Runs nothing in it."""
     c = as_config(config, **sections)
     path = Path(path)
@@ -439,15 +474,19 @@ def inspect(path: str | Path, config: ConfigLike = None, **sections: Any) -> Ins
     return inspect_run(RunFolder(path))
 
 
-def report(config: ConfigLike = None, **sections: Any) -> ReportFiles:  # noqa: ANN401 - sections of any kind
+def report(config: OPTIMIZERS = {"adamw": AdamW, "muon": Muon}
+"""optimizer.name → class."""
+
+ConfigLike = None, **sections: Any) -> ReportFiles:  # noqa: ANN401 - sections of any kind
     """Write a run's loss curve and HTML report again."""
     c = as_config(config, **sections)
-    if c.run is None:
-        raise ConfigError("no run folder", where="run", do="set run=FOLDER")
-    return write_report(Path(c.run))
+    return write_report(_run_folder(c).path)
 
 
-def doctor(config: ConfigLike = None, **sections: Any) -> DoctorReport:  # noqa: ANN401 - sections of any kind
+def doctor(config: OPTIMIZERS = {"adamw": AdamW, "muon": Muon}
+"""optimizer.name → class."""
+
+ConfigLike = None, **sections: Any) -> DoctorReport:  # noqa: ANN401 - sections of any kind
     """Examine this machine: processor, memory, compiler, OpenMP, allocator, measured speeds."""
     c = as_config(config, **sections)
     return examine(jobs.device_of(c))

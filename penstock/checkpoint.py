@@ -25,7 +25,12 @@ from penstock.console import get_console
 from penstock.errors import CheckpointError
 from penstock.files import atomic_write, fsync_file, fsync_folder, sha256_file
 
-_TENSORS, _STATE, _MANIFEST, _BEST = "tensors.safetensors", "state.json", "manifest.json", "best.json"
+_TENSORS, _STATE, _MANIFEST, _BEST = (
+    "tensors.safetensors",
+    "state.json",
+    "manifest.json",
+    "best.json",
+)
 _FORMAT_VERSION = 1
 
 
@@ -44,7 +49,9 @@ def list_checkpoints(folder: Path) -> list[Path]:
     """Checkpoint folders, oldest first."""
     if not folder.is_dir():
         return []
-    return sorted(path for path in folder.iterdir() if path.name.startswith("step-") and path.is_dir())
+    return sorted(
+        path for path in folder.iterdir() if path.name.startswith("step-") and path.is_dir()
+    )
 
 
 def save_checkpoint(folder: Path, state: CheckpointState) -> Path:
@@ -64,7 +71,10 @@ def save_checkpoint(folder: Path, state: CheckpointState) -> Path:
         fsync_file(temporary / _TENSORS)
         atomic_write(temporary / _STATE, json.dumps({"step": state.step, **state.values}))
         manifest = {
-            name: {"sha256": sha256_file(temporary / name), "bytes": (temporary / name).stat().st_size}
+            name: {
+                "sha256": sha256_file(temporary / name),
+                "bytes": (temporary / name).stat().st_size,
+            }
             for name in (_TENSORS, _STATE)
         }
         content = json.dumps({"format_version": _FORMAT_VERSION, "files": manifest})
@@ -116,7 +126,9 @@ def load_checkpoint(path: Path) -> CheckpointState:
 
 
 def _damaged(path: Path, how: str) -> CheckpointError:
-    return CheckpointError(f"{path} is damaged: {how}", where=str(path), do="use another checkpoint")
+    return CheckpointError(
+        f"{path} is damaged: {how}", where=str(path), do="use another checkpoint"
+    )
 
 
 def load_newest(folder: Path) -> CheckpointState | None:

@@ -45,7 +45,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         console.error("interrupted")
         return 130
-    except Exception as error:  # noqa: BLE001 - the last line of defence
+    except Exception as error:
         console.error(f"internal fault: {error!r}. Details: {_fault_report()}")
         return 1
     _show(result, console, as_json)
@@ -87,7 +87,9 @@ def _call(options: argparse.Namespace) -> Any:  # noqa: ANN401 - each verb has i
 
     if options.verb in ("inspect", "convert"):
         if len(positional) != 1:
-            raise UserError(f"penstock {options.verb} takes one thing", do=VERBS[options.verb].usage)
+            raise UserError(
+                f"penstock {options.verb} takes one thing", do=VERBS[options.verb].usage
+            )
         return getattr(api, options.verb)(positional[0], loaded.config)
     if positional:
         raise UserError(f"{positional[0]} is not key=value", do=VERBS[options.verb].usage)

@@ -7,7 +7,7 @@ standard error, so that results on standard output stay clean. It knows nothing 
 import contextlib
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Sequence
 
 import rich.box
 import rich.progress
@@ -99,7 +99,7 @@ class Console:
         self._err.print(table)
 
     @contextlib.contextmanager
-    def stage(self, name: str) -> Iterator[None]:
+    def stage(self, name: str) -> Generator[None]:
         """Frame a stage of work with its name and, at the end, its elapsed time."""
         started = time.monotonic()
         if not self.quiet:
@@ -109,7 +109,7 @@ class Console:
             self._err.print(f"[dim]  {escape(name)}: {_clock(time.monotonic() - started)}[/]")
 
     @contextlib.contextmanager
-    def progress(self, description: str, total: float | None = None) -> Iterator[Progress]:
+    def progress(self, description: str, total: float | None = None) -> Generator[Progress]:
         """Show a task's progress: a bar on a terminal, a line now and then elsewhere."""
         progress = Progress(description, total, self)
         if self.quiet or not self.is_terminal:

@@ -36,7 +36,7 @@ DTYPES = {"bf16": torch.bfloat16, "fp32": torch.float32}
 
 
 def device_of(config: Config) -> str:
-    """cpu or cuda; a clear refusal where CUDA was asked for and is not there."""
+    """Cpu or cuda; a clear refusal where CUDA was asked for and is not there."""
     if config.device == "cpu" or (config.device == "auto" and not gpus()):
         return "cpu"
     if torch.cuda.is_available():
@@ -82,9 +82,7 @@ def plan_of(config: Config, dataset: Dataset | None) -> Plan:
 def require_fit(plan: Plan) -> None:
     """Refuse a plan that needs more memory than there is."""
     if not plan.fits:
-        needed, limit = (
-            size / 2**30 for size in (plan.memory["total"], plan.memory_limit_bytes)
-        )
+        needed, limit = (size / 2**30 for size in (plan.memory["total"], plan.memory_limit_bytes))
         raise DoesNotFitError(
             f"one step needs {needed:.1f} GiB, {plan.target} has {limit:.1f} GiB",
             where="plan",

@@ -149,7 +149,8 @@ class Executable:
 
     def rebuild_command(self, plan: Plan) -> str:
         """The command that makes an executable for `plan` in this file's place."""
-        return f"rebuild it with `penstock compile {' '.join(plan.overrides())} executable={self.path}`"
+        settings = " ".join(plan.overrides())
+        return f"rebuild it with `penstock compile {settings} executable={self.path}`"
 
     def kernels(self) -> dict[str, CompiledKernel]:
         """Load the machine code. Takes milliseconds and needs no compiler."""

@@ -6,6 +6,7 @@ returns. It knows nothing about transformers, files or machine code.
 
 import dataclasses
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, fx
@@ -27,7 +28,12 @@ _KEPT_OPERATORS = (
 products and attention cost far more time than their outputs cost memory. Everything between them
 is element-wise or a short reduction, which the backward kernels recompute in registers."""
 
-_UNDECOMPOSED = ("logsumexp", "_scaled_dot_product_flash_attention_for_cpu", "addmm", "native_dropout")
+_UNDECOMPOSED = (
+    "logsumexp",
+    "_scaled_dot_product_flash_attention_for_cpu",
+    "addmm",
+    "native_dropout",
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -92,7 +98,7 @@ def trace_joint(
     return _cut(traced.module, len(inputs), output_count, tuple(differentiable))
 
 
-def _decompositions() -> dict[torch._ops.OperatorBase, Callable[..., object]]:
+def _decompositions() -> dict[Any, Callable[..., Any]]:
     """Core ATen decompositions, less the ones that would take attention and matmul apart."""
     table = core_aten_decompositions()
     return {
@@ -178,9 +184,7 @@ def _frontier(nodes: Sequence[fx.Node], given: set[fx.Node]) -> set[fx.Node]:
     return reached
 
 
-def _extract(
-    joint: fx.GraphModule, inputs: Sequence[fx.Node], outputs: Sequence[fx.Node]
-) -> Graph:
+def _extract(joint: fx.GraphModule, inputs: Sequence[fx.Node], outputs: Sequence[fx.Node]) -> Graph:
     """Copy the part of `joint` that computes `outputs` from `inputs` into a graph of its own."""
     graph = fx.Graph()
     copies: dict[fx.Node, fx.Node] = {}
@@ -211,9 +215,7 @@ def _between(outputs: Sequence[fx.Node], inputs: set[fx.Node]) -> set[fx.Node]:
 
 def _graph(module: fx.GraphModule) -> Graph:
     """Wrap a traced module with its example inputs and outputs, less the no-op aliases."""
-    for node in module.graph.find_nodes(
-        op="call_function", target=torch.ops.aten.alias.default
-    ):
+    for node in module.graph.find_nodes(op="call_function", target=torch.ops.aten.alias.default):
         node.replace_all_uses_with(node.args[0])
         module.graph.erase_node(node)
     module.graph.eliminate_dead_code()

@@ -128,7 +128,7 @@ class Kernel:
         self._expected = [(_DTYPES[s.dtype], s.shape, s.stride) for s in spec.inputs]
         self._descriptor = _sealed_file(spec.name, code)
         path = f"/proc/self/fd/{self._descriptor}"
-        self._runner = torch._C._aoti.AOTIModelContainerRunnerCpu(path, 1)
+        self._runner: Any = torch._C._aoti.AOTIModelContainerRunnerCpu(path, 1)  # pyright: ignore[reportAttributeAccessIssue] - torch's stubs lack it
 
     def __call__(self, inputs: Sequence[Tensor]) -> list[Tensor]:
         """Run on `inputs`; outputs are new tensors.

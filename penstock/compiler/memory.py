@@ -44,8 +44,7 @@ def step_memory(
         "optimizer": (8 + masters) * parameters,
         "activations": _activations(architecture, micro, sequence_length, element, recompute),
         "logits": _logits(architecture, rows, element, loss_chunks),
-        "workspace": PROCESS_BYTES[device]
-        + _temporaries(architecture, rows, element),
+        "workspace": PROCESS_BYTES[device] + _temporaries(architecture, rows, element),
     }
     return {**memory, "total": sum(memory.values())}
 
@@ -80,5 +79,5 @@ def _logits(architecture: Architecture, rows: int, element: int, chunks: int) ->
 
 
 def _temporaries(architecture: Architecture, rows: int, element: int) -> int:
-    """Gradients inside one block's backward pass: three of the residual's size, two of the MLP's."""
+    """Gradients inside one block's backward pass: three of the residual's width, two the MLP's."""
     return rows * element * (3 * architecture.hidden_size + 2 * architecture.mlp_size)

@@ -187,7 +187,9 @@ def make_plan(
         memory_limit_bytes=target.memory_bytes,
         fits=fits,
         flops_per_token=flops,
-        step_seconds=_step_seconds(architecture, size * sequence_length, flops, compute, plan, target),
+        step_seconds=_step_seconds(
+            architecture, size * sequence_length, flops, compute, plan, target
+        ),
         advice=() if fits else _advice(batch, plan),
     )
 

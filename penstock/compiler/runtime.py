@@ -34,7 +34,7 @@ def attach(model: Transformer, kernels: Mapping[str, CompiledKernel], *, recompu
     """
     embed = _Region(kernels, "embed", recompute=False)
     block = _Region(kernels, "block", recompute=recompute)
-    model.embed.forward = functools.partial(embed, model.embed)
+    model.embed.forward = functools.partial(embed, model.embed)  # pyright: ignore[reportAttributeAccessIssue] - the point of attaching
     for module in model.blocks:
         module.forward = functools.partial(block, module)
     head = _Head(kernels)
@@ -50,7 +50,9 @@ def _parameters(module: nn.Module, contract: RegionContract) -> list[Tensor]:
 class _Region:
     """Embed or Block: the kernels every layer of that kind shares."""
 
-    def __init__(self, kernels: Mapping[str, CompiledKernel], name: str, *, recompute: bool) -> None:
+    def __init__(
+        self, kernels: Mapping[str, CompiledKernel], name: str, *, recompute: bool
+    ) -> None:
         self.forward = kernels[f"{name}_forward"]
         self.backward = kernels[f"{name}_backward"]
         self.evaluate = kernels.get(f"{name}_evaluate", self.forward)
@@ -93,7 +95,7 @@ class _RegionFunction(torch.autograd.Function):
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:  # noqa: ANN401 - torch's context type is not public
+    def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Tensor | None, ...]:  # noqa: ANN401 # pyright: ignore[reportIncompatibleMethodOverride] - the decorator hides its signature
         region: _Region = ctx.region
         contract = region.backward.contract
         saved = ctx.saved_tensors
@@ -102,7 +104,7 @@ class _RegionFunction(torch.autograd.Function):
             kept = [saved[i] for i in contract.kept_inputs]
             saved = (*kept, *results[contract.output_count :])
             del results, kept
-        results = region.backward.run([*saved, *gradients])
+        results = region.backward.run([*saved, *grad_outputs])
         by_input: list[Tensor | None] = [None] * ctx.input_count
         for index, gradient in zip(contract.differentiable, results, strict=True):
             by_input[index] = gradient
@@ -128,7 +130,9 @@ class _Head:
         z_loss = x.new_zeros((), dtype=torch.float32) if z_loss is None else z_loss
         parameters = _parameters(module, self.train.contract)
         if torch.is_grad_enabled():
-            return _HeadFunction.apply(self.train.run, targets, loss_weights, z_loss, x, *parameters)
+            return _HeadFunction.apply(
+                self.train.run, targets, loss_weights, z_loss, x, *parameters
+            )
         losses = self.token_losses(module, x, targets)
         return (losses * loss_weights).sum()
 
@@ -157,7 +161,8 @@ class _HeadFunction(torch.autograd.Function):
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, upstream: Tensor) -> tuple[Tensor | None, ...]:  # noqa: ANN401 - torch's context type is not public
+    def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Tensor | None, ...]:  # noqa: ANN401 # pyright: ignore[reportIncompatibleMethodOverride] - the decorator hides its signature
+        upstream = grad_outputs[0]
         gradients: list[Tensor] = ctx.gradients
         ctx.gradients = None
         # Scaling by one would read and write the largest gradient of the model for nothing.

@@ -73,7 +73,9 @@ def _build_missing(
     with (
         get_console().progress("compiling kernels", total=len(names)) as progress,
         concurrent.futures.ProcessPoolExecutor(
-            min(workers, len(names)), mp_context=context, initializer=_prepare_worker,
+            min(workers, len(names)),
+            mp_context=context,
+            initializer=_prepare_worker,
             initargs=(str(workspace),),
         ) as pool,
     ):

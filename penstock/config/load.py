@@ -166,7 +166,10 @@ def _validate(values: dict[str, Any], origins: Mapping[str, str]) -> Config:
     except ValidationError as error:
         first = error.errors()[0]
         parts = [str(part) for part in first["loc"]]
-        key = next((k for n in range(len(parts), 0, -1) if (k := ".".join(parts[:n])) in set(all_keys())), ".".join(parts))
+        key = next(
+            (k for n in range(len(parts), 0, -1) if (k := ".".join(parts[:n])) in set(all_keys())),
+            ".".join(parts),
+        )
         given = first.get("input")
         message = first["msg"].removeprefix("Input ").removeprefix("Value error, ")
         raise ConfigError(

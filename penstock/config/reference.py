@@ -45,7 +45,19 @@ VERBS: dict[str, Verb] = {
     "train": Verb(
         "Train, resuming where an earlier run stopped.",
         "penstock train executable=FILE data.path=DATASET run=RUN train.steps=100",
-        (*_MODEL, "optimizer", "schedule", "train", "checkpoint", "evaluate", "compile", "executable", "run", "seed", "trust"),
+        (
+            *_MODEL,
+            "optimizer",
+            "schedule",
+            "train",
+            "checkpoint",
+            "evaluate",
+            "compile",
+            "executable",
+            "run",
+            "seed",
+            "trust",
+        ),
     ),
     "evaluate": Verb(
         "Held-out perplexity and bits per byte.",
@@ -86,8 +98,16 @@ def verb_help(verb: str | None) -> str:
         return "\n".join(lines)
     facts = VERBS[verb]
     lines = [facts.summary, "", f"usage: {facts.usage}", ""]
-    lines += ["flags: --config FILE  YAML with any of the keys below", "       --json         result as JSON on standard output"]
-    lines += ["       --quiet        only warnings and results", "       --trust SHA256 run this very executable file, whoever made it", "", "keys:"]
+    lines += [
+        "flags: --config FILE  YAML with any of the keys below",
+        "       --json         result as JSON on standard output",
+    ]
+    lines += [
+        "       --quiet        only warnings and results",
+        "       --trust SHA256 run this very executable file, whoever made it",
+        "",
+        "keys:",
+    ]
     for key, kind, default, meaning in _entries(facts.sections):
         lines += [f"  {key} = {default}   ({kind})", f"      {meaning}"]
     return "\n".join(lines)
@@ -106,7 +126,12 @@ def markdown_reference() -> str:
         lines += [_row(*entry) for entry in _entries((name,))]
         lines.append("")
     roots = [name for name, field in Config.model_fields.items() if _section(field) is None]
-    lines += ["## Keys without a section", "", "| key | type | default | meaning |", "|---|---|---|---|"]
+    lines += [
+        "## Keys without a section",
+        "",
+        "| key | type | default | meaning |",
+        "|---|---|---|---|",
+    ]
     lines += [_row(*entry) for entry in _entries(roots)]
     return "\n".join(lines) + "\n"
 
@@ -147,5 +172,11 @@ def _kind(annotation: Any) -> str:  # noqa: ANN401 - any annotation
         return " | ".join(str(item) for item in inner)
     if origin in (list, tuple):
         return f"list of {_kind(inner[0])}"
-    names = {str: "text", int: "integer", float: "number", bool: "true or false", type(None): "null"}
+    names = {
+        str: "text",
+        int: "integer",
+        float: "number",
+        bool: "true or false",
+        type(None): "null",
+    }
     return names.get(annotation, str(annotation))

@@ -145,14 +145,17 @@ class CompileSection(Section):
 class OptimizerSection(Section):
     """The optimizer."""
 
-    name: Literal["adamw"] = "adamw"
-    """adamw: Adam with decoupled weight decay (Loshchilov & Hutter, arXiv 1711.05101)."""
+    name: Literal["adamw", "muon"] = "adamw"
+    """adamw: Adam with decoupled weight decay (arXiv 1711.05101); muon: orthogonalized momentum
+    for the blocks' matrices (arXiv 2502.16982), AdamW for the rest."""
     lr: float = Field(default=6e-4, ge=0)
     """Peak learning rate, per optimizer step."""
     weight_decay: float = Field(default=0.1, ge=0)
     """Decoupled decay per step, times the learning rate."""
     betas: tuple[float, float] = (0.9, 0.95)
     """Decay rates of the first and second moments."""
+    momentum: float = Field(default=0.95, ge=0, lt=1)
+    """Muon's momentum."""
     eps: float = Field(default=1e-8, gt=0)
     """Constant added to the root of the second moment."""
     clip: float | None = Field(default=1.0, gt=0)

@@ -225,7 +225,9 @@ def _check_files(path: Path, files: dict[str, Any], verify: str) -> None:
 def _checksum(file: Path) -> str:
     """SHA-256 of a file, remembered for as long as its size and time stay the same."""
     status = file.stat()
-    identity = canonical_json([str(file.resolve()), status.st_size, status.st_mtime_ns, status.st_ino])
+    identity = canonical_json(
+        [str(file.resolve()), status.st_size, status.st_mtime_ns, status.st_ino]
+    )
     memory = user_cache_folder() / "checksums" / hashlib.sha256(identity.encode()).hexdigest()
     if memory.is_file():
         return memory.read_text(encoding="ascii")

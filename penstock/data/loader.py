@@ -79,12 +79,16 @@ class Loader:
                 self.split.sample(int(index), self.sequence_length)
                 for index in indices[first : first + self.micro]
             ]
-            tokens, targets, weights = (torch.from_numpy(np.stack(part)) for part in zip(*rows, strict=True))
+            tokens, targets, weights = (
+                torch.from_numpy(np.stack(part)) for part in zip(*rows, strict=True)
+            )
             places = torch.arange(first, first + len(rows))
             batches.append(Batch(tokens, targets, weights, places))
         return batches
 
-    def _indices(self, positions: "np.ndarray[tuple[int], np.dtype[np.int64]]") -> "np.ndarray[tuple[int], np.dtype[np.int64]]":
+    def _indices(
+        self, positions: "np.ndarray[tuple[int], np.dtype[np.int64]]"
+    ) -> "np.ndarray[tuple[int], np.dtype[np.int64]]":
         """Sample of the split for each position."""
         epochs, places = np.divmod(positions, self.samples)
         if not self._shuffle:
@@ -107,7 +111,7 @@ class Loader:
                     item = (at + self.batch_size, self.micro_batches(at))
                     at += self.batch_size
                     _put(ready, item, stop)
-            except BaseException as error:  # noqa: BLE001 - raised again where it is read
+            except BaseException as error:
                 _put(ready, error, stop)
 
         threading.Thread(target=work, name="loader", daemon=True).start()

@@ -43,6 +43,9 @@ _TRAINING_BYTES = 256 << 20
 """Text a tokenizer is trained on at most; a stable sample of the documents beyond."""
 _FEW_FILES = 20
 """With fewer files than this, each is cut into contiguous train, validation and test parts."""
+_LARGEST_SHARE = 0.25
+"""A file that would make up more than this of a held-out split stays in the train split: scores
+should speak of the corpus, not of one file."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -87,7 +90,7 @@ def prepare(
             do="set data.sequence_length",
         )
     folder = Path(data.path)
-    files = _cut_few_files(SOURCES[source.kind](source), source, data.splits)
+    files = _assign_splits(SOURCES[source.kind](source), source, data.splits)
     if sum(file.size for file in files) == 0:
         raise DataError("the source has no text", where="source", do="check source.path")
     key = _key(source, tokenizer, data, files)
@@ -105,12 +108,23 @@ def prepare(
     return PrepareResult(Dataset.open(folder), False, time.monotonic() - started)
 
 
-def _cut_few_files(
+def _assign_splits(
     files: list[SourceFile], source: SourceSection, fractions: Sequence[float]
 ) -> list[SourceFile]:
-    """With few whole-file documents, hashing could leave a split empty: cut each at line ends."""
-    if len(files) >= _FEW_FILES or source.documents != "file":
+    """Fix the split of files that hashing would not serve: the only few, and the very large."""
+    if source.documents != "file":
         return files
+    if len(files) < _FEW_FILES:
+        return _cut_files(files, fractions)
+    held_out = min(fractions[1:]) / sum(fractions) * sum(file.size for file in files)
+    return [
+        dataclasses.replace(file, split="train") if file.size > _LARGEST_SHARE * held_out else file
+        for file in files
+    ]
+
+
+def _cut_files(files: Sequence[SourceFile], fractions: Sequence[float]) -> list[SourceFile]:
+    """Cut each file at line ends into contiguous parts, one for each split."""
     parts: list[SourceFile] = []
     for file in files:
         size = uncompressed_size(file)
@@ -178,7 +192,9 @@ def _tokenizer(
         tokenizer = Tokenizer.load(section.from_)
     elif section.train:
         with get_console().stage(f"training a tokenizer of {section.vocab_size:,} tokens"):
-            tokenizer = Tokenizer.train(_training_text(source, fractions, files), section.vocab_size)
+            tokenizer = Tokenizer.train(
+                _training_text(source, fractions, files), section.vocab_size
+            )
     else:
         raise ConfigError(
             "no tokenizer was named",

@@ -139,7 +139,7 @@ def _tokenize(
     folder = Path(shard.folder)
     dtype = token_dtype(tokenizer.vocab_size)
     writers = {name: Writer(folder / name, dtype) for name in SPLITS}
-    facts = {name: dict.fromkeys(("documents", "text_bytes", "words"), 0) for name in SPLITS}
+    facts = _no_facts()
     for batch in _batches(shard, section, fractions):
         ids = tokenizer.encode_batch([piece.text for _, piece in batch])
         for (split, piece), tokens in zip(batch, ids, strict=True):
@@ -150,6 +150,10 @@ def _tokenize(
     for writer in writers.values():
         writer.finish()
     atomic_write(folder / _FACTS, json.dumps(facts))
+
+
+def _no_facts() -> dict[str, dict[str, Any]]:
+    return {name: {"documents": 0, "text_bytes": 0, "words": 0} for name in SPLITS}
 
 
 def _count(facts: dict[str, int], piece: Piece) -> None:
@@ -185,7 +189,7 @@ def split_pieces(
 
 def total_facts(shards: Sequence[Shard]) -> dict[str, dict[str, Any]]:
     """Counts by split over all shards."""
-    totals = {name: dict.fromkeys(("documents", "text_bytes", "words"), 0) for name in SPLITS}
+    totals = _no_facts()
     for shard in shards:
         for name, counts in (shard.facts() or {}).items():
             for kind, count in counts.items():

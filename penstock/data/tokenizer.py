@@ -137,8 +137,7 @@ def _from_hub(name: str) -> Tokenizer:
         )
     except Exception as error:  # many kinds of network and hub errors, one meaning
         raise DataError(
-            f"{name} is neither a folder nor a tokenizer the hub gives "
-            f"({type(error).__name__})",
+            f"{name} is neither a folder nor a tokenizer the hub gives ({type(error).__name__})",
             where="tokenizer.from",
             do="give a local folder, or check the name and the network",
         ) from None

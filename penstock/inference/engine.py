@@ -176,11 +176,7 @@ def new_cache(model: Transformer, rows: int, length: int) -> list[tuple[Tensor, 
     architecture: Architecture = model.architecture
     weight = model.embed.tokens.weight
     shape = (rows, architecture.heads, length, architecture.head_size)
-    options = {"dtype": weight.dtype, "device": weight.device}
-    return [
-        (torch.zeros(shape, **options), torch.zeros(shape, **options))
-        for _ in range(architecture.layers)
-    ]
+    return [(weight.new_zeros(shape), weight.new_zeros(shape)) for _ in range(architecture.layers)]
 
 
 def attention_mask(places: Tensor, padding: Tensor) -> Tensor:

@@ -37,9 +37,7 @@ def penalize(logits: Tensor, seen: Tensor, penalty: float) -> Tensor:
         return logits
     seen = seen.unique()
     chosen = logits[seen]
-    return logits.index_put(
-        (seen,), torch.where(chosen > 0, chosen / penalty, chosen * penalty)
-    )
+    return logits.index_put((seen,), torch.where(chosen > 0, chosen / penalty, chosen * penalty))
 
 
 def keep_likely(logits: Tensor, top_k: int | None, top_p: float | None) -> Tensor:

@@ -26,7 +26,7 @@ class Attention(nn.Module):
         self.output = nn.Linear(hidden_size, hidden_size)
 
     def forward(self, x: Tensor, keys: Tensor | None = None) -> Tensor:
-        """x (B, T, D) → (B, T, D); keys (B, 2) int64 drop probabilities and output."""
+        """X (B, T, D) → (B, T, D); keys (B, 2) int64 drop probabilities and output."""
         query, key, value = self._heads(x)
         if keys is not None and self.rate > 0:
             mixed = self._dropping_attention(query, key, value, keys[:, 0])

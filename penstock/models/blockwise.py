@@ -61,7 +61,8 @@ class _BlockwiseAttention(torch.autograd.Function):
         return output
 
     @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, Tensor, Tensor, None]:  # noqa: ANN401 - torch's context type is not public
+    def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Tensor, Tensor, Tensor, None]:  # noqa: ANN401 - torch's context type is not public
+        gradient = grad_outputs[0]
         query, key, value, output, *normalizers = ctx.saved_tensors
         correction = (gradient.float() * output.float()).sum(-1, keepdim=True)
         for_query: list[Tensor] = []

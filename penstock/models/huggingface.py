@@ -44,7 +44,9 @@ def load_weights(folder: Path, model: Transformer) -> None:
         if ours in ("embed.tokens.weight", "head.projection.weight"):
             target = target[: architecture.vocab_size]
         if tensor.shape != target.shape:
-            raise _misfit(folder, f"{theirs} has shape {list(tensor.shape)}, the model {list(target.shape)}")
+            raise _misfit(
+                folder, f"{theirs} has shape {list(tensor.shape)}, the model {list(target.shape)}"
+            )
         target.copy_(tensor)
     tied = {"lm_head.weight"} if architecture.tie_embeddings else set()
     left = [n for n in stored if n not in tied and not n.endswith(family.IGNORED_SUFFIXES)]
@@ -113,14 +115,23 @@ def _read(folder: Path) -> dict[str, Tensor]:
 def _read_file(folder: Path, name: str) -> dict[str, Tensor]:
     """One file of tensors; its name must not lead out of the folder."""
     if name != Path(name).name:
-        raise CheckpointError(f"{name} lies outside {folder}", where="model.from", do="do not use it")
+        raise CheckpointError(
+            f"{name} lies outside {folder}", where="model.from", do="do not use it"
+        )
     path = folder / name
     try:
         if path.suffix == ".safetensors":
             return safetensors.torch.load_file(path)
         loaded: Any = torch.load(path, map_location="cpu", weights_only=True)
         return {str(key): value for key, value in loaded.items() if isinstance(value, Tensor)}
-    except (OSError, RuntimeError, ValueError, AttributeError, pickle.UnpicklingError, safetensors.SafetensorError) as error:
+    except (
+        OSError,
+        RuntimeError,
+        ValueError,
+        AttributeError,
+        pickle.UnpicklingError,
+        safetensors.SafetensorError,
+    ) as error:
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise CheckpointError(
             f"{path} cannot be read: {reason}", where="model.from", do="copy it again"

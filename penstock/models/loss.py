@@ -51,22 +51,25 @@ def loss_and_gradients(
     """
     with torch.enable_grad():
         leaves = [t.detach().requires_grad_() for t in (x, norm_weight, norm_bias)]
-        normalized = layer_norm(*leaves, epsilon)
+        normalized = layer_norm(leaves[0], leaves[1], leaves[2], epsilon)
     rows = normalized.detach().flatten(0, 1)  # (N, D)
     size = -(-rows.shape[0] // chunks)
     loss, cross_entropy = (torch.zeros((), device=x.device) for _ in range(2))
     row_gradients: list[Tensor] = []
-    for_projection: Tensor | None = None
+    for_projection = torch.zeros((), device=x.device)
     for piece, target, weight in zip(
-        rows.split(size), targets.flatten().split(size), loss_weights.flatten().split(size), strict=True
+        rows.split(size),
+        targets.flatten().split(size),
+        loss_weights.flatten().split(size),
+        strict=True,
     ):
         nll, normalizer, gradient = _piece(piece, projection, target, weight, z_loss, vocab_size)
         cross_entropy = cross_entropy + (weight * nll).sum()
         loss = loss + (weight * (nll + z_loss * normalizer.square())).sum()
         row_gradients.append(gradient @ projection)
         part = gradient.t() @ piece
-        for_projection = part if chunks == 1 else _add_in_float32(for_projection, part)
-    assert for_projection is not None
+        # Summed in float32: bf16 sums would lose the small ones.
+        for_projection = part if chunks == 1 else for_projection + part.float()
     gradients = torch.autograd.grad(
         normalized, leaves, torch.cat(row_gradients).view_as(normalized)
     )
@@ -93,11 +96,6 @@ def _logits(rows: Tensor, projection: Tensor, vocab: int) -> Tensor:
     logits = (rows @ projection.t()).float()
     columns = torch.arange(projection.shape[0], device=rows.device)
     return torch.where(columns < vocab, logits, float("-inf"))
-
-
-def _add_in_float32(total: Tensor | None, part: Tensor) -> Tensor:
-    """Running sum of the pieces' weight gradients; bf16 sums would lose the small ones."""
-    return part.float() if total is None else total + part.float()
 
 
 def token_losses(

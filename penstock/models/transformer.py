@@ -7,6 +7,7 @@ Tensor letters: B batch, T positions, D hidden, H heads, S head size, F mlp, V v
 """
 
 from collections.abc import Sequence
+from typing import Any, cast
 
 import torch
 import torch.nn.functional as F
@@ -46,7 +47,7 @@ class Mlp(nn.Module):
         self.down = nn.Linear(architecture.mlp_size, architecture.hidden_size)
 
     def forward(self, x: Tensor) -> Tensor:
-        """x (..., D) → (..., D)."""
+        """X (..., D) → (..., D)."""
         return self.down(F.gelu(self.up(x), approximate="tanh"))
 
 
@@ -61,7 +62,7 @@ class Embed(nn.Module):
         self.positions = nn.Embedding(architecture.max_positions, architecture.hidden_size)
 
     def forward(self, tokens: Tensor, keys: Tensor | None = None) -> Tensor:
-        """tokens (B, T) int64 → (B, T, D); keys (B, 1) int64 drop from the sum."""
+        """Tokens (B, T) int64 → (B, T, D); keys (B, 1) int64 drop from the sum."""
         x = self.tokens(tokens) + self.positions.weight[: tokens.shape[1]]
         return x if keys is None else dropout(x, keys[:, 0], self.rate)
 
@@ -83,7 +84,7 @@ class Block(nn.Module):
         self.mlp = Mlp(architecture)
 
     def forward(self, x: Tensor, keys: Tensor | None = None) -> Tensor:
-        """x (B, T, D) → (B, T, D); keys (B, 3) int64: probabilities, attention, MLP dropout."""
+        """X (B, T, D) → (B, T, D); keys (B, 3) int64: probabilities, attention, MLP dropout."""
         x = x + self.attention(self.attention_norm(x), keys)
         update = self.mlp(self.mlp_norm(x))
         return x + (update if keys is None else dropout(update, keys[:, 2], self.rate))
@@ -98,7 +99,7 @@ class Block(nn.Module):
 
 
 class Head(nn.Module):
-    """Final norm, projection to the vocabulary, and the loss, chunked so logits never exist whole."""
+    """Final norm, projection to the vocabulary, and the loss, in chunks of tokens."""
 
     def __init__(self, architecture: Architecture) -> None:
         """Parameters: norm, projection (Vpadded, D)."""
@@ -110,7 +111,7 @@ class Head(nn.Module):
         )
 
     def logits(self, x: Tensor) -> Tensor:
-        """x (..., D) → logits (..., V) in x's dtype, the padding cut off."""
+        """X (..., D) → logits (..., V) in x's dtype, the padding cut off."""
         return self.projection(self.norm(x))[..., : self.vocab_size]
 
     def forward(
@@ -152,21 +153,17 @@ class _ChunkedLoss(torch.autograd.Function):
     """`models/loss.py` as a differentiable function: gradients are made in the forward pass."""
 
     @staticmethod
-    def forward(ctx: "torch.autograd.function.FunctionCtx", *inputs: Tensor) -> Tensor:
+    def forward(ctx: Any, *inputs: Any) -> Tensor:  # noqa: ANN401 - torch's context type, mixed inputs
         """See `Head.forward`."""
-        *tensors, epsilon, vocab_size, chunks = inputs
-        result = loss_and_gradients(
-            *tensors, epsilon=epsilon, vocab_size=vocab_size, chunks=chunks  # type: ignore[arg-type]
-        )
+        options: Any = dict(zip(("epsilon", "vocab_size", "chunks"), inputs[7:], strict=True))
+        result = loss_and_gradients(*inputs[:7], **options)
         ctx.save_for_backward(result.norm_weight, result.norm_bias, result.projection, result.x)
         return result.loss
 
     @staticmethod
-    def backward(
-        ctx: "torch.autograd.function.FunctionCtx", *upstream: Tensor
-    ) -> tuple[Tensor | None, ...]:
+    def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Tensor | None, ...]:  # noqa: ANN401 - as above
         """Scale the gradients by the one of the loss."""
-        scaled = tuple(g * upstream[0].to(g.dtype) for g in ctx.saved_tensors)  # type: ignore[attr-defined]
+        scaled = tuple(g * grad_outputs[0].to(g.dtype) for g in ctx.saved_tensors)
         return (*scaled, *(None,) * 6)
 
 
@@ -234,7 +231,7 @@ class Transformer(nn.Module):
         """
         x = self.embed.at(tokens, positions)
         for block, (cache_keys, cache_values) in zip(self.blocks, cache, strict=True):
-            x = block.decode(x, cache_keys, cache_values, start, mask)
+            x = cast(Block, block).decode(x, cache_keys, cache_values, start, mask)
         return self.head.logits(x[:, -1]).float()
 
     def _hidden(self, tokens: Tensor, keys: Sequence[Tensor] | None) -> Tensor:

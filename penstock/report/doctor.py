@@ -77,6 +77,8 @@ def _compiler() -> str | None:
     for name in compiler_settings()["compilers"]:
         program = shutil.which(name)
         if program is not None:
-            result = subprocess.run([program, "--version"], capture_output=True, text=True, timeout=20, check=False)  # noqa: S603 - a fixed command
+            result = subprocess.run(  # noqa: S603 - a fixed command
+                [program, "--version"], capture_output=True, text=True, timeout=20, check=False
+            )
             return result.stdout.splitlines()[0] if result.stdout else program
     return None

@@ -39,7 +39,10 @@ def inspect_executable(executable: Executable) -> Inspection:
     toolchain = manifest["toolchain"]
     kernels = manifest["kernels"]
     facts = [
-        ["made by", {"yours": "you (signature verified)"}.get(executable.origin, executable.origin)],
+        [
+            "made by",
+            {"yours": "you (signature verified)"}.get(executable.origin, executable.origin),
+        ],
         ["SHA-256", executable.sha256],
         ["regions", f"{a.hidden_size} wide, {a.heads} heads, {a.vocab_size:,} tokens, any depth"],
         ["shape", f"{plan.micro} × {plan.sequence_length} tokens, {plan.compute}, {plan.device}"],
@@ -81,10 +84,16 @@ def inspect_run(run: RunFolder) -> Inspection:
         )
     summary: dict[str, Any] = json.loads(run.summary.read_bytes()) if run.summary.is_file() else {}
     checkpoints = [path.name for path in list_checkpoints(run.checkpoints)]
-    facts = [[name, str(summary[name])] for name in ("complete", "steps", "tokens") if name in summary]
+    facts = [
+        [name, str(summary[name])] for name in ("complete", "steps", "tokens") if name in summary
+    ]
     facts += [[f"loss, {name}", str(value)] for name, value in summary.get("loss", {}).items()]
     evaluation = summary.get("evaluation", {})
-    facts += [[name, f"{evaluation[name]:.4f}"] for name in ("perplexity", "bits_per_byte") if name in evaluation]
+    facts += [
+        [name, f"{evaluation[name]:.4f}"]
+        for name in ("perplexity", "bits_per_byte")
+        if name in evaluation
+    ]
     rows = [[name] for name in checkpoints]
     values = {"kind": "run", "path": str(run.path), "checkpoints": checkpoints, "summary": summary}
     return Inspection(values, f"Run {run.path}", facts, ["checkpoints"], rows)

@@ -93,7 +93,12 @@ def _bars(summary: dict[str, Any]) -> list[dict[str, Any]]:
     rows = {"this model": ours, **{f"{name} -9": bits for name, bits in others.items()}}
     longest = max(rows.values())
     return [
-        {"name": name, "bits": f"{bits:.3f}", "width": 100 * bits / longest, "ours": name == "this model"}
+        {
+            "name": name,
+            "bits": f"{bits:.3f}",
+            "width": 100 * bits / longest,
+            "ours": name == "this model",
+        }
         for name, bits in sorted(rows.items(), key=lambda row: row[1])
     ]
 

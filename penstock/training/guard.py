@@ -16,7 +16,7 @@ _HISTORY = 20
 """Applied steps before a spike can be told from the first steps' unrest."""
 
 
-class TrainingStopped(UserError):
+class TrainingStoppedError(UserError):
     """Too many steps had to be skipped: the job as configured does not train."""
 
 
@@ -66,7 +66,7 @@ class Guard:
             grad_norm: global gradient norm before clipping.
 
         Raises:
-            TrainingStopped: more than `train.bad_steps` steps were skipped.
+            TrainingStoppedError: more than `train.bad_steps` steps were skipped.
         """
         limit = self.limit
         if math.isfinite(loss) and math.isfinite(grad_norm) and grad_norm <= limit:
@@ -75,7 +75,7 @@ class Guard:
             return True
         self.skipped += 1
         if self.skipped > self._bad_steps:
-            raise TrainingStopped(
+            raise TrainingStoppedError(
                 f"{self.skipped} steps were skipped, the last with loss {loss:g} and gradient"
                 f" norm {grad_norm:g} (limit {limit:g})",
                 where=f"step {step}; train.bad_steps is {self._bad_steps}",

@@ -60,8 +60,8 @@ def global_norm(gradients: Sequence[Tensor]) -> Tensor:
         gradients: tensors of any shape and floating dtype on one device.
     """
     if gradients[0].device.type != "cpu":
-        norms = torch._foreach_norm(gradients, 2, dtype=torch.float32)
-        return torch.linalg.vector_norm(torch.stack(norms))
+        by_tensor = torch._foreach_norm(list(gradients), 2, dtype=torch.float32)
+        return torch.linalg.vector_norm(torch.stack(by_tensor))
     norms: list[Tensor] = []
     remainders: list[Tensor] = []
     for gradient in gradients:
@@ -159,6 +159,11 @@ class AdamW:
     def steps(self, value: int) -> None:
         """Go on after `value` updates, as a resumed run does."""
         self._count.fill_(value)
+
+    @property
+    def names(self) -> list[str]:
+        """Names of the trainable parameters, in the order of `gradients`."""
+        return list(self._parameters)
 
     def gradients(self) -> list[Tensor]:
         """Return the gradients that `step` will use, in its order.

@@ -17,6 +17,7 @@ from penstock.data.loader import Loader
 from penstock.models.transformer import Transformer
 from penstock.training.guard import Guard
 from penstock.training.metrics import MetricsLog, Throughput, peak_memory_bytes
+from penstock.training.muon import Muon
 from penstock.training.optimizer import AdamW
 from penstock.training.schedule import learning_rate
 from penstock.training.signals import StopSignals
@@ -29,7 +30,7 @@ class TrainingJob:
     """Everything a training run works with."""
 
     model: Transformer
-    optimizer: AdamW
+    optimizer: AdamW | Muon
     loader: Loader
     validation: Loader | None
     train: TrainSection
@@ -94,7 +95,7 @@ class Trainer:
         """Train; returns the totals. A stop signal checkpoints first.
 
         Raises:
-            TrainingStopped: the guard gave up.
+            TrainingStoppedError: the guard gave up.
         """
         job, totals = self.job, self.totals
         steps = job.loader.steps(totals.position)
@@ -165,7 +166,11 @@ class Trainer:
 
     def _fields(self) -> dict[str, str]:
         """What the progress line shows."""
-        loss, speed, mfu = self.totals.last_loss, self.throughput.tokens_per_second, self.throughput.mfu
+        loss, speed, mfu = (
+            self.totals.last_loss,
+            self.throughput.tokens_per_second,
+            self.throughput.mfu,
+        )
         return {
             "loss": "-" if loss is None else f"{loss:.3f}",
             "tokens/s": "-" if speed is None else f"{speed:,.0f}",

@@ -7,7 +7,7 @@ import pytest
 
 from penstock.config.schema import TrainSection
 from penstock.errors import CheckpointError, UserError
-from penstock.training.guard import Guard, TrainingStopped
+from penstock.training.guard import Guard, TrainingStoppedError
 
 
 @pytest.mark.parametrize(
@@ -57,9 +57,9 @@ def test_one_skip_too_many_stops_the_run_with_a_message_that_helps() -> None:
     assert not guard.admit(4, math.nan, 1.0)
     assert guard.admit(5, 1.0, 1.0)
     assert not guard.admit(6, math.nan, 1.0)
-    with pytest.raises(TrainingStopped, match=r"3 steps were skipped.*step 7.*optimizer\.lr"):
+    with pytest.raises(TrainingStoppedError, match=r"3 steps were skipped.*step 7.*optimizer\.lr"):
         guard.admit(7, math.nan, 1.0)
-    assert issubclass(TrainingStopped, UserError)
+    assert issubclass(TrainingStoppedError, UserError)
 
 
 def test_the_history_survives_a_checkpoint_exactly() -> None:

@@ -132,12 +132,10 @@ def _whole(name: str, texts: Iterator[str]) -> Iterator[Piece]:
     rest = ""
     for text in texts:
         rest += text
-        cut = None
-        for cut in _CUT.finditer(rest):
-            pass
-        if cut is not None:
-            yield Piece(name, rest[: cut.end()], ends=False)
-            rest = rest[cut.end() :]
+        cut = max((found.end() for found in _CUT.finditer(rest)), default=0)
+        if cut:
+            yield Piece(name, rest[:cut], ends=False)
+            rest = rest[cut:]
     yield Piece(name, rest, ends=True)
 
 
@@ -184,7 +182,12 @@ def _decoded(file: SourceFile, errors: str) -> Iterator[str]:
 
 
 def _decode(
-    decoder: codecs.IncrementalDecoder, chunk: bytes, offset: int, file: SourceFile, *, final: bool = False
+    decoder: codecs.IncrementalDecoder,
+    chunk: bytes,
+    offset: int,
+    file: SourceFile,
+    *,
+    final: bool = False,
 ) -> str:
     """Decode a chunk, turning an error into one line with the byte's place in the file."""
     pending = len(decoder.getstate()[0])
@@ -226,5 +229,7 @@ def _open(path: str) -> IO[bytes]:
     if magic[:2] == b"\x1f\x8b":
         return gzip.open(handle)  # type: ignore[return-value]
     if magic == b"\x28\xb5\x2f\xfd":
-        return zstandard.ZstdDecompressor().stream_reader(handle, read_across_frames=True, closefd=True)  # type: ignore[return-value]
+        return zstandard.ZstdDecompressor().stream_reader(
+            handle, read_across_frames=True, closefd=True
+        )  # type: ignore[return-value]
     return handle

@@ -22,7 +22,7 @@ _LEFT_OUT_FOLDERS = {
     "turtledemo",
 }
 """Tests, installed packages, and tables that a generator wrote (character maps, help topics)."""
-_LEFT_OUT_FILES = ("_sysconfigdata", "this.py")
+_LEFT_OUT_FILES = ("_sysconfigdata", "this.py", "entities.py", "stringprep.py")
 
 
 def list_stdlib() -> list[SourceFile]:
@@ -36,7 +36,5 @@ def list_stdlib() -> list[SourceFile]:
         if relative.parts[0].startswith("config-") or path.name.startswith(_LEFT_OUT_FILES):
             continue
         status = path.stat()
-        files.append(
-            SourceFile(relative.as_posix(), str(path), status.st_size, status.st_mtime_ns)
-        )
+        files.append(SourceFile(relative.as_posix(), str(path), status.st_size, status.st_mtime_ns))
     return files

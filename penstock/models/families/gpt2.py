@@ -9,7 +9,9 @@ from penstock.errors import ConfigError
 from penstock.models.architecture import Architecture
 
 
-def _shape(layers: int, hidden_size: int, heads: int, positions: int, vocabulary: int) -> dict[str, int]:
+def _shape(
+    layers: int, hidden_size: int, heads: int, positions: int, vocabulary: int
+) -> dict[str, int]:
     return {
         "layers": layers,
         "hidden_size": hidden_size,
@@ -47,7 +49,9 @@ def from_hf_config(config: dict[str, Any]) -> dict[str, Any]:
         )
     for key in ("scale_attn_by_inverse_layer_idx", "add_cross_attention"):
         if config.get(key):
-            raise ConfigError(f"{key} is not supported", where="config.json", do="use another model")
+            raise ConfigError(
+                f"{key} is not supported", where="config.json", do="use another model"
+            )
     hidden_size = int(config["n_embd"])
     return {
         "layers": int(config["n_layer"]),

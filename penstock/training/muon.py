@@ -1,0 +1,175 @@
+"""Muon for the blocks' matrices, AdamW for everything else, behind AdamW's interface.
+
+The train step uses it like `AdamW`. It must never know the model's structure beyond names.
+"""
+
+from collections.abc import Iterable, Mapping, Sequence
+
+import torch
+from torch import Tensor
+from torch.nn import Parameter
+
+from penstock.config.schema import OptimizerSection
+from penstock.errors import CheckpointError
+from penstock.training.optimizer import AdamW
+
+_COEFFICIENTS = (3.4445, -4.7750, 2.0315)
+"""Quintic Newton–Schulz iteration, chosen by Jordan for the steepest slope at zero."""
+_ITERATIONS = 5
+_RMS = 0.2
+"""RMS of an AdamW update, which Muon's is scaled to (Liu et al., arXiv 2502.16982, §2.2), so that
+one learning rate serves both."""
+
+
+class Muon:
+    """Momentum, orthogonalized by Newton–Schulz, for matrices; AdamW for the other parameters.
+
+    Source: Jordan et al., "Muon: An optimizer for hidden layers in neural networks" (2024), with
+    Nesterov momentum; scaling and decoupled decay as in Liu et al., arXiv 2502.16982, equation 4.
+    """
+
+    def __init__(
+        self,
+        named_parameters: Iterable[tuple[str, Parameter]],
+        section: OptimizerSection,
+        *,
+        masters: Mapping[str, Tensor] | None = None,
+    ) -> None:
+        """Make the state; `masters` as for `AdamW`."""
+        named = dict(named_parameters)
+        self._section = section
+        self._matrices = {n: p for n, p in named.items() if _is_hidden_matrix(n, p)}
+        self._order = [name for name, parameter in named.items() if parameter.requires_grad]
+        others = [(n, p) for n, p in named.items() if n not in self._matrices]
+        self._adamw = AdamW(others, section, masters=masters)
+        self._masters: dict[str, Tensor] = {}
+        self._momenta: dict[str, Tensor] = {}
+        for name, parameter in self._matrices.items():
+            weight = parameter.detach()
+            self._masters[name] = weight if weight.dtype == torch.float32 else weight.float()
+            self._momenta[name] = torch.zeros_like(weight, dtype=torch.float32)
+            if masters is not None and name in masters:
+                self._masters[name].copy_(masters[name])
+        self._parameters = named
+
+    @property
+    def steps(self) -> int:
+        """Updates applied so far."""
+        return self._adamw.steps
+
+    @steps.setter
+    def steps(self, value: int) -> None:
+        """Go on after `value` updates."""
+        self._adamw.steps = value
+
+    def gradients(self) -> list[Tensor]:
+        """The gradients that `step` will use, in its order.
+
+        Raises:
+            RuntimeError: a parameter took no part in the loss.
+        """
+        found: list[Tensor] = []
+        for name in self._order:
+            gradient = self._parameters[name].grad
+            if gradient is None:
+                raise RuntimeError(f"{name} has no gradient")
+            found.append(gradient)
+        return found
+
+    @torch.no_grad()
+    def step(
+        self,
+        lr: float | Tensor,
+        *,
+        grad_norm: Tensor | None = None,
+        skip: Tensor | None = None,
+        gradients: Sequence[Tensor] | None = None,
+    ) -> None:
+        """Update all parameters; see `AdamW.step`. Clipping leaves Muon's direction as it is."""
+        gradients = self.gradients() if gradients is None else gradients
+        by_name = dict(zip(self._order, gradients, strict=True))
+        others = [by_name[name] for name in self._adamw.names]
+        self._adamw.step(lr, grad_norm=grad_norm, skip=skip, gradients=others)
+        keep = torch.ones(()) if skip is None else 1.0 - skip.float()
+        for names in self._by_shape():
+            self._update(names, [by_name[name] for name in names], lr, keep)
+
+    def _update(
+        self, names: Sequence[str], gradients: Sequence[Tensor], lr: float | Tensor, keep: Tensor
+    ) -> None:
+        """Update matrices of one shape together; where `keep` is 0 nothing changes."""
+        beta = self._section.momentum
+        stacked = torch.nan_to_num(torch.stack([g.float() for g in gradients]))
+        momenta = torch.stack([self._momenta[name] for name in names])
+        momenta = torch.lerp(momenta, momenta * beta + stacked * (1 - beta), keep)
+        update = orthogonalize(stacked * (1 - beta) + momenta * beta)
+        scale = _RMS * max(update.shape[-2:]) ** 0.5
+        for name, momentum, change in zip(names, momenta, update, strict=True):
+            master = self._masters[name]
+            master.mul_(1 - keep * lr * self._section.weight_decay)
+            master.sub_(change.float() * (keep * lr * scale))
+            self._momenta[name].copy_(momentum)
+            weight = self._parameters[name].detach()
+            if weight.data_ptr() != master.data_ptr():
+                weight.copy_(master)
+
+    def zero_gradients(self) -> None:
+        """Drop all gradients."""
+        for parameter in self._parameters.values():
+            parameter.grad = None
+
+    def state_tensors(self) -> dict[str, Tensor]:
+        """The state itself: AdamW's, and `master.NAME` and `momentum.NAME` of the matrices."""
+        own = {f"master.{name}": value for name, value in self._masters.items()}
+        own |= {f"momentum.{name}": value for name, value in self._momenta.items()}
+        return {**self._adamw.state_tensors(), **own}
+
+    @torch.no_grad()
+    def load_state_tensors(self, tensors: Mapping[str, Tensor]) -> None:
+        """Take up the state of `state_tensors`.
+
+        Raises:
+            CheckpointError: a name is missing or left over, or a shape differs.
+        """
+        adamw = self._adamw.state_tensors()
+        own = {name: value for name, value in self.state_tensors().items() if name not in adamw}
+        for name, value in own.items():
+            if name not in tensors or tensors[name].shape != value.shape:
+                raise CheckpointError(
+                    f"the optimizer state does not fit: {name}",
+                    do="resume with the optimizer the checkpoint was made with",
+                )
+        self._adamw.load_state_tensors({k: v for k, v in tensors.items() if k not in own})
+        for name, value in own.items():
+            value.copy_(tensors[name])
+        for name, parameter in self._matrices.items():
+            parameter.copy_(self._masters[name])
+
+    def _by_shape(self) -> list[list[str]]:
+        """Names of the matrices, those of one shape together."""
+        groups: dict[tuple[int, ...], list[str]] = {}
+        for name, parameter in self._matrices.items():
+            groups.setdefault(tuple(parameter.shape), []).append(name)
+        return list(groups.values())
+
+
+def _is_hidden_matrix(name: str, parameter: Parameter) -> bool:
+    """Whether a parameter is a matrix inside a block."""
+    return parameter.requires_grad and parameter.ndim == 2 and name.startswith("blocks.")
+
+
+def orthogonalize(matrices: Tensor) -> Tensor:
+    """Replace the singular values of each (N, rows, columns) float32 by about 1, in bf16.
+
+    Five Newton–Schulz steps bring them into 0.7…1.2, which is as good as exact for training.
+    """
+    a, b, c = _COEFFICIENTS
+    x = matrices / (torch.linalg.matrix_norm(matrices, keepdim=True) + 1e-7)
+    x = x.bfloat16()
+    is_tall = x.shape[-2] > x.shape[-1]
+    if is_tall:
+        x = x.mT
+    for _ in range(_ITERATIONS):
+        gram = x @ x.mT
+        x = a * x + (b * gram + c * gram @ gram) @ x
+    return x.mT if is_tall else x

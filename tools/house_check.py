@@ -1,0 +1,58 @@
+"""Hold the rules of the house that no linter knows: sizes, docstrings, words, who may print.
+
+Run by `make check`; prints each breach and exits 1 when there is one.
+"""
+
+import ast
+import re
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent
+MODULE_LINES, FUNCTION_LINES = 300, 60
+LONGER = {"penstock/training/optimizer.py": 320, "penstock/api.py": 470}
+"""Modules over the limit: the optimizer's state layout, and the public functions side by side."""
+LONG_FUNCTIONS = {"penstock/api.py:train": 100}
+MAY_READ_ENVIRONMENT = {
+    "penstock/config/folders.py",
+    "penstock/hardware/process.py",
+    "penstock/compiler/toolchain.py",
+    "penstock/data/tokenize.py",
+}
+FORBIDDEN_WORDS = re.compile(r"\b(n_layer_count|block_size|gradient_checkpointing|d_model)\b")
+
+
+def breaches(path: Path) -> Iterator[str]:
+    """Everything wrong with one module."""
+    name = path.relative_to(ROOT).as_posix()
+    text = path.read_text(encoding="utf-8")
+    lines = text.count("\n")
+    if lines > LONGER.get(name, MODULE_LINES):
+        yield f"{name}: {lines} lines"
+    for number, line in enumerate(text.splitlines(), 1):
+        if re.search(r"\bTODO\b(?!\(#\d+\))", line):
+            yield f"{name}:{number}: TODO without an issue"
+        if FORBIDDEN_WORDS.search(line):
+            yield f"{name}:{number}: another project's word"
+        if "os.environ" in line and name not in MAY_READ_ENVIRONMENT:
+            yield f"{name}:{number}: reads the environment"
+    for node in ast.walk(ast.parse(text)):
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
+            length = (node.end_lineno or node.lineno) - node.lineno + 1
+            if length > LONG_FUNCTIONS.get(f"{name}:{node.name}", FUNCTION_LINES):
+                yield f"{name}:{node.lineno}: {node.name} has {length} lines"
+        if isinstance(node, ast.Call) and getattr(node.func, "id", "") in ("print", "eval", "exec"):
+            yield f"{name}:{node.lineno}: calls {node.func.id}"  # type: ignore[attr-defined]
+
+
+def main() -> int:
+    """Check every module of the package."""
+    found = [b for path in sorted((ROOT / "penstock").rglob("*.py")) for b in breaches(path)]
+    for breach in found:
+        print(breach)
+    return 1 if found else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
