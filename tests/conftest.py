@@ -1,0 +1,97 @@
+"""What tests share: real data, private user folders, one small compiled executable."""
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from penstock.hardware.process import prepare_process
+
+ROOT = Path(__file__).resolve().parent.parent
+
+prepare_process()
+
+
+@pytest.fixture(scope="session", autouse=True)
+def user_folders(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """Keys of the tests' own; a cache beside the repository, so that kernels compile once."""
+    before = {name: os.environ.get(name) for name in ("XDG_CONFIG_HOME", "XDG_CACHE_HOME")}
+    os.environ["XDG_CONFIG_HOME"] = str(ROOT / ".cache" / "config")
+    os.environ["XDG_CACHE_HOME"] = str(ROOT / ".cache")
+    yield
+    for name, value in before.items():
+        if value is None:
+            del os.environ[name]
+        else:
+            os.environ[name] = value
+
+
+@pytest.fixture(scope="session")
+def test_data() -> Path:
+    """The folder of real data."""
+    path = Path(os.environ.get("PENSTOCK_TEST_DATA", ROOT.parent / "shared" / "data"))
+    if not path.is_dir():
+        pytest.skip(f"no real data at {path}: set PENSTOCK_TEST_DATA")
+    return path
+
+
+@pytest.fixture(scope="session")
+def corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder of real text: forty modules of the standard library."""
+    from penstock.data.sources.stdlib import list_stdlib
+
+    folder = tmp_path_factory.mktemp("corpus")
+    files = [file for file in list_stdlib() if "/" not in file.id and 4000 < file.size < 40000]
+    for file in files[:40]:
+        (folder / file.id).write_bytes(Path(file.path).read_bytes())
+    return folder
+
+
+@pytest.fixture(scope="session")
+def dataset_folder(corpus: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The corpus, prepared with a vocabulary of 512 for sequences of 64."""
+    import penstock
+
+    path = tmp_path_factory.mktemp("data") / "dataset"
+    penstock.prepare(
+        source={"path": str(corpus)},
+        tokenizer={"train": True, "vocab_size": 512},
+        data={"path": str(path), "sequence_length": 64},
+    )
+    return path
+
+
+TINY = {"preset": "gpt2-tiny"}
+
+
+@pytest.fixture(scope="session")
+def tiny_executable(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """gpt2-tiny in fp32, 4 × 64 tokens, compiled."""
+    import penstock
+
+    path = tmp_path_factory.mktemp("executable") / "tiny.penstock"
+    penstock.compile(
+        model=TINY,
+        batch={"micro": 4},
+        data={"sequence_length": 64},
+        precision={"compute": "fp32"},
+        executable=str(path),
+    )
+    return path
+
+
+@pytest.fixture(scope="session")
+def dropout_executable(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """gpt2-tiny in bf16 with dropout, 4 × 64 tokens, compiled."""
+    import penstock
+
+    path = tmp_path_factory.mktemp("executable") / "dropout.penstock"
+    penstock.compile(
+        model={**TINY, "dropout": 0.1},
+        batch={"micro": 4},
+        data={"sequence_length": 64},
+        precision={"compute": "bf16"},
+        executable=str(path),
+    )
+    return path
