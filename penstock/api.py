@@ -52,19 +52,13 @@ OPTIMIZERS = {"adamw": AdamW, "muon": Muon}
 ConfigLike = Config | Mapping[str, Any] | str | Path | None
 
 
-def prepare(config: OPTIMIZERS = {"adamw": AdamW, "muon": Muon}
-"""optimizer.name → class."""
-
-ConfigLike = None, **sections: Any) -> PrepareResult:  # noqa: ANN401 - sections of any kind
+def prepare(config: ConfigLike = None, **sections: Any) -> PrepareResult:  # noqa: ANN401 - sections of any kind
     """Make the dataset `data.path` from `source`."""
     c = as_config(config, **sections)
     return prepare_dataset(c.source, c.tokenizer, c.data, c.prepare)
 
 
-def plan(config: OPTIMIZERS = {"adamw": AdamW, "muon": Muon}
-"""optimizer.name → class."""
-
-ConfigLike = None, **sections: Any) -> Plan:  # noqa: ANN401 - sections of any kind
+def plan(config: ConfigLike = None, **sections: Any) -> Plan:  # noqa: ANN401 - sections of any kind
     """Decide how a training step maps to the machine, and predict memory, FLOPs and time."""
     c = as_config(config, **sections)
     result = jobs.plan_of(c, _dataset_if_there(c))
@@ -100,10 +94,7 @@ class CompileResult:
         console.path(f"executable ({state})", self.path)
 
 
-def compile(config: OPTIMIZERS = {"adamw": AdamW, "muon": Muon}
-"""optimizer.name → class."""
-
-ConfigLike = None, **sections: Any) -> CompileResult:  # noqa: ANN401 - the verb's name
+def compile(config: ConfigLike = None, **sections: Any) -> CompileResult:  # noqa: ANN401 - the verb's name
     """Compile the plan's regions into the file `executable`."""
     started = time.monotonic()
     c = as_config(config, **sections)
@@ -126,10 +117,7 @@ ConfigLike = None, **sections: Any) -> CompileResult:  # noqa: ANN401 - the verb
 
 
 def train(
-    config: OPTIMIZERS = {"adamw": AdamW, "muon": Muon}
-"""optimizer.name → class."""
-
-ConfigLike = None,
+    config: ConfigLike = None,
     *,
     origins: Mapping[str, str] | None = None,
     **sections: Any,  # noqa: ANN401 - sections of any kind
@@ -329,10 +317,7 @@ class EvaluationResult:
             )
 
 
-def evaluate(config: OPTIMIZERS = {"adamw": AdamW, "muon": Muon}
-"""optimizer.name → class."""
-
-ConfigLike = None, **sections: Any) -> EvaluationResult:  # noqa: ANN401 - sections of any kind
+def evaluate(config: ConfigLike = None, **sections: Any) -> EvaluationResult:  # noqa: ANN401 - sections of any kind
     """Score a run, or a model in the Hugging Face layout, on held-out text."""
     c = as_config(config, **sections)
     dataset = jobs.open_dataset(c)
@@ -389,10 +374,7 @@ class GenerationResult:
                 completion.show(console)
 
 
-def generate(config: OPTIMIZERS = {"adamw": AdamW, "muon": Muon}
-"""optimizer.name → class."""
-
-ConfigLike = None, **sections: Any) -> GenerationResult | None:  # noqa: ANN401 - sections of any kind
+def generate(config: ConfigLike = None, **sections: Any) -> GenerationResult | None:  # noqa: ANN401 - sections of any kind
     """Continue `generate.prompt`, every prompt of `generate.input`, or what a person types."""
     c = as_config(config, **sections)
     section, console = c.generate, get_console()
@@ -437,10 +419,7 @@ class ConversionResult:
         console.path("folder for transformers", self.folder)
 
 
-def convert(what: str, config: OPTIMIZERS = {"adamw": AdamW, "muon": Muon}
-"""optimizer.name → class."""
-
-ConfigLike = None, **sections: Any) -> ConversionResult:  # noqa: ANN401 - sections of any kind
+def convert(what: str, config: ConfigLike = None, **sections: Any) -> ConversionResult:  # noqa: ANN401 - sections of any kind
     """Write a run's weights as a folder `transformers` loads; `what` is "checkpoint"."""
     c = as_config(config, **sections)
     if what != "checkpoint":
@@ -458,10 +437,7 @@ ConfigLike = None, **sections: Any) -> ConversionResult:  # noqa: ANN401 - secti
     return ConversionResult(Path(c.out))
 
 
-def inspect(path: str | Path, config: OPTIMIZERS = {"adamw": AdamW, "muon": Muon}
-"""optimizer.name → class."""
-
-ConfigLike = None, **sections: Any) -> Inspection | Dataset:  # noqa: ANN401 - sections of any kind
+def inspect(path: str | Path, config: ConfigLike = None, **sections: Any) -> Inspection | Dataset:  # noqa: ANN401 - sections of any kind
     """What an executable, a dataset folder or a run folder holds. Runs nothing in it."""
     c = as_config(config, **sections)
     path = Path(path)
@@ -474,19 +450,13 @@ ConfigLike = None, **sections: Any) -> Inspection | Dataset:  # noqa: ANN401 - s
     return inspect_run(RunFolder(path))
 
 
-def report(config: OPTIMIZERS = {"adamw": AdamW, "muon": Muon}
-"""optimizer.name → class."""
-
-ConfigLike = None, **sections: Any) -> ReportFiles:  # noqa: ANN401 - sections of any kind
+def report(config: ConfigLike = None, **sections: Any) -> ReportFiles:  # noqa: ANN401 - sections of any kind
     """Write a run's loss curve and HTML report again."""
     c = as_config(config, **sections)
     return write_report(_run_folder(c).path)
 
 
-def doctor(config: OPTIMIZERS = {"adamw": AdamW, "muon": Muon}
-"""optimizer.name → class."""
-
-ConfigLike = None, **sections: Any) -> DoctorReport:  # noqa: ANN401 - sections of any kind
+def doctor(config: ConfigLike = None, **sections: Any) -> DoctorReport:  # noqa: ANN401 - sections of any kind
     """Examine this machine: processor, memory, compiler, OpenMP, allocator, measured speeds."""
     c = as_config(config, **sections)
     return examine(jobs.device_of(c))

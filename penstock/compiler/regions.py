@@ -34,17 +34,8 @@ class TracedKernel:
     contract: RegionContract
 
 
-def kernel_names(plan: Plan) -> tuple[str, ...]:
-    """The kernels training and evaluation need under this plan, those slow to compile first."""
-    names = ["head_train", "block_backward", "block_forward", "head_evaluate"]
-    names += ["embed_backward", "embed_forward"]
-    if plan.architecture.dropout > 0:
-        names += ["block_evaluate", "embed_evaluate"]
-    return tuple(names)
-
-
 def trace_kernel(plan: Plan, name: str) -> TracedKernel:
-    """Trace one of `kernel_names(plan)` for the plan's shapes, without allocating any weights."""
+    """Trace one of `toolchain.kernel_names(plan)`; no weights are allocated."""
     with FakeTensorMode():
         return _TRACERS[name](plan)
 

@@ -4,9 +4,10 @@
 stay ordinary, so everything of PyTorch composes. It must never import a tracer or a compiler.
 """
 
+import contextlib
 import dataclasses
 import functools
-from collections.abc import Mapping
+from collections.abc import Generator, Mapping
 from typing import Any
 
 import torch
@@ -58,6 +59,9 @@ class _Region:
         self.evaluate = kernels.get(f"{name}_evaluate", self.forward)
         self.recompute = recompute
         self.has_dropout = f"{name}_evaluate" in kernels
+        # Equal tokens add to one row of the embedding's gradient; torch's parallel sum of them
+        # changes its order from call to call.
+        self.needs_ordered_sums = name == "embed"
 
     def __call__(self, module: nn.Module, x: Tensor, keys: Tensor | None = None) -> Tensor:
         """What `module.forward(x, keys)` computes."""
@@ -74,6 +78,19 @@ class _Region:
             return _RegionFunction.apply(self, *inputs)
         kernel = self.forward if keys is not None else self.evaluate
         return kernel.run([*parameters, x] if keys is None else [*parameters, x, keys])[0]
+
+
+@contextlib.contextmanager
+def _ordered_sums(wanted: bool) -> Generator[None]:
+    """Make torch add in a fixed order inside; through the C function, because the public one
+    imports the compiler's configuration.
+    """
+    before = torch.are_deterministic_algorithms_enabled()
+    torch._C._set_deterministic_algorithms(before or wanted)
+    try:
+        yield
+    finally:
+        torch._C._set_deterministic_algorithms(before)
 
 
 class _RegionFunction(torch.autograd.Function):
@@ -104,7 +121,8 @@ class _RegionFunction(torch.autograd.Function):
             kept = [saved[i] for i in contract.kept_inputs]
             saved = (*kept, *results[contract.output_count :])
             del results, kept
-        results = region.backward.run([*saved, *grad_outputs])
+        with _ordered_sums(region.needs_ordered_sums):
+            results = region.backward.run([*saved, *grad_outputs])
         by_input: list[Tensor | None] = [None] * ctx.input_count
         for index, gradient in zip(contract.differentiable, results, strict=True):
             by_input[index] = gradient

@@ -20,7 +20,6 @@ from penstock.compiler import signing
 from penstock.compiler.fingerprint import compiler_settings, toolchain_fingerprint
 from penstock.compiler.kernels import BuiltKernel, KernelSpec, RegionContract, TensorSpec
 from penstock.compiler.plan import Plan
-from penstock.compiler.regions import kernel_names, trace_kernel
 from penstock.config.folders import user_cache_folder
 from penstock.console import get_console
 from penstock.errors import ExecutableError
@@ -45,6 +44,15 @@ def build_kernels(
         _require_compiler()
         built |= _build_missing(plan, missing, folder, workers or os.cpu_count() or 1)
     return {name: built[name] for name in names}
+
+
+def kernel_names(plan: Plan) -> tuple[str, ...]:
+    """The kernels training and evaluation need under this plan, those slow to compile first."""
+    names = ["head_train", "block_backward", "block_forward", "head_evaluate"]
+    names += ["embed_backward", "embed_forward"]
+    if plan.architecture.dropout > 0:
+        names += ["block_evaluate", "embed_evaluate"]
+    return tuple(names)
 
 
 def has_compiler() -> bool:
@@ -100,6 +108,8 @@ def _build(plan_json: str, name: str) -> BuiltKernel:
     """Trace and compile one kernel (runs in a worker process)."""
     import torch  # noqa: PLC0415 - only worker processes load the compiler
     from torch._inductor import aot_compile  # noqa: PLC0415 - as above
+
+    from penstock.compiler.regions import trace_kernel  # noqa: PLC0415 - as above
 
     started = time.monotonic()
     traced = trace_kernel(Plan.from_json(json.loads(plan_json)), name)

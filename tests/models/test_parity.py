@@ -42,7 +42,9 @@ def reference_model(a: Architecture) -> transformers.GPT2LMHeadModel:
     return model
 
 
-def ours_from(reference: transformers.GPT2LMHeadModel, a: Architecture, folder: Path) -> Transformer:
+def ours_from(
+    reference: transformers.GPT2LMHeadModel, a: Architecture, folder: Path
+) -> Transformer:
     reference.save_pretrained(folder)
     model = Transformer(a)
     load_weights(folder, model)

@@ -1,0 +1,93 @@
+"""Plans: counts in closed form, errors, and that planning loads no torch."""
+
+import json
+import subprocess
+import sys
+
+import pytest
+
+from penstock.compiler.plan import Plan, make_plan
+from penstock.config.schema import BatchSection, ModelSection, PlanSection
+from penstock.errors import ConfigError
+from penstock.hardware.target import load_target, target_names
+from penstock.models.resolve import resolve_architecture
+
+
+def plan_for(micro: int = 4, length: int = 512, preset: str = "gpt2", **fields: object) -> Plan:
+    return make_plan(
+        resolve_architecture(ModelSection(preset=preset)),
+        batch=BatchSection(micro=micro, size=fields.pop("size", None)),
+        plan=PlanSection(**fields),
+        compute="bf16",
+        sequence_length=length,
+        target=load_target("zen5-2core"),
+    )
+
+
+@pytest.mark.parametrize(
+    ("preset", "parameters"),
+    [
+        ("gpt2", 124_439_808),
+        ("gpt2-medium", 354_823_168),
+        ("gpt2-large", 774_030_080),
+        ("gpt2-xl", 1_557_611_200),
+    ],
+)
+def test_parameter_counts_are_the_published_ones(preset: str, parameters: int) -> None:
+    assert resolve_architecture(ModelSection(preset=preset)).parameter_count() == parameters
+
+
+def test_memory_is_the_sum_of_its_kinds_and_exact_where_it_can_be() -> None:
+    plan = plan_for()
+    parameters = plan.architecture.parameter_count(padded=True)
+    assert plan.memory["weights"] == 2 * parameters
+    assert plan.memory["gradients"] == 2 * parameters
+    assert plan.memory["optimizer"] == 12 * parameters
+    kinds = {k: v for k, v in plan.memory.items() if k != "total"}
+    assert plan.memory["total"] == sum(kinds.values())
+    assert plan_for(micro=4, size=8).memory["gradients"] == 6 * parameters
+
+
+def test_flops_follow_the_formula() -> None:
+    a = plan_for().architecture
+    multiplied = a.parameter_count() - 1024 * 768
+    assert plan_for().flops_per_token == 6 * multiplied + 12 * 12 * 768 * 512
+
+
+def test_recompute_needs_fewer_activations_and_more_time() -> None:
+    plain, again = plan_for(), plan_for(recompute="blocks")
+    assert again.memory["activations"] < plain.memory["activations"] / 4
+    assert again.step_seconds > plain.step_seconds
+
+
+def test_a_plan_that_does_not_fit_says_what_would_help() -> None:
+    plan = plan_for(micro=64, length=1024, preset="gpt2-xl")
+    assert not plan.fits
+    assert any("plan.recompute=blocks" in line for line in plan.advice)
+
+
+def test_json_round_trip() -> None:
+    plan = plan_for()
+    assert Plan.from_json(json.loads(json.dumps(plan.to_json()))) == plan
+
+
+def test_contradicting_shapes_are_refused() -> None:
+    with pytest.raises(ConfigError, match="longer than the model's 1024 positions"):
+        plan_for(length=1025)
+    with pytest.raises(ConfigError, match="not a multiple"):
+        plan_for(micro=4, size=6)
+
+
+def test_all_targets_load_and_unknown_ones_are_named() -> None:
+    for name in target_names():
+        assert load_target(name).memory_bytes > 0
+    with pytest.raises(ConfigError, match="did you mean h200"):
+        load_target("h20")
+
+
+def test_planning_needs_no_torch() -> None:
+    code = (
+        "import sys; from tests.compiler.test_plan import plan_for; plan_for(); "
+        "assert 'torch' not in sys.modules"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True, timeout=60)
