@@ -109,7 +109,7 @@ class Dataset:
                 )
             _check_files(path, manifest["files"], verify)
             dataset = Dataset(path, manifest)
-            for name in manifest["splits"]:
+            for name in manifest["splits"].keys():  # noqa: SIM118 - refuses what is no mapping
                 _check_counts(dataset, name)
         except (KeyError, TypeError, AttributeError, ValueError) as error:
             raise DataError(

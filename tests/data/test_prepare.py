@@ -1,0 +1,269 @@
+"""Preparing datasets: sources, splits, packing, determinism, reuse, resumption."""
+
+import gzip
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import zstandard
+
+import penstock
+from penstock.config.schema import SourceSection
+from penstock.data import prepare as prepare_module
+from penstock.data.dataset import Dataset
+from penstock.data.packing import Packing, pack_rows
+from penstock.data.sources.files import list_files, read_pieces
+from penstock.data.tokenizer import Tokenizer
+from penstock.errors import ConfigError, DataError, UserError
+
+
+def prepare(source: dict, path: Path, **data: object) -> Dataset:
+    result = penstock.prepare(
+        source=source,
+        tokenizer={"train": True, "vocab_size": 300},
+        data={"path": str(path), "sequence_length": 16, **data},
+        prepare={"workers": 1},
+    )
+    return result.dataset
+
+
+def text_of(dataset: Dataset, split: str) -> str:
+    tokenizer = dataset.tokenizer()
+    return tokenizer.decode(dataset.split(split).tokens.tolist()).replace("<|endoftext|>", "")
+
+
+def files_of(folder: Path) -> dict[str, bytes]:
+    return {p.name: p.read_bytes() for p in sorted(folder.iterdir()) if p.is_file()}
+
+
+def test_every_byte_of_the_text_is_in_the_dataset(dataset_folder: Path, corpus: Path) -> None:
+    dataset = Dataset.open(dataset_folder)
+    texts = "".join(text_of(dataset, name) for name in dataset.manifest["splits"])
+    originals = [path.read_text(encoding="utf-8") for path in sorted(corpus.iterdir())]
+    assert sorted(texts) == sorted("".join(originals))
+    for name, facts in dataset.manifest["splits"].items():
+        assert facts["text_bytes"] == len(text_of(dataset, name).encode())
+        assert facts["words"] == sum(
+            len(text.split()) for text in originals if text in text_of(dataset, name)
+        )
+
+
+def test_workers_shards_and_interruptions_leave_no_trace(
+    dataset_folder: Path, corpus: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    arguments = {
+        "source": {"path": str(corpus)},
+        "tokenizer": {"train": True, "vocab_size": 512},
+        "data": {"path": str(tmp_path / "d"), "sequence_length": 64},
+        "prepare": {"workers": 2, "shard_bytes": 60_000},
+    }
+
+    def stop(*arguments: object) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(prepare_module, "_finish", stop)
+        with pytest.raises(KeyboardInterrupt):
+            penstock.prepare(**arguments)
+    assert list((tmp_path / "d" / ".prepare").rglob("facts.json"))
+    penstock.prepare(**arguments)
+    assert not (tmp_path / "d" / ".prepare").exists()
+    assert files_of(tmp_path / "d") == files_of(dataset_folder)
+
+
+def test_unchanged_input_is_reused_and_changed_input_is_not(tmp_path: Path) -> None:
+    text = tmp_path / "text.txt"
+    text.write_text("the quick brown fox jumps over the lazy dog\n" * 100)
+    arguments = {
+        "source": {"path": str(text)},
+        "tokenizer": {"train": True, "vocab_size": 300},
+        "data": {"path": str(tmp_path / "d"), "sequence_length": 16},
+    }
+    assert not penstock.prepare(**arguments).reused
+    assert penstock.prepare(**arguments).reused
+    text.write_text("another text altogether\n" * 200)
+    assert not penstock.prepare(**arguments).reused
+
+
+def test_a_single_file_is_cut_at_line_ends_into_contiguous_parts(tmp_path: Path) -> None:
+    lines = [f"line {i} of the only file\n" for i in range(400)]
+    (tmp_path / "one.txt").write_text("".join(lines))
+    dataset = prepare({"path": str(tmp_path / "one.txt")}, tmp_path / "d")
+    parts = [text_of(dataset, name) for name in ("train", "validation", "test")]
+    assert "".join(parts) == "".join(lines)
+    assert all(part.endswith("\n") and part.startswith("line") for part in parts)
+    assert 0.85 < len(parts[0]) / len("".join(lines)) < 0.95
+
+
+def test_compressed_files_give_the_text_of_plain_ones(tmp_path: Path) -> None:
+    text = "".join(f"some words, number {i}\n" for i in range(300)).encode()
+    (tmp_path / "a.txt").write_bytes(text)
+    (tmp_path / "b.txt.gz").write_bytes(gzip.compress(text))
+    (tmp_path / "c.zst").write_bytes(zstandard.compress(text))
+    for name in ("a.txt", "b.txt.gz", "c.zst"):
+        section = SourceSection(path=str(tmp_path / name))
+        pieces = read_pieces(list_files(section)[0], section)
+        assert "".join(piece.text for piece in pieces).encode() == text
+
+
+@pytest.mark.parametrize(("documents", "count"), [("file", 1), ("line", 4), ("blank_line", 2)])
+def test_document_separators(documents: str, count: int, tmp_path: Path) -> None:
+    (tmp_path / "x.txt").write_text("one\ntwo\n\n  \nthree\nfour")
+    section = SourceSection(path=str(tmp_path / "x.txt"), documents=documents)
+    pieces = list(read_pieces(list_files(section)[0], section))
+    assert sum(piece.ends for piece in pieces) == count
+    assert len({piece.document for piece in pieces}) == count
+
+
+def test_globs_and_lists_name_files(tmp_path: Path) -> None:
+    for name in ("a.txt", "b.txt", "c.md"):
+        (tmp_path / name).write_text(name)
+    section = SourceSection(path=[str(tmp_path / "*.txt"), str(tmp_path / "c.md")])
+    assert len(list_files(section)) == 3
+
+
+def test_cutting_a_long_document_does_not_change_its_tokens(corpus: Path) -> None:
+    text = "".join(path.read_text() for path in sorted(corpus.iterdir()))
+    tokenizer = Tokenizer.train([text], 512)
+    section = SourceSection(path=str(corpus))
+    for file in list_files(section)[:10]:
+        whole = Path(file.path).read_text()
+        cut = [i for i in range(1, len(whole)) if whole[i - 1] == "\n"]
+        safe = [i for i in cut if not whole[i].isspace() and not whole[i - 2].isspace()]
+        pieces = [whole[a:b] for a, b in zip([0, *safe], [*safe, len(whole)], strict=True)]
+        assert sum(tokenizer.encode_batch(pieces), []) == tokenizer.encode(whole)
+
+
+def test_the_text_of_the_special_token_stays_text(tmp_path: Path) -> None:
+    (tmp_path / "x.txt").write_text("a line with <|endoftext|> in it\n" * 200)
+    dataset = prepare({"path": str(tmp_path / "x.txt")}, tmp_path / "d")
+    tokens = dataset.split("train").tokens
+    end = dataset.tokenizer().end_of_text
+    assert (tokens == end).sum() == 1
+    assert tokens[-1] == end
+
+
+@pytest.mark.data
+def test_gpt2s_two_files_tokenize_as_transformers_does(test_data: Path) -> None:
+    import transformers
+
+    ours = Tokenizer.load(test_data / "gpt2-tokenizer")
+    theirs = transformers.GPT2TokenizerFast(
+        vocab=str(test_data / "gpt2-tokenizer" / "vocab.json"),
+        merges=str(test_data / "gpt2-tokenizer" / "merges.txt"),
+    )
+    text = (test_data / "tinyshakespeare" / "input.txt").read_text()[
+        :50_000
+    ] + " naïve 漢字 \n\n  x"
+    assert ours.encode(text) == theirs(text)["input_ids"]
+    assert ours.decode(ours.encode(text)) == text
+    assert ours.vocab_size == 50257
+    assert ours.end_of_text == 50256
+
+
+def documents(*lengths: int) -> list[np.ndarray]:
+    return [np.full(length, i) for i, length in enumerate(lengths)]
+
+
+def test_greedy_packing_keeps_documents_whole() -> None:
+    rows = list(pack_rows(documents(3, 4, 2, 9, 1), Packing("greedy", "drop"), 7))
+    assert [row.tolist() for row in rows] == [[0, 0, 0, 1, 1, 1, 1], [2, 2, 4]]
+
+
+def test_single_packing_cuts_where_it_is_told() -> None:
+    long = np.arange(10)
+    left = list(pack_rows([long], Packing("single", "truncate_left"), 3))
+    right = list(pack_rows([long], Packing("single", "truncate_right"), 3))
+    assert left[0].tolist() == [6, 7, 8, 9]
+    assert right[0].tolist() == [0, 1, 2, 3]
+
+
+def test_row_packing_pads_with_weight_zero(corpus: Path, tmp_path: Path) -> None:
+    dataset = prepare(
+        {"path": str(corpus), "documents": "line"}, tmp_path / "d", packing="greedy::truncate_right"
+    )
+    split = dataset.split("train")
+    for index in range(20):
+        tokens, targets, weights = split.sample(index, 16)
+        length = int(split.reader.lengths[index])
+        assert weights.tolist() == [1.0] * (length - 1) + [0.0] * (17 - length)
+        assert (targets[length - 1 :] == split.end_of_text).all()
+        assert np.array_equal(tokens[1:], targets[:-1])
+
+
+def bad(name: str, content: bytes, tmp_path: Path, **source: object) -> None:
+    (tmp_path / name).write_bytes(content)
+    prepare({"path": str(tmp_path / name), **source}, tmp_path / "d")
+
+
+def test_bad_input_is_one_clear_line(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match="no text"):
+        bad("empty.txt", b"", tmp_path)
+    with pytest.raises(DataError, match="one sequence needs 17"):
+        bad("short.txt", b"too short\n", tmp_path)
+    with pytest.raises(DataError, match=r"binary file \(NUL at byte 3\)"):
+        bad("binary.txt", b"abc\0def" * 100, tmp_path)
+    with pytest.raises(DataError, match="not UTF-8 at byte 1205"):
+        bad("latin.txt", b"plain text\n" * 109 + b"plain \xff text", tmp_path)
+    with pytest.raises(DataError, match="cannot be read"):
+        bad("cut.gz", gzip.compress(b"text " * 1000)[:-20], tmp_path)
+    with pytest.raises(DataError, match="does not exist"):
+        prepare({"path": str(tmp_path / "nowhere")}, tmp_path / "d")
+    with pytest.raises(DataError, match="is not a tokenizer|no tokenizer"):
+        penstock.prepare(
+            source={"path": str(tmp_path / "short.txt")},
+            tokenizer={"from": str(tmp_path)},
+            data={"path": str(tmp_path / "d")},
+        )
+    with pytest.raises(ConfigError, match="not a packing"):
+        prepare({"path": str(tmp_path)}, tmp_path / "d", packing="loose")
+
+
+def test_an_unreadable_file_is_named(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match="cannot be read"):
+        prepare({"path": "/proc/self/mem"}, tmp_path / "d")
+
+
+def test_replace_and_skip_go_on_past_bad_utf8(tmp_path: Path) -> None:
+    source = tmp_path / "texts"
+    source.mkdir()
+    (source / "good.txt").write_text("good text here\n" * 200)
+    (source / "bad.txt").write_bytes(b"bad \xff text here\n" * 200)
+    replaced = prepare({"path": str(source), "on_error": "replace"}, tmp_path / "r")
+    assert "\ufffd" in "".join(text_of(replaced, name) for name in replaced.manifest["splits"])
+    skipped = prepare({"path": str(source), "on_error": "skip"}, tmp_path / "s")
+    assert "bad" not in "".join(text_of(skipped, name) for name in skipped.manifest["splits"])
+
+
+@pytest.fixture
+def damaged(dataset_folder: Path, tmp_path: Path) -> Path:
+    for name, content in files_of(dataset_folder).items():
+        (tmp_path / name).write_bytes(content)
+    return tmp_path
+
+
+def test_damaged_datasets_are_refused(damaged: Path) -> None:
+    Dataset.open(damaged)
+    data = (damaged / "train.bin").read_bytes()
+    (damaged / "train.bin").write_bytes(data[:-2])
+    with pytest.raises(DataError, match=r"train\.bin has \d+ bytes, dataset\.json says"):
+        Dataset.open(damaged)
+    (damaged / "train.bin").write_bytes(b"\1" + data[1:])
+    with pytest.raises(DataError, match="does not have the checksum"):
+        Dataset.open(damaged)
+    (damaged / "train.bin").write_bytes(data)
+    manifest = json.loads((damaged / "dataset.json").read_bytes())
+    for change in (
+        {"files": {"../escape": {"sha256": "", "bytes": 0}}},
+        {"files": {"gone.bin": {"sha256": "", "bytes": 0}}},
+        {"splits": {"train": {"tokens": 1, "documents": 1, "text_bytes": 1, "words": 1}}},
+        {"schema_version": 99},
+        {"splits": []},
+    ):
+        (damaged / "dataset.json").write_text(json.dumps({**manifest, **change}))
+        with pytest.raises(UserError):
+            Dataset.open(damaged)
+    (damaged / "dataset.json").write_text("{")
+    with pytest.raises(DataError, match="not valid JSON"):
+        Dataset.open(damaged)
