@@ -3,14 +3,18 @@
 The trainer saves `CheckpointState`s through `AsyncSaver`; everybody loads by `load_newest`. It
 must never know what the tensors mean. Only safetensors and JSON are ever read.
 
-Layout: FOLDER/step-00000100/{tensors.safetensors, state.json, manifest.json}; the manifest, with
-size and SHA-256 of the others, is written last; the folder is then renamed into place.
+Layout of FOLDER/step-00000100/ (ours): model.safetensors with the fp32 weights by parameter name,
+optimizer.safetensors with everything else, state.json, and manifest.json with size and SHA-256 of
+the others. The manifest is written last; only then does the folder take its name.
 """
 
 import concurrent.futures
+import contextlib
 import dataclasses
 import errno
 import json
+import os
+import re
 import secrets
 import shutil
 from pathlib import Path
@@ -25,13 +29,22 @@ from penstock.console import get_console
 from penstock.errors import CheckpointError
 from penstock.files import atomic_write, fsync_file, fsync_folder, sha256_file
 
-_TENSORS, _STATE, _MANIFEST, _BEST = (
-    "tensors.safetensors",
-    "state.json",
-    "manifest.json",
-    "best.json",
-)
+_WEIGHTS, _OPTIMIZER = "model.safetensors", "optimizer.safetensors"
+_STATE, _MANIFEST = "state.json", "manifest.json"
 _FORMAT_VERSION = 1
+_MASTER = "master."
+_NAME = re.compile(r"step-(\d{8,18})(\.replaced)?")
+_REPLACED = ".replaced"
+"""Ending of a checkpoint while another of the same step takes its place."""
+_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+
+
+_DAMAGE = (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError)
+"""What reading a damaged file may raise."""
+
+
+class _DamagedError(CheckpointError):
+    """The checkpoint is not what was once written."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -39,23 +52,27 @@ class CheckpointState:
     """Everything needed to go on exactly."""
 
     step: int
+    """Optimizer steps done."""
     tensors: dict[str, Tensor]
-    """By name; "master.NAME" are the float32 weights."""
+    """By name, contiguous; "master.NAME" are the float32 weights by parameter name."""
     values: dict[str, Any]
     """Plain JSON values."""
 
 
 def list_checkpoints(folder: Path) -> list[Path]:
-    """Checkpoint folders, oldest first."""
+    """Checkpoint folders, oldest first; none when there is no such folder."""
     if not folder.is_dir():
         return []
-    return sorted(
-        path for path in folder.iterdir() if path.name.startswith("step-") and path.is_dir()
-    )
+    found = [(_NAME.fullmatch(path.name), path) for path in folder.iterdir() if path.is_dir()]
+    order = {path: (int(match[1]), match[2] is None) for match, path in found if match}
+    return sorted(order, key=order.__getitem__)
 
 
-def save_checkpoint(folder: Path, state: CheckpointState) -> Path:
+def save_checkpoint(folder: Path, state: CheckpointState, *, is_best: bool = False) -> Path:
     """Write one checkpoint; returns its folder.
+
+    One of the same step is replaced only once the new one is whole; should it hold the same
+    weights and be the best, so is the new one.
 
     Raises:
         CheckpointError: the disk is full or cannot be written; older checkpoints are untouched.
@@ -64,87 +81,141 @@ def save_checkpoint(folder: Path, state: CheckpointState) -> Path:
     temporary = folder / f".{final.name}.{secrets.token_hex(4)}.tmp"
     try:
         temporary.mkdir(parents=True)
-        safetensors.torch.save_file(
-            {name: tensor.detach().contiguous() for name, tensor in state.tensors.items()},
-            temporary / _TENSORS,
-        )
-        fsync_file(temporary / _TENSORS)
+        for name, tensors in _divided(state.tensors).items():
+            safetensors.torch.save_file(tensors, temporary / name)
+            fsync_file(temporary / name)
         atomic_write(temporary / _STATE, json.dumps({"step": state.step, **state.values}))
-        manifest = {
-            name: {
-                "sha256": sha256_file(temporary / name),
-                "bytes": (temporary / name).stat().st_size,
-            }
-            for name in (_TENSORS, _STATE)
+        files = {
+            path.name: {"sha256": sha256_file(path), "bytes": path.stat().st_size}
+            for path in temporary.iterdir()
         }
-        content = json.dumps({"format_version": _FORMAT_VERSION, "files": manifest})
-        atomic_write(temporary / _MANIFEST, content)
-        if final.exists():
-            shutil.rmtree(final)
-        temporary.rename(final)
-        fsync_folder(folder)
-    except BaseException as error:
+        before = _manifest_or_none(final)
+        if before is not None and before.get("is_best") is True:
+            is_best = is_best or before["files"][_WEIGHTS] == files[_WEIGHTS]
+        manifest = {"format_version": _FORMAT_VERSION, "is_best": is_best, "files": files}
+        atomic_write(temporary / _MANIFEST, json.dumps(manifest))
+        _put_in_place(temporary, final)
+    except (OSError, safetensors.SafetensorError) as error:
+        what = f"the checkpoint could not be written: {_reason(error)}"
+        do = "make room and start again with the same command: the last checkpoint is whole"
+        raise CheckpointError(what, where=str(folder), do=do) from error
+    finally:
         shutil.rmtree(temporary, ignore_errors=True)
-        raise _readable(error, folder) from error
     return final
 
 
-def _readable(error: BaseException, folder: Path) -> BaseException:
-    """A full or read-only disk as one line; anything else as it is."""
-    full = "No space left" in str(error) or "os error 28" in str(error)
-    if isinstance(error, OSError) or full:
-        full = full or getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT)
-        return CheckpointError(
-            f"the checkpoint could not be written: {'the disk is full' if full else error}",
-            where=str(folder),
-            do="make room and start again with the same command: the last checkpoint is whole",
-        )
-    return error
+def _divided(tensors: dict[str, Tensor]) -> dict[str, dict[str, Tensor]]:
+    """The tensors of each file, by their names there."""
+    weights = {n.removeprefix(_MASTER): t for n, t in tensors.items() if n.startswith(_MASTER)}
+    return {
+        _WEIGHTS: weights,
+        _OPTIMIZER: {n: t for n, t in tensors.items() if not n.startswith(_MASTER)},
+    }
 
 
-def load_checkpoint(path: Path) -> CheckpointState:
-    """Read and verify one checkpoint; tensors are on the CPU.
+def _put_in_place(temporary: Path, final: Path) -> None:
+    """Give a whole checkpoint its name; at every moment there is a whole one of its step."""
+    aside = final.with_name(final.name + _REPLACED)
+    if final.exists():
+        _remove(aside)
+        final.rename(aside)
+    temporary.rename(final)
+    fsync_folder(final.parent)
+    fsync_folder(final.parent.parent)
+    _remove(aside)
+
+
+def _remove(path: Path) -> None:
+    """Delete a checkpoint so that it is never half there; what cannot be deleted stays."""
+    hidden = path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
+    with contextlib.suppress(OSError):
+        path.rename(hidden)
+        shutil.rmtree(hidden, ignore_errors=True)
+
+
+def _reason(error: Exception) -> str:
+    """Why a write failed, in a few words."""
+    code = getattr(error, "errno", None)
+    # safetensors puts the system's error into its text: "I/O error: … (os error 28)".
+    in_text = re.search(r"os error (\d+)", str(error))
+    code = int(in_text[1]) if code is None and in_text else code
+    if code in _FULL:
+        return "the disk is full"
+    return str(error) if code is None else os.strerror(code)
+
+
+def load_checkpoint(
+    path: Path, *, verify: bool = True, weights_only: bool = False
+) -> CheckpointState:
+    """Read one checkpoint; tensors are on the CPU.
+
+    Args:
+        path: the checkpoint's folder.
+        verify: compare SHA-256 sums, not only sizes, before anything is used.
+        weights_only: leave out the optimizer's tensors; only the float32 "master.NAME" are read.
 
     Raises:
-        CheckpointError: missing, truncated or changed.
+        CheckpointError: missing, truncated, changed, or of another format version.
     """
     try:
-        manifest = json.loads((path / _MANIFEST).read_bytes())
-        if manifest["format_version"] != _FORMAT_VERSION:
-            raise CheckpointError(f"{path} has format version {manifest['format_version']}")
-        for name in (_TENSORS, _STATE):
-            facts = manifest["files"][name]
-            if (path / name).stat().st_size != facts["bytes"]:
+        files = _read_manifest(path)["files"]
+        names = (_WEIGHTS, _STATE) if weights_only else (_WEIGHTS, _OPTIMIZER, _STATE)
+        for name in names:
+            if (path / name).stat().st_size != files[name]["bytes"]:
                 raise _damaged(path, f"{name} is truncated")
-            if sha256_file(path / name) != facts["sha256"]:
+            if verify and sha256_file(path / name) != files[name]["sha256"]:
                 raise _damaged(path, f"{name} has changed")
         values = json.loads((path / _STATE).read_bytes())
-        tensors = safetensors.torch.load_file(path / _TENSORS)
+        weights = safetensors.torch.load_file(path / _WEIGHTS)
+        tensors = {_MASTER + name: tensor for name, tensor in weights.items()}
+        if not weights_only:
+            tensors |= safetensors.torch.load_file(path / _OPTIMIZER)
         return CheckpointState(int(values.pop("step")), tensors, values)
-    except (OSError, ValueError, KeyError, TypeError, safetensors.SafetensorError) as error:
-        raise _damaged(path, str(error)) from None
+    except PermissionError as error:
+        raise CheckpointError(
+            f"{path} cannot be read: {error.strerror}", where=str(path), do="mind its permissions"
+        ) from None
+    except (*_DAMAGE, safetensors.SafetensorError) as error:
+        raise _damaged(path, str(error) or repr(error)) from None
 
 
-def _damaged(path: Path, how: str) -> CheckpointError:
-    return CheckpointError(
-        f"{path} is damaged: {how}", where=str(path), do="use another checkpoint"
-    )
+def _damaged(path: Path, how: str) -> _DamagedError:
+    return _DamagedError(f"{path} is damaged: {how}", where=str(path), do="use another checkpoint")
 
 
-def load_newest(folder: Path) -> CheckpointState | None:
+def _read_manifest(path: Path) -> dict[str, Any]:
+    """A checkpoint's manifest, of the version this program knows."""
+    manifest = json.loads((path / _MANIFEST).read_bytes())
+    if manifest["format_version"] != _FORMAT_VERSION:
+        raise CheckpointError(
+            f"{path} has format version {manifest['format_version']}, not {_FORMAT_VERSION}",
+            where=str(path),
+            do="use the version of Penstock it was written with",
+        )
+    return manifest
+
+
+def _manifest_or_none(path: Path) -> dict[str, Any] | None:
+    """A checkpoint's manifest, where there is one to read."""
+    try:
+        manifest = _read_manifest(path)
+        return manifest if manifest["files"][_WEIGHTS]["sha256"] else None
+    except (*_DAMAGE, CheckpointError):
+        return None
+
+
+def load_newest(folder: Path, *, weights_only: bool = False) -> CheckpointState | None:
     """The newest checkpoint that is whole; damaged newer ones are passed over, and it says so.
 
     Raises:
-        CheckpointError: there are checkpoints, but none is whole.
+        CheckpointError: none is whole, or the newest is not for this user or version to read.
     """
     paths = list_checkpoints(folder)
     for path in reversed(paths):
         try:
-            state = load_checkpoint(path)
-        except CheckpointError as error:
+            return load_checkpoint(path, weights_only=weights_only)
+        except _DamagedError as error:
             get_console().warning(f"{error.what}; using the checkpoint before it")
-            continue
-        return state
     if paths:
         raise CheckpointError(
             f"none of the {len(paths)} checkpoints is whole",
@@ -155,23 +226,25 @@ def load_newest(folder: Path) -> CheckpointState | None:
 
 
 def best_checkpoint(folder: Path) -> Path | None:
-    """The checkpoint with the lowest validation loss, if one was noted and still exists."""
-    try:
-        name = str(json.loads((folder / _BEST).read_bytes())["checkpoint"])
-    except (OSError, ValueError, KeyError, TypeError):
-        return None
-    path = folder / Path(name).name
-    return path if path.is_dir() else None
+    """The checkpoint with the lowest validation loss; None when none was ever the best.
+
+    Each best is better than all before it, so it is the newest of them.
+    """
+    for path in reversed(list_checkpoints(folder)):
+        manifest = _manifest_or_none(path)
+        if manifest is not None and manifest.get("is_best") is True:
+            return path
+    return None
 
 
 class AsyncSaver:
     """Writes checkpoints in a thread from a copy taken at the call; one at a time.
 
-    A failed write is raised by the next call.
+    A failed write is raised by the next call. Only one process may use a folder at a time.
     """
 
     def __init__(self, folder: Path, keep: int) -> None:
-        """Keep the newest `keep` checkpoints and the best."""
+        """Keep the newest `keep` checkpoints and the best; clear away what a killed run left."""
         self.folder = folder
         self._keep = keep
         self._thread = concurrent.futures.ThreadPoolExecutor(1, "checkpoint")
@@ -181,18 +254,19 @@ class AsyncSaver:
             shutil.rmtree(leftover, ignore_errors=True)
 
     def save(self, state: CheckpointState, *, is_best: bool = False, wait: bool = False) -> None:
-        """Copy the state and write it while the caller goes on; `wait` writes it without a copy."""
+        """Copy the state and write it while the caller goes on; `wait` writes it without a copy.
+
+        Raises:
+            CheckpointError: this write, or without `wait` the one before, failed.
+        """
         self.wait()
         if wait:
             self._write(state, is_best)
             return
-        for name, tensor in state.tensors.items():
-            buffer = self._buffers.get(name)
-            if buffer is None:
-                buffer = self._buffers[name] = torch.empty_like(tensor, device="cpu")
-            buffer.copy_(tensor)
-        values = json.loads(json.dumps(state.values))
-        copied = CheckpointState(state.step, dict(self._buffers), values)
+        tensors = {name: self._copy(name, tensor) for name, tensor in state.tensors.items()}
+        if any(tensor.is_cuda for tensor in state.tensors.values()):
+            torch.cuda.synchronize()
+        copied = CheckpointState(state.step, tensors, json.loads(json.dumps(state.values)))
         self._writing = self._thread.submit(self._write, copied, is_best)
 
     def wait(self) -> None:
@@ -201,11 +275,29 @@ class AsyncSaver:
         if writing is not None:
             writing.result()
 
+    def close(self) -> None:
+        """Wait, and give thread and buffers back; raises as `wait` does."""
+        try:
+            self.wait()
+        finally:
+            self._thread.shutdown()
+            self._buffers.clear()
+
+    def _copy(self, name: str, tensor: Tensor) -> Tensor:
+        """Begin a copy into a host buffer that stays allocated from save to save."""
+        buffer = self._buffers.get(name)
+        if buffer is None or buffer.shape != tensor.shape or buffer.dtype != tensor.dtype:
+            buffer = torch.empty(tensor.shape, dtype=tensor.dtype, pin_memory=tensor.is_cuda)
+            self._buffers[name] = buffer
+        return buffer.copy_(tensor.detach(), non_blocking=True)
+
     def _write(self, state: CheckpointState, is_best: bool) -> None:
-        path = save_checkpoint(self.folder, state)
-        if is_best:
-            atomic_write(self.folder / _BEST, json.dumps({"checkpoint": path.name}))
-        kept = {*list_checkpoints(self.folder)[-self._keep :], best_checkpoint(self.folder)}
-        for old in list_checkpoints(self.folder):
-            if old not in kept:
-                shutil.rmtree(old, ignore_errors=True)
+        """Write one checkpoint, then delete those that are no longer wanted."""
+        newest = save_checkpoint(self.folder, state, is_best=is_best)
+        paths = list_checkpoints(self.folder)
+        # Newer ones were damaged, or this run would have gone on from them.
+        past = paths[: paths.index(newest) + 1]
+        kept = {*past[-self._keep :], best_checkpoint(self.folder), newest}
+        for path in paths:
+            if path not in kept or path not in past:
+                _remove(path)

@@ -2,6 +2,7 @@
 
 import json
 import random
+import shutil
 import signal
 import subprocess
 import sys
@@ -9,11 +10,10 @@ import time
 from pathlib import Path
 
 import pytest
-import safetensors.torch
 import torch
 
 import penstock
-from penstock.checkpoint import list_checkpoints
+from penstock.checkpoint import best_checkpoint, list_checkpoints, load_checkpoint
 from penstock.errors import CheckpointError
 from penstock.training.metrics import read_metrics
 from penstock.training.run_folder import RunFolder
@@ -42,7 +42,7 @@ def job(executable: Path, dataset: Path, run: Path, steps: int = 12, **more: obj
 
 def weights(run: Path) -> dict[str, torch.Tensor]:
     newest = list_checkpoints(run / "checkpoints")[-1]
-    return safetensors.torch.load_file(newest / "tensors.safetensors")
+    return load_checkpoint(newest).tensors
 
 
 def losses(run: Path) -> dict[int, float]:
@@ -170,7 +170,7 @@ def test_damaged_newest_checkpoints_are_passed_over(
     undisturbed: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
     folder = RunFolder(undisturbed)
-    newest = list_checkpoints(folder.checkpoints)[-1] / "tensors.safetensors"
+    newest = list_checkpoints(folder.checkpoints)[-1] / "optimizer.safetensors"
     good = newest.read_bytes()
     try:
         newest.write_bytes(good[:-100])
@@ -196,7 +196,7 @@ def test_resume_policies(undisturbed: Path, tmp_path: Path) -> None:
 def test_only_the_newest_and_the_best_checkpoints_are_kept(undisturbed: Path) -> None:
     kept = [path.name for path in list_checkpoints(undisturbed / "checkpoints")]
     assert kept[-3:] == ["step-00000008", "step-00000010", "step-00000012"]
-    best = json.loads((undisturbed / "checkpoints" / "best.json").read_bytes())["checkpoint"]
+    best = best_checkpoint(undisturbed / "checkpoints").name
     assert set(kept) == {*kept[-3:], best}
 
 
@@ -212,13 +212,14 @@ def test_a_full_disk_is_one_line_and_loses_nothing(
 ) -> None:
     mount = tmp_path / "small"
     mount.mkdir()
-    command = ["mount", "-t", "tmpfs", "-o", "size=5m", "tmpfs", str(mount)]
+    command = ["mount", "-t", "tmpfs", "-o", "size=32m", "tmpfs", str(mount)]
     if subprocess.run(command, capture_output=True, check=False).returncode:
         pytest.skip("mounting a tmpfs needs privileges")
     try:
         run = mount / "run"
         penstock.train(**job(dropout_executable, dataset_folder, run, steps=4))
-        (mount / "filler").write_bytes(b"x" * (1 << 21))
+        room = shutil.disk_usage(mount).free - (1 << 17)
+        (mount / "filler").write_bytes(bytes(room))
         with pytest.raises(CheckpointError, match="the disk is full"):
             penstock.train(**job(dropout_executable, dataset_folder, run, steps=12))
         assert RunFolder(run).resume_state("must").step >= 4
