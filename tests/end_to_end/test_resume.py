@@ -226,7 +226,7 @@ def test_a_full_disk_is_one_line_and_loses_nothing(
         assert not list((run / "checkpoints").glob(".*.tmp"))
         (mount / "filler").unlink()
     finally:
-        subprocess.run(["umount", str(mount)], check=True)
+        subprocess.run(["umount", "--lazy", str(mount)], check=True)
 
 
 @pytest.mark.parametrize("micro_size", [4, 8])
