@@ -6,15 +6,21 @@ numbers came about.
 
 import json
 import math
+import os
+import re
 import resource
 import statistics
 import time
 from collections import deque
 from collections.abc import Callable
 from pathlib import Path
-from typing import IO, Any, Protocol
+from types import TracebackType
+from typing import Any, Protocol
 
 import torch
+
+from penstock.errors import CheckpointError
+from penstock.files import atomic_write
 
 _RECENT = 50
 """Steps the shown speed is the median of."""
@@ -29,41 +35,97 @@ class MetricsLog:
     """Appends one JSON object per line to metrics.jsonl, and to TensorBoard."""
 
     def __init__(self, path: Path, *, resume_step: int, tensorboard: Path | None) -> None:
-        """Keep lines up to `resume_step`: later ones belong to steps that will be done again."""
-        _truncate(path, resume_step)
-        self._file: IO[str] = path.open("a", encoding="utf-8")
-        self._board: _Writer | None = None
-        if tensorboard is not None:
-            from torch.utils.tensorboard import SummaryWriter  # noqa: PLC0415 - heavy, optional
+        """Keep lines up to `resume_step`: later ones belong to steps that will be done again.
 
-            self._board = SummaryWriter(str(tensorboard), purge_step=resume_step + 1)
+        Raises:
+            CheckpointError: the files cannot be written.
+        """
+        self._path = path
+        self._resume_step = resume_step
+        self._board: _Writer | None = None
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            kept = _truncate(path, resume_step)
+            # Unbuffered: a line is with the system, safe from a kill, when `log` returns.
+            self._file = path.open("ab", buffering=0)
+            if tensorboard is not None:
+                from torch.utils.tensorboard import SummaryWriter  # noqa: PLC0415 - heavy
+
+                self._board = SummaryWriter(str(tensorboard), purge_step=resume_step + 1)
+        except OSError as error:
+            raise self._unwritable(error) from error
+        self._known = {name for record in kept if record["step"] == resume_step for name in record}
 
     def log(self, step: int, values: dict[str, Any]) -> None:
-        """Write one record; numbers that are not finite become null."""
+        """Write one record; numbers that are not finite become null.
+
+        What the file already says about the step a run resumed from is not said twice.
+
+        Raises:
+            CheckpointError: the disk is full or cannot be written.
+        """
+        if step <= self._resume_step:
+            values = {name: value for name, value in values.items() if name not in self._known}
+            if not values:
+                return
         record = {"step": step, **{name: _plain(value) for name, value in values.items()}}
-        self._file.write(json.dumps(record) + "\n")
-        self._file.flush()
-        if self._board is not None:
-            for name, value in record.items():
-                if name != "step" and isinstance(value, int | float):
-                    self._board.add_scalar(name, value, step)
+        line = (json.dumps(record) + "\n").encode()
+        try:
+            if self._file.write(line) != len(line):
+                # Room for a part of the line only: this write says why.
+                self._file.write(b"\n")
+            if self._board is not None:
+                for name, value in record.items():
+                    if name != "step" and isinstance(value, int | float):
+                        self._board.add_scalar(name, value, step)
+        except OSError as error:
+            raise self._unwritable(error) from error
+
+    def sync(self) -> None:
+        """Make all lines safe from a power cut, as a checkpoint is: call it before saving one."""
+        try:
+            os.fsync(self._file.fileno())
+        except OSError as error:
+            raise self._unwritable(error) from error
 
     def close(self) -> None:
-        """Write out what is buffered."""
+        """Write out what is buffered; closing twice is fine."""
         self._file.close()
-        if self._board is not None:
-            self._board.close()
+        board, self._board = self._board, None
+        if board is not None:
+            board.close()
+
+    def __enter__(self) -> "MetricsLog":
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self.close()
+
+    def _unwritable(self, error: OSError) -> CheckpointError:
+        return CheckpointError(
+            f"the metrics could not be written: {error.strerror or error}",
+            where=str(self._path),
+            do="make room and start again with the same command",
+        )
 
 
 def _plain(value: Any) -> Any:  # noqa: ANN401 - any JSON value
+    """A value as JSON has it."""
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
-def _truncate(path: Path, step: int) -> None:
-    """Drop records after `step`, and a last line that was cut off."""
-    kept = [json.dumps(record) for record in read_metrics(path) if record["step"] <= step]
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text("".join(f"{line}\n" for line in kept), encoding="utf-8")
+def _truncate(path: Path, step: int) -> list[dict[str, Any]]:
+    """Drop records after `step` and torn lines; returns the records left."""
+    records = [record for record in read_metrics(path) if record["step"] <= step]
+    content = "".join(f"{json.dumps(record)}\n" for record in records).encode()
+    if not path.is_file() or path.read_bytes() != content:
+        atomic_write(path, content)
+    return records
 
 
 def read_metrics(path: Path) -> list[dict[str, Any]]:
@@ -71,12 +133,12 @@ def read_metrics(path: Path) -> list[dict[str, Any]]:
     if not path.is_file():
         return []
     records: list[dict[str, Any]] = []
-    for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
+    for line in path.read_bytes().splitlines():
         try:
             record = json.loads(line)
-        except ValueError:
+        except (ValueError, RecursionError):
             continue
-        if isinstance(record, dict) and isinstance(record.get("step"), int):
+        if isinstance(record, dict) and type(record.get("step")) is int:
             records.append(record)
     return records
 
@@ -147,9 +209,27 @@ class Throughput:
         speed = self.tokens_per_second
         return None if speed is None else speed * self._flops_per_token / self._peak_flops
 
+    def remaining_seconds(self, steps: int) -> float | None:
+        """Time that many more steps will take, by the median of the recent ones; None before."""
+        return steps * statistics.median(self._recent) if self._recent else None
+
 
 def peak_memory_bytes(device: torch.device) -> int:
     """Most memory so far: of the GPU's allocator, or the process's resident set."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device)
+    return peak_resident_bytes()
+
+
+def peak_resident_bytes() -> int:
+    """Largest resident set of this process so far.
+
+    The kernel's own mark of this address space (proc(5), VmHWM) where there is one: getrusage
+    starts a new program at the size of the process that started it.
+    """
+    status = Path("/proc/self/status")
+    if status.is_file():
+        mark = re.search(r"^VmHWM:\s*(\d+) kB$", status.read_text("ascii"), re.MULTILINE)
+        if mark is not None:
+            return int(mark[1]) * 1024
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024

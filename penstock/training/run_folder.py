@@ -26,15 +26,24 @@ class RunFolder:
         self.tokenizer = self.path / "tokenizer.json"
         self.plan = self.path / "plan.json"
         self.executable = self.path / "executable.penstock"
+        self.report = self.path / "report.html"
+        self.curve = self.path / "loss.png"
 
     def lock(self) -> "RunLock":
         """Take the folder for this process.
 
         Raises:
-            CheckpointError: another process has it.
+            CheckpointError: another process has it, or this one may not write there.
         """
-        self.path.mkdir(parents=True, exist_ok=True)
-        return RunLock(self.path / ".lock")
+        try:
+            self.path.mkdir(parents=True, exist_ok=True)
+            return RunLock(self.path / ".lock")
+        except OSError as error:
+            raise CheckpointError(
+                f"{self.path} cannot be a run folder: {error.strerror}",
+                where="run",
+                do="choose a folder you may write to",
+            ) from None
 
     def resume_state(self, policy: str) -> CheckpointState | None:
         """The checkpoint to go on from, by `checkpoint.resume`; None to start fresh.
@@ -77,7 +86,12 @@ class RunLock:
     """Holds the folder until `release` or the process ends, however it ends."""
 
     def __init__(self, path: Path) -> None:
-        """Lock or refuse."""
+        """Lock or refuse.
+
+        Raises:
+            CheckpointError: another process has it.
+            OSError: the file cannot be made.
+        """
         self._file = path.open("a+", encoding="ascii")
         try:
             fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
