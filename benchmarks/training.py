@@ -157,7 +157,9 @@ def main() -> None:
             f"{figures['memory_bytes'] / 2**30:.2f} GiB | {memory:.2f}× |"
         )
     print(f"\nshare of the measured bf16 peak: {ours['share_of_bf16_peak']:.0%}")
-    (FOLDER / "training.json").write_text(json.dumps({"medians": medians, "runs": results}, indent=1))
+    (FOLDER / "training.json").write_text(
+        json.dumps({"medians": medians, "runs": results}, indent=1)
+    )
 
 
 if __name__ == "__main__":

@@ -33,7 +33,10 @@ MODEL = ["model.preset=gpt2-tiny", "data.sequence_length=64"]
         (["plan", "batch.micro=0"], "batch.micro=0 is wrong: should be greater than or equal to 1"),
         (["plan", "optimizer.lr=-1"], "optimizer.lr=-1 is wrong"),
         (["plan", "model.heads=5", *MODEL], "does not divide model.hidden_size=64"),
-        (["plan", "model.preset=gpt2-tiny", "data.sequence_length=65"], "longer than the model's 64"),
+        (
+            ["plan", "model.preset=gpt2-tiny", "data.sequence_length=65"],
+            "longer than the model's 64",
+        ),
         (["plan", "model.preset=gtp2"], "did you mean gpt2?"),
         (["plan", "model.layers=many"], "model.layers=many is wrong"),
         (["plan", "--config", "/nowhere.yaml"], "does not exist"),
@@ -132,17 +135,37 @@ def test_the_verbs_from_raw_text_to_generated_text(
     summary = json.loads(trained.stdout)
     assert summary["complete"]
     assert summary["compiled"]
-    for name in ("config.yaml", "metrics.jsonl", "summary.json", "checkpoints", "tensorboard", "report.html", "loss.png"):
+    for name in (
+        "config.yaml",
+        "metrics.jsonl",
+        "summary.json",
+        "checkpoints",
+        "tensorboard",
+        "report.html",
+        "loss.png",
+    ):
         assert (folder / name).exists(), name
     record = json.loads((folder / "metrics.jsonl").read_text().splitlines()[-2])
-    assert {"step", "loss", "lr", "grad_norm", "tokens", "tokens_per_second", "step_seconds", "memory_bytes", "mfu"} <= record.keys()
+    assert {
+        "step",
+        "loss",
+        "lr",
+        "grad_norm",
+        "tokens",
+        "tokens_per_second",
+        "step_seconds",
+        "memory_bytes",
+        "mfu",
+    } <= record.keys()
     again = run(*train)
     assert "resuming" in again.stderr
     scores = run("evaluate", f"run={folder}", f"data.path={data}", "evaluate.split=test", "evaluate.compressors=true", "--json")  # fmt: skip
     values = json.loads(scores.stdout)
     assert {"loss", "perplexity", "word_perplexity", "bits_per_byte", "tokens"} <= values.keys()
     assert "compressors" in json.loads((folder / "summary.json").read_text())
-    text = run("generate", f"run={folder}", "generate.prompt=def add(", "generate.tokens=10", "--json")
+    text = run(
+        "generate", f"run={folder}", "generate.prompt=def add(", "generate.tokens=10", "--json"
+    )
     value = json.loads(text.stdout)
     assert value["prompt"] == "def add("
     assert value["tokens"] <= 10
@@ -156,7 +179,9 @@ def test_the_verbs_from_raw_text_to_generated_text(
     with torch.no_grad():
         new = model.generate(ids, max_new_tokens=10, do_sample=False)[0, ids.shape[1] :]
     assert tokenizer.decode(new, skip_special_tokens=True) == value["text"]
-    from_hf = run("generate", f"model.from={hf}", "generate.prompt=def add(", "generate.tokens=10", "--json")
+    from_hf = run(
+        "generate", f"model.from={hf}", "generate.prompt=def add(", "generate.tokens=10", "--json"
+    )
     assert json.loads(from_hf.stdout)["text"] == value["text"], from_hf.stderr
     for thing, kind in ((tiny_executable, "executable"), (data, "dataset"), (folder, "run")):
         assert json.loads(run("inspect", thing, "--json").stdout)["kind"] == kind
@@ -179,7 +204,12 @@ def test_data_of_another_tokenizer_is_refused(
 ) -> None:  # fmt: skip
     train = ["train", f"executable={tiny_executable}", f"run={tmp_path}/run", "train.steps=1"]
     assert main([*train, f"data.path={dataset_folder}", "--quiet"]) == 0
-    prepare = ["prepare", f"source.path={corpus}", "tokenizer.train=true", "tokenizer.vocab_size=400"]
+    prepare = [
+        "prepare",
+        f"source.path={corpus}",
+        "tokenizer.train=true",
+        "tokenizer.vocab_size=400",
+    ]
     assert main([*prepare, f"data.path={tmp_path}/other", "--quiet"]) == 0
     assert "made with another tokenizer" in fails(capsys, *train, f"data.path={tmp_path}/other")
     assert "made with another tokenizer" in fails(

@@ -5,6 +5,8 @@
 
 import dataclasses
 import difflib
+import re
+import typing
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -17,7 +19,18 @@ from penstock.errors import ConfigError
 
 
 class _UniqueKeyLoader(yaml.SafeLoader):
-    """YAML without silent duplicates, and with 1e-4 read as a number."""
+    """YAML without silent duplicates, where only true and false are booleans, as in YAML 1.2:
+    `compile.mode: off` means the word.
+    """
+
+
+_UniqueKeyLoader.yaml_implicit_resolvers = {
+    letter: [(tag, pattern) for tag, pattern in resolvers if tag != "tag:yaml.org,2002:bool"]
+    for letter, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
+}
+_UniqueKeyLoader.add_implicit_resolver(
+    "tag:yaml.org,2002:bool", re.compile(r"^(?:true|True|TRUE|false|False|FALSE)$"), list("tTfF")
+)
 
 
 def _mapping(loader: yaml.SafeLoader, node: yaml.MappingNode) -> dict[Any, Any]:
@@ -63,7 +76,9 @@ def load_config(file: str | Path | None, overrides: Sequence[str] = ()) -> Loade
     return LoadedConfig(_validate(values, origins), origins)
 
 
-def as_config(config: Config | Mapping[str, Any] | str | Path | None, **overrides: Any) -> Config:  # noqa: ANN401 - any config value
+def as_config(
+    config: Config | Mapping[str, Any] | str | Path | None = None, **overrides: Any
+) -> Config:  # noqa: ANN401 - any config value
     """What the Python API accepts as a config: a `Config`, a mapping, a YAML file, or nothing.
 
     Mappings may be nested or have dotted keys; `overrides` are sections or root keys.
@@ -135,14 +150,30 @@ def _read_yaml(path: Path) -> dict[str, Any]:
 
 
 def _parse(text: str, key: str) -> Any:  # noqa: ANN401 - any config value
-    """A command-line value as YAML would read it; text that is not YAML stays text."""
+    """A command-line value: null, true, numbers and [lists] as in YAML, everything else as text.
+
+    A key that takes text gets it as it stands, also where it looks like a number.
+    """
     try:
-        value = yaml.load(text, _UniqueKeyLoader) if text else ""  # noqa: S506 - a SafeLoader
-    except yaml.YAMLError:
+        value = yaml.load(text, _UniqueKeyLoader)  # noqa: S506 - a SafeLoader
+    except (yaml.YAMLError, ConfigError):
         return text
-    if isinstance(value, dict) or (isinstance(value, str) and value != text):
-        return text
-    return value
+    if value is None:
+        return None if text in ("null", "~") else text
+    takes_text = str in typing.get_args(_annotation(key))
+    if isinstance(value, list) or (isinstance(value, bool | int | float) and not takes_text):
+        return value
+    return text
+
+
+def _annotation(key: str) -> Any:  # noqa: ANN401 - a type
+    """The type of a dotted key; None for an unknown one."""
+    model: Any = Config
+    for part in key.split("."):
+        fields = getattr(model, "model_fields", {})
+        named = {field.alias or name: field.annotation for name, field in fields.items()}
+        model = named.get(part)
+    return model
 
 
 def _set(values: dict[str, Any], key: str, value: Any, where: str) -> None:  # noqa: ANN401 - any config value

@@ -40,7 +40,7 @@ def test_any_prompt_survives_the_round_trip(prompt: str) -> None:
 
 
 def test_prompts_on_the_command_line_stay_text() -> None:
-    for prompt in ("def add(", "a: b", "# no comment", "{x}", "yes and no", "it's"):
+    for prompt in ("def add(", "a: b", "# no comment", "{x}", "yes and no", "it's", "5", "true"):
         assert load_config(None, [f"generate.prompt={prompt}"]).config.generate.prompt == prompt
 
 
@@ -62,7 +62,11 @@ def test_bad_files_are_one_line(text: str, message: str, tmp_path: Path) -> None
 
 def test_the_python_api_takes_mappings_dotted_keys_and_sections() -> None:
     nested = as_config({"train": {"steps": 2}}, seed=4)
-    assert nested == as_config({"train.steps": 2, "seed": 4}) == as_config(None, train={"steps": 2}, seed=4)
+    assert (
+        nested
+        == as_config({"train.steps": 2, "seed": 4})
+        == as_config(None, train={"steps": 2}, seed=4)
+    )
     with pytest.raises(ConfigError, match=r"did you mean train\.steps"):
         as_config(train={"step": 2})
 
