@@ -5,6 +5,7 @@ never know where the numbers come from or how an update is skipped.
 """
 
 import math
+import struct
 from typing import Any
 
 from penstock.config.schema import TrainSection
@@ -50,25 +51,29 @@ class Guard:
     def limit(self) -> float:
         """Largest gradient norm the next step may have; infinity while there is no limit.
 
-        A trainer that decides on the device compares with this number there.
+        A float32 value, so that a device that compares float32 norms with it decides alike.
         """
         mean = self.mean_norm
         if self._spike_factor is None or mean is None or self._applied < _HISTORY:
             return math.inf
-        return self._spike_factor * mean
+        return _as_float32(self._spike_factor * mean)
 
-    def admit(self, step: int, loss: float, grad_norm: float) -> bool:
+    def admit(
+        self, step: int, loss: float, grad_norm: float, *, limit: float | None = None
+    ) -> bool:
         """Return whether this step's update may be applied, and remember the answer.
 
         Args:
             step: optimizer step, named in the error.
             loss: the step's loss, in nats per token.
             grad_norm: global gradient norm before clipping.
+            limit: the limit the device compared with, when that was an earlier step's because
+                results are read late; the limit of now when not given.
 
         Raises:
             TrainingStoppedError: more than `train.bad_steps` steps were skipped.
         """
-        limit = self.limit
+        limit = self.limit if limit is None else limit
         if math.isfinite(loss) and math.isfinite(grad_norm) and grad_norm <= limit:
             self._sum = _MEMORY * self._sum + (1.0 - _MEMORY) * grad_norm
             self._applied += 1
@@ -102,3 +107,11 @@ class Guard:
                 do="resume from another checkpoint",
             )
         self.skipped, self._applied, self._sum = skipped, applied, total
+
+
+def _as_float32(value: float) -> float:
+    """The nearest float32 to a positive number; infinity beyond them all."""
+    try:
+        return struct.unpack("f", struct.pack("f", value))[0]
+    except OverflowError:
+        return math.inf

@@ -92,7 +92,7 @@ class RunLock:
             CheckpointError: another process has it.
             OSError: the file cannot be made.
         """
-        self._file = path.open("a+", encoding="ascii")
+        self._file = path.open("a+", encoding="ascii", errors="replace")
         try:
             fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:

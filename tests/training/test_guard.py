@@ -4,6 +4,7 @@ import json
 import math
 
 import pytest
+import torch
 
 from penstock.config.schema import TrainSection
 from penstock.errors import CheckpointError, UserError
@@ -84,3 +85,34 @@ def test_the_history_survives_a_checkpoint_exactly() -> None:
 def test_a_damaged_history_is_refused(state: dict[str, object]) -> None:
     with pytest.raises(CheckpointError):
         Guard(TrainSection()).load_state_dict(state)
+
+
+def test_the_limit_is_a_float32_so_that_a_device_decides_alike() -> None:
+    guard = Guard(TrainSection(spike_factor=1.1))
+    for step in range(25):
+        assert guard.admit(step, 1.0, 1.0 + step / 777)
+    limit = guard.limit
+    assert torch.tensor(limit, dtype=torch.float32).item() == limit
+    just_above = torch.nextafter(torch.tensor(limit), torch.tensor(math.inf))
+    for norm in (torch.tensor(limit), just_above):
+        on_device = bool(norm <= limit)
+        assert guard.admit(30, 1.0, norm.item(), limit=limit) == on_device
+    assert guard.skipped == 1
+
+
+def test_norms_too_large_for_a_float32_limit_set_none() -> None:
+    guard = Guard(TrainSection(spike_factor=1e9))
+    for step in range(25):
+        guard.admit(step, 1.0, 1e38)
+    assert guard.limit == math.inf
+
+
+def test_a_step_read_late_is_judged_by_the_limit_it_ran_under() -> None:
+    guard = Guard(TrainSection(spike_factor=2.0))
+    for step in range(19):
+        guard.admit(step, 1.0, 1.0)
+    limit = guard.limit
+    assert limit == math.inf
+    assert guard.admit(19, 1.0, 1.0)
+    assert guard.admit(20, 1.0, 50.0, limit=limit)
+    assert guard.skipped == 0
