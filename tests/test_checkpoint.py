@@ -424,7 +424,7 @@ def test_a_full_disk_leaves_older_checkpoints_untouched(room_for: float, tmp_pat
         size = sum(file.stat().st_size for file in (folder / "step-00000001").iterdir())
         room = shutil.disk_usage(mount).free - int(size * room_for)
         (mount / "filler").write_bytes(bytes(room))
-        with pytest.raises(CheckpointError, match="the disk is full .*: make room"):
+        with pytest.raises(CheckpointError, match=r"the disk is full .*: make room"):
             saver.save(make_state(2, size=80_000), wait=True)
         assert [path.name for path in folder.iterdir()] == ["step-00000001"]
         load_checkpoint(folder / "step-00000001")
