@@ -1,7 +1,7 @@
-"""AdamW with fp32 masters over parameters held in the compute format, and the gradient norm.
+"""AdamW with fp32 masters over parameters held in the compute format.
 
-The train step calls `global_norm` and `AdamW.step`; checkpoints hold `AdamW.state_tensors`. It
-must never know the model's structure: it sees names and parameters, nothing else.
+The train step calls `AdamW.step`; checkpoints hold `AdamW.state_tensors`. It must never know the
+model's structure: it sees names and parameters, nothing else.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
@@ -17,11 +17,6 @@ from penstock.errors import CheckpointError
 _GROUP_BYTES = {"cpu": 4 << 20, "cuda": 256 << 20}
 """Bound on the transient fp32 gradients of one group. On a CPU they stay in its cache: 4 MiB was
 as fast as any size from 1 to 64 MiB and a third faster than 256 KiB (2 Zen 5 cores, torch 2.13)."""
-_NORM_ROW = 1024
-"""Elements summed in one run; longer fp32 sums lose digits: over 38 million elements
-torch 2.13's norm on a CPU is off by 8e-4, in rows of 1,024 by 3e-7."""
-_NORM_PIECE = 1024 * _NORM_ROW
-"""Elements of one call, so that a bf16 gradient's fp32 copy stays in the cache."""
 
 
 def parameter_groups(
@@ -48,35 +43,6 @@ def parameter_groups(
             is_matrix = parameter.ndim >= 2 and not name.startswith("embed.")
             (decayed if decay_all or is_matrix else others).append((name, parameter))
     return decayed, others
-
-
-@torch.no_grad()
-def global_norm(gradients: Sequence[Tensor]) -> Tensor:
-    """Return the Euclidean norm of all gradients together, () float32, with no host sync.
-
-    Sums are fp32 whatever the gradients' dtype. Source: Pascanu et al., arXiv 1211.5063, §3.2.
-
-    Args:
-        gradients: tensors of any shape and floating dtype on one device.
-    """
-    if gradients[0].device.type != "cpu":
-        by_tensor = torch._foreach_norm(list(gradients), 2, dtype=torch.float32)
-        return torch.linalg.vector_norm(torch.stack(by_tensor))
-    norms: list[Tensor] = []
-    remainders: list[Tensor] = []
-    for gradient in gradients:
-        flat = gradient.reshape(-1)
-        whole = flat.numel() // _NORM_ROW * _NORM_ROW
-        norms += [
-            torch.linalg.vector_norm(piece.view(-1, _NORM_ROW), dim=1, dtype=torch.float32)
-            for piece in flat[:whole].split(_NORM_PIECE)
-            if piece.numel()
-        ]
-        if whole < flat.numel():
-            remainders.append(flat[whole:])
-    if remainders:
-        norms.append(torch.stack(torch._foreach_norm(remainders, 2, dtype=torch.float32)))
-    return torch.linalg.vector_norm(torch.cat(norms))
 
 
 @dataclass(frozen=True, slots=True)

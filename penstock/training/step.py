@@ -11,8 +11,9 @@ from torch import Tensor
 
 from penstock.data.loader import Batch
 from penstock.models.transformer import Transformer
+from penstock.training.gradient_norm import global_norm
 from penstock.training.muon import Muon
-from penstock.training.optimizer import AdamW, global_norm
+from penstock.training.optimizer import AdamW
 
 
 class StepResult(NamedTuple):

@@ -235,7 +235,8 @@ def test_memory_is_what_this_process_held_not_what_its_parent_did() -> None:
         "import sys; from penstock.training.metrics import peak_resident_bytes as peak;"
         "sys.stdout.write(str(peak()))"
     )
-    there = int(subprocess.run([sys.executable, "-c", command], capture_output=True).stdout)
+    child = subprocess.run([sys.executable, "-c", command], capture_output=True, check=True)
+    there = int(child.stdout)
     del ballast
     assert size < here
     assert 1 << 20 < there < size

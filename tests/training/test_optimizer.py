@@ -9,7 +9,8 @@ from torch.nn import Parameter
 
 from penstock.config.schema import OptimizerSection
 from penstock.errors import CheckpointError
-from penstock.training.optimizer import AdamW, global_norm, parameter_groups
+from penstock.training.gradient_norm import global_norm
+from penstock.training.optimizer import AdamW, parameter_groups
 
 SHAPES = {
     "embed.tokens.weight": (97, 24),
@@ -263,3 +264,58 @@ def test_the_norm_shows_every_nan_and_infinity() -> None:
         gradients = [torch.ones(3000), torch.ones(5)]
         gradients[0][2999] = bad
         assert not torch.isfinite(global_norm(gradients))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_the_form_of_the_rate_and_the_pieces_change_last_digits_at_most(dtype: torch.dtype) -> None:
+    states = []
+    for lr, group_bytes in ((3e-3, None), (torch.tensor(3e-3), None), (3e-3, 4 * 97)):
+        parameters = make_parameters(dtype)
+        optimizer = AdamW(parameters.items(), OptimizerSection(), group_bytes=group_bytes)
+        for step in range(5):
+            set_gradients(parameters, step)
+            optimizer.step(lr, grad_norm=global_norm(optimizer.gradients()))
+        states.append(optimizer.state_tensors())
+    # A tensor holds the rate in fp32, a number in fp64; ends of pieces are not vectorized.
+    for other in states[1:]:
+        for name, value in states[0].items():
+            torch.testing.assert_close(other[name], value, rtol=1e-6, atol=1e-7)
+
+
+def test_parameters_of_two_formats_are_trained_side_by_side() -> None:
+    mixed = make_parameters(torch.bfloat16)
+    norm = "blocks.0.attention_norm.weight"
+    mixed[norm] = Parameter(mixed[norm].detach().float())
+    alike = make_parameters(torch.bfloat16)
+    section = OptimizerSection(clip=None)
+    one, two = AdamW(mixed.items(), section), AdamW(alike.items(), section)
+    for step in range(3):
+        set_gradients(alike, step)
+        for name, parameter in alike.items():
+            mixed[name].grad = parameter.grad.to(mixed[name].dtype)
+        one.step(1e-2)
+        two.step(1e-2)
+    for name, value in two.state_tensors().items():
+        assert torch.equal(value, one.state_tensors()[name]), name
+    assert torch.equal(mixed[norm].detach(), two.state_tensors()[f"master.{norm}"])
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA GPU")
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_a_gpu_steps_as_the_cpu_does_without_being_waited_for(dtype: torch.dtype) -> None:
+    section = OptimizerSection(clip=0.5)
+    here = make_parameters(dtype)
+    there = {name: Parameter(value.detach().cuda()) for name, value in here.items()}
+    one, two = AdamW(here.items(), section), AdamW(there.items(), section)
+    for step in range(5):
+        set_gradients(here, step)
+        for name, parameter in here.items():
+            there[name].grad = parameter.grad.cuda()
+        one.step(1e-3, grad_norm=global_norm(one.gradients()))
+        torch.cuda.set_sync_debug_mode("error")
+        norm = global_norm(two.gradients())
+        two.step(1e-3, grad_norm=norm, skip=~torch.isfinite(norm))
+        torch.cuda.set_sync_debug_mode("default")
+    for name, value in one.state_tensors().items():
+        torch.testing.assert_close(two.state_tensors()[name].cpu(), value, rtol=1e-5, atol=1e-6)

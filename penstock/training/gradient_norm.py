@@ -1,0 +1,45 @@
+"""The global gradient norm, exact enough to clip by.
+
+The train step shows it to the guard and hands it to the optimizer. It must never know what the
+gradients belong to.
+"""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+_NORM_ROW = 1024
+"""Elements summed in one run; longer fp32 sums lose digits: over 38 million elements
+torch 2.13's norm on a CPU is off by 8e-4, in rows of 1,024 by 3e-7."""
+_NORM_PIECE = 1024 * _NORM_ROW
+"""Elements of one call, so that a bf16 gradient's fp32 copy stays in the cache."""
+
+
+@torch.no_grad()
+def global_norm(gradients: Sequence[Tensor]) -> Tensor:
+    """Return the Euclidean norm of all gradients together, () float32, with no host sync.
+
+    Sums are fp32 whatever the gradients' dtype. Source: Pascanu et al., arXiv 1211.5063, §3.2.
+
+    Args:
+        gradients: tensors of any shape and floating dtype on one device.
+    """
+    if gradients[0].device.type != "cpu":
+        by_tensor = torch._foreach_norm(list(gradients), 2, dtype=torch.float32)
+        return torch.linalg.vector_norm(torch.stack(by_tensor))
+    norms: list[Tensor] = []
+    remainders: list[Tensor] = []
+    for gradient in gradients:
+        flat = gradient.reshape(-1)
+        whole = flat.numel() // _NORM_ROW * _NORM_ROW
+        norms += [
+            torch.linalg.vector_norm(piece.view(-1, _NORM_ROW), dim=1, dtype=torch.float32)
+            for piece in flat[:whole].split(_NORM_PIECE)
+            if piece.numel()
+        ]
+        if whole < flat.numel():
+            remainders.append(flat[whole:])
+    if remainders:
+        norms.append(torch.stack(torch._foreach_norm(remainders, 2, dtype=torch.float32)))
+    return torch.linalg.vector_norm(torch.cat(norms))
