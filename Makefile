@@ -40,7 +40,9 @@ docs: setup
 	$(BIN)/python tools/write_docs.py
 
 bench: setup
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[bench]'
 	$(BIN)/python benchmarks/training.py
+	$(BIN)/python benchmarks/startup.py
 
 clean:
 	rm -rf build

@@ -145,6 +145,10 @@ def train(
             trained_with = str(resume.values["identity"]["tokenizer"])
             jobs.require_same_tokenizer(trained_with, dataset, f"the run {run.path}")
             jobs.require_same_job(identity, resume)
+            finished = RunSummary.read(run.path)
+            if resume.step >= total_steps and finished.values.get("complete"):
+                get_console().info(f"{run.path} is trained to step {resume.step} already: reused")
+                return finished
             get_console().info(f"resuming {run.path} after step {resume.step}")
         kernels = jobs.training_kernels(c, chosen, executable, run)
         _write_provenance(run, c, chosen, dataset, origins)

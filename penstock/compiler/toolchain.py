@@ -12,6 +12,7 @@ import os
 import shutil
 import tempfile
 import time
+import warnings
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -102,6 +103,8 @@ def _prepare_worker(workspace: str) -> None:
     """Give Inductor a private workspace that later compilations share, and one thread each."""
     os.environ["TORCHINDUCTOR_CACHE_DIR"] = workspace
     os.environ.setdefault("OMP_NUM_THREADS", "1")
+    # Torch 2.13 trips over a deprecation of its own when it copies graphs.
+    warnings.filterwarnings("ignore", category=FutureWarning, module="copyreg")
 
 
 def _build(plan_json: str, name: str) -> BuiltKernel:

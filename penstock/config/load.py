@@ -77,8 +77,9 @@ def load_config(file: str | Path | None, overrides: Sequence[str] = ()) -> Loade
 
 
 def as_config(
-    config: Config | Mapping[str, Any] | str | Path | None = None, **overrides: Any
-) -> Config:  # noqa: ANN401 - any config value
+    config: Config | Mapping[str, Any] | str | Path | None = None,
+    **overrides: Any,  # noqa: ANN401 - any config value
+) -> Config:
     """What the Python API accepts as a config: a `Config`, a mapping, a YAML file, or nothing.
 
     Mappings may be nested or have dotted keys; `overrides` are sections or root keys.
