@@ -37,8 +37,6 @@ _NAME = re.compile(r"step-(\d{8,18})(\.replaced)?")
 _REPLACED = ".replaced"
 """Ending of a checkpoint while another of the same step takes its place."""
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
-
-
 _DAMAGE = (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError)
 """What reading a damaged file may raise."""
 
@@ -97,7 +95,7 @@ def save_checkpoint(folder: Path, state: CheckpointState, *, is_best: bool = Fal
         _put_in_place(temporary, final)
     except (OSError, safetensors.SafetensorError) as error:
         what = f"the checkpoint could not be written: {_reason(error)}"
-        do = "make room and start again with the same command: the last checkpoint is whole"
+        do = "make room and start again with the same command; what was saved before is whole"
         raise CheckpointError(what, where=str(folder), do=do) from error
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
@@ -107,10 +105,8 @@ def save_checkpoint(folder: Path, state: CheckpointState, *, is_best: bool = Fal
 def _divided(tensors: dict[str, Tensor]) -> dict[str, dict[str, Tensor]]:
     """The tensors of each file, by their names there."""
     weights = {n.removeprefix(_MASTER): t for n, t in tensors.items() if n.startswith(_MASTER)}
-    return {
-        _WEIGHTS: weights,
-        _OPTIMIZER: {n: t for n, t in tensors.items() if not n.startswith(_MASTER)},
-    }
+    others = {n: t for n, t in tensors.items() if not n.startswith(_MASTER)}
+    return {_WEIGHTS: weights, _OPTIMIZER: others}
 
 
 def _put_in_place(temporary: Path, final: Path) -> None:
