@@ -207,15 +207,20 @@ class LoadedRun:
         return model.to(device, DTYPES[compute]).requires_grad_(False)
 
 
-def load_run(path: str | None) -> LoadedRun:
+def run_folder(config: Config) -> RunFolder:
+    """The run folder `run` names; it need not exist."""
+    if config.run is None:
+        raise ConfigError("no run folder", where="run", do="set run=FOLDER")
+    return RunFolder(config.run)
+
+
+def load_run(config: Config) -> LoadedRun:
     """Open a run folder at its newest whole checkpoint.
 
     Raises:
         CheckpointError: not a run, or damaged.
     """
-    if path is None:
-        raise ConfigError("no run folder", where="run", do="set run=FOLDER")
-    folder = RunFolder(path)
+    folder = run_folder(config)
     folder.require()
     try:
         plan = Plan.from_json(json.loads(folder.plan.read_bytes()))
@@ -225,7 +230,7 @@ def load_run(path: str | None) -> LoadedRun:
         ) from None
     state = load_newest(folder.checkpoints)
     if state is None:
-        raise CheckpointError(f"{path} has no checkpoint", where="run", do="train first")
+        raise CheckpointError(f"{folder.path} has no checkpoint", where="run", do="train first")
     return LoadedRun(folder, plan, Tokenizer.load(folder.tokenizer), state)
 
 
@@ -276,7 +281,7 @@ def open_engine(config: Config) -> Engine:
     """
     device, compute = device_of(config), config.precision.compute or "fp32"
     if config.model.from_ is None:
-        loaded = load_run(config.run)
+        loaded = load_run(config)
         return Engine(loaded.model(compute, device), loaded.tokenizer)
     folder = Path(config.model.from_)
     model = Transformer(resolve_architecture(config.model))

@@ -1,6 +1,5 @@
 """How tests compare numbers: against an independent reference, on the reference's own scale."""
 
-import torch
 from torch import Tensor
 
 

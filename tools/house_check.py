@@ -11,9 +11,8 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
 MODULE_LINES, FUNCTION_LINES = 300, 60
-LONGER = {"penstock/training/optimizer.py": 320, "penstock/api.py": 470}
-"""Modules over the limit: the optimizer's state layout, and the public functions side by side."""
-LONG_FUNCTIONS = {"penstock/api.py:train": 100}
+LONGER = {"penstock/training/optimizer.py": 320}
+"""Modules over the limit: the optimizer's state and its update, which belong together."""
 MAY_READ_ENVIRONMENT = {
     "penstock/config/folders.py",
     "penstock/hardware/process.py",
@@ -40,7 +39,7 @@ def breaches(path: Path) -> Iterator[str]:
     for node in ast.walk(ast.parse(text)):
         if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
             length = (node.end_lineno or node.lineno) - node.lineno + 1
-            if length > LONG_FUNCTIONS.get(f"{name}:{node.name}", FUNCTION_LINES):
+            if length > FUNCTION_LINES:
                 yield f"{name}:{node.lineno}: {node.name} has {length} lines"
         if isinstance(node, ast.Call) and getattr(node.func, "id", "") in ("print", "eval", "exec"):
             yield f"{name}:{node.lineno}: calls {node.func.id}"  # type: ignore[attr-defined]

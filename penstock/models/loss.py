@@ -70,10 +70,12 @@ def loss_and_gradients(
         part = gradient.t() @ piece
         # Summed in float32: bf16 sums would lose the small ones.
         for_projection = part if chunks == 1 else for_projection + part.float()
-    gradients = torch.autograd.grad(
+    for_x, for_weight, for_bias = torch.autograd.grad(
         normalized, leaves, torch.cat(row_gradients).view_as(normalized)
     )
-    return HeadGradients(loss, cross_entropy, *gradients, for_projection.to(projection.dtype))
+    return HeadGradients(
+        loss, cross_entropy, for_x, for_weight, for_bias, for_projection.to(projection.dtype)
+    )
 
 
 def _piece(

@@ -206,7 +206,14 @@ class Throughput:
     @property
     def mfu(self) -> float | None:
         """Share of the peak FLOP/s, 0 to 1 (PaLM, arXiv 2204.02311, appendix B); None before."""
-        speed = self.tokens_per_second
+        return self._share_of_peak(self.tokens_per_second)
+
+    @property
+    def mean_mfu(self) -> float | None:
+        """The same over all steps after the warm-up."""
+        return self._share_of_peak(self.mean_tokens_per_second)
+
+    def _share_of_peak(self, speed: float | None) -> float | None:
         return None if speed is None else speed * self._flops_per_token / self._peak_flops
 
     def remaining_seconds(self, steps: int) -> float | None:

@@ -1,0 +1,222 @@
+"""One training run from config to summary: everything `api.train` sets up, and takes down.
+
+The loop itself is `training/trainer.py`; this module gathers what it works with and
+records what came out. With `api.py` and `jobs.py` it is the only one that sees the whole `Config`.
+"""
+
+import dataclasses
+import hashlib
+import json
+import math
+from collections.abc import Mapping
+from typing import Any
+
+from penstock import jobs
+from penstock.checkpoint import AsyncSaver, CheckpointState
+from penstock.compiler.executable import Executable
+from penstock.compiler.plan import Plan
+from penstock.compiler.probe import measured_speeds
+from penstock.compiler.runtime import CompiledKernel
+from penstock.config.load import dump_config
+from penstock.config.schema import Config
+from penstock.console import get_console
+from penstock.data.dataset import Dataset
+from penstock.data.loader import Loader
+from penstock.errors import ConfigError
+from penstock.files import atomic_write, canonical_json
+from penstock.models.families import FAMILIES
+from penstock.report.page import write_report
+from penstock.report.summary import RunSummary, environment
+from penstock.training.metrics import MetricsLog, peak_memory_bytes
+from penstock.training.muon import Muon
+from penstock.training.optimizer import AdamW
+from penstock.training.run_folder import RunFolder
+from penstock.training.schedule import check_schedule
+from penstock.training.trainer import Trainer, TrainingJob
+
+OPTIMIZERS = {"adamw": AdamW, "muon": Muon}
+"""optimizer.name → class."""
+
+
+@dataclasses.dataclass(frozen=True)
+class _Setting:
+    """What is decided before the run folder is touched."""
+
+    config: Config
+    run: RunFolder
+    plan: Plan
+    dataset: Dataset
+    executable: Executable | None
+    loader: Loader
+    total_steps: int
+    identity: dict[str, Any]
+
+
+def train_run(config: Config, origins: Mapping[str, str]) -> RunSummary:
+    """Train, or go on training; see `api.train`."""
+    setting = _settle(config)
+    run, chosen = setting.run, setting.plan
+    with run.lock():
+        resume = run.resume_state(setting.config.checkpoint.resume)
+        if resume is not None:
+            finished = _check_resumed(setting, resume)
+            if finished is not None:
+                return finished
+        kernels = jobs.training_kernels(setting.config, chosen, setting.executable, run)
+        _write_provenance(setting, origins)
+        job = _job(setting, kernels, resume)
+        trainer = Trainer(job, resume)
+        trainer.run()
+        job.metrics.close()
+        summary = RunSummary(run.path, _results(setting, trainer, compiled=kernels is not None))
+        summary.write()
+        if setting.config.train.report:
+            summary.report = write_report(run.path)
+    return summary
+
+
+def _settle(config: Config) -> _Setting:
+    """Open and check everything the job needs, before anything is written."""
+    run = jobs.run_folder(config)
+    executable = None
+    if config.executable is not None:
+        executable = Executable.open(config.executable, config.trust)
+        config = jobs.follow_executable(config, executable.plan)
+    dataset = jobs.open_dataset(config)
+    chosen = jobs.plan_of(config, dataset)
+    jobs.require_fit(chosen)
+    loader = Loader(
+        dataset.split(config.data.split),
+        sequence_length=chosen.sequence_length,
+        batch_size=chosen.size,
+        micro=chosen.micro,
+        seed=config.seed,
+    )
+    total_steps = _total_steps(config, loader)
+    check_schedule(config.schedule, config.optimizer.lr, total_steps)
+    identity = {
+        "architecture": dataclasses.asdict(chosen.architecture),
+        "tokenizer": dataset.tokenizer_sha256,
+    }
+    return _Setting(config, run, chosen, dataset, executable, loader, total_steps, identity)
+
+
+def _check_resumed(setting: _Setting, resume: CheckpointState) -> RunSummary | None:
+    """Refuse another job's checkpoint; the summary, if there is nothing left to train."""
+    where = setting.run.path
+    trained_with = str(resume.values["identity"]["tokenizer"])
+    jobs.require_same_tokenizer(trained_with, setting.dataset, f"the run {where}")
+    jobs.require_same_job(setting.identity, resume)
+    finished = RunSummary.read(where)
+    if resume.step >= setting.total_steps and finished.values.get("complete"):
+        get_console().info(f"{where} is trained to step {resume.step} already: reused")
+        return finished
+    get_console().info(f"resuming {where} after step {resume.step}")
+    return None
+
+
+def _job(
+    setting: _Setting,
+    kernels: dict[str, CompiledKernel] | None,
+    resume: CheckpointState | None,
+) -> TrainingJob:
+    """Model, optimizer and everything else the trainer works with."""
+    c, run, chosen = setting.config, setting.run, setting.plan
+    model, masters = jobs.new_model(c, chosen, kernels)
+    make = OPTIMIZERS[c.optimizer.name]
+    speeds = measured_speeds(chosen.device)
+    return TrainingJob(
+        model=model,
+        optimizer=make(model.named_parameters(), c.optimizer, masters=masters),
+        loader=setting.loader,
+        validation=_validation(setting),
+        train=c.train,
+        schedule=c.schedule,
+        checkpoint=c.checkpoint,
+        lr=c.optimizer.lr,
+        seed=c.seed,
+        total_steps=setting.total_steps,
+        accumulation=chosen.accumulation,
+        flops_per_token=chosen.flops_per_token,
+        peak_flops=speeds.bf16_flops if chosen.compute == "bf16" else speeds.fp32_flops,
+        saver=AsyncSaver(run.checkpoints, c.checkpoint.keep),
+        metrics=MetricsLog(
+            run.metrics,
+            resume_step=0 if resume is None else resume.step,
+            tensorboard=run.tensorboard if c.train.tensorboard else None,
+        ),
+        identity=setting.identity,
+    )
+
+
+def _validation(setting: _Setting) -> Loader | None:
+    """A fixed sample of the validation split; None, saying so, where the split is empty."""
+    config, chosen = setting.config, setting.plan
+    split = setting.dataset.split(config.data.validation_split)
+    if split.samples(chosen.sequence_length) < 1:
+        get_console().warning(f"split {split.name} is too small: no validation")
+        return None
+    return Loader(
+        split,
+        sequence_length=chosen.sequence_length,
+        batch_size=chosen.micro,
+        micro=chosen.micro,
+        seed=0,
+        limit=config.train.evaluate_sequences,
+    )
+
+
+def _total_steps(config: Config, loader: Loader) -> int:
+    """Length of the run from exactly one of steps, epochs, tokens."""
+    t = config.train
+    given = [name for name in ("steps", "epochs", "tokens") if getattr(t, name) is not None]
+    if len(given) != 1:
+        raise ConfigError(
+            f"the run's length is given {len(given)} times",
+            where="train",
+            do="set exactly one of train.steps, train.epochs, train.tokens",
+        )
+    if t.steps is not None:
+        return t.steps
+    if t.epochs is not None:
+        return max(1, math.ceil(t.epochs * loader.samples / loader.batch_size))
+    return max(1, math.ceil((t.tokens or 1) / (loader.batch_size * loader.sequence_length)))
+
+
+def _write_provenance(setting: _Setting, origins: Mapping[str, str]) -> None:
+    """What the run is made of: resolved config, model config, plan, tokenizer."""
+    run, architecture = setting.run, setting.plan.architecture
+    end = int(setting.dataset.manifest["tokenizer"]["end_of_text"])
+    hf_config = FAMILIES[architecture.family].to_hf_config(architecture, end)
+    atomic_write(run.config, dump_config(setting.config, origins))
+    atomic_write(run.path / "config.json", json.dumps(hf_config, indent=2))
+    atomic_write(run.plan, json.dumps(setting.plan.to_json(), indent=1))
+    atomic_write(run.tokenizer, (setting.dataset.path / "tokenizer.json").read_bytes())
+
+
+def _results(setting: _Setting, trainer: Trainer, *, compiled: bool) -> dict[str, Any]:
+    """The content of summary.json; an earlier evaluation stays in it."""
+    totals, chosen = trainer.totals, setting.plan
+    before = RunSummary.read(setting.run.path).values
+    config = canonical_json(setting.config.model_dump(mode="json"))
+    return {
+        **{name: before[name] for name in ("evaluation", "compressors") if name in before},
+        "complete": totals.step >= setting.total_steps or totals.reached_target,
+        "steps": totals.step,
+        "tokens": totals.tokens,
+        "seconds": round(totals.seconds, 3),
+        "loss": {"final": totals.last_loss, "best_validation": totals.best_loss},
+        "throughput": {
+            "tokens_per_second": trainer.throughput.mean_tokens_per_second,
+            "mfu": trainer.throughput.mean_mfu,
+            "peak_flops": trainer.job.peak_flops,
+        },
+        "skipped_steps": trainer.guard.skipped,
+        "memory_bytes": peak_memory_bytes(trainer.device),
+        "predicted_memory_bytes": chosen.memory["total"],
+        "parameters": chosen.architecture.parameter_count(),
+        "compiled": compiled,
+        "plan": chosen.json(),
+        "config_hash": hashlib.sha256(config.encode()).hexdigest(),
+        **environment(),
+    }
