@@ -228,7 +228,7 @@ def load_run(config: Config) -> LoadedRun:
         raise CheckpointError(
             f"{folder.plan} is missing or damaged", where="run", do="restore it from a copy"
         ) from None
-    state = load_newest(folder.checkpoints)
+    state = load_newest(folder.checkpoints, weights_only=True)
     if state is None:
         raise CheckpointError(f"{folder.path} has no checkpoint", where="run", do="train first")
     return LoadedRun(folder, plan, Tokenizer.load(folder.tokenizer), state)

@@ -4,6 +4,7 @@ The loop itself is `training/trainer.py`; this module gathers what it works with
 records what came out. With `api.py` and `jobs.py` it is the only one that sees the whole `Config`.
 """
 
+import contextlib
 import dataclasses
 import hashlib
 import json
@@ -66,8 +67,8 @@ def train_run(config: Config, origins: Mapping[str, str]) -> RunSummary:
         _write_provenance(setting, origins)
         job = _job(setting, kernels, resume)
         trainer = Trainer(job, resume)
-        trainer.run()
-        job.metrics.close()
+        with contextlib.closing(job.saver), job.metrics:
+            trainer.run()
         summary = RunSummary(run.path, _results(setting, trainer, compiled=kernels is not None))
         summary.write()
         if setting.config.train.report:

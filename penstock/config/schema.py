@@ -4,7 +4,7 @@
 section it needs. This module must never import torch or know what the keys do.
 """
 
-from typing import Literal
+from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
@@ -19,6 +19,10 @@ class Section(BaseModel):
         populate_by_name=True,
         protected_namespaces=(),
     )
+
+
+Probability = Annotated[float, Field(ge=0, lt=1)]
+"""A number from 0 up to, not including, 1."""
 
 
 class ModelSection(Section):
@@ -148,11 +152,11 @@ class OptimizerSection(Section):
     name: Literal["adamw", "muon"] = "adamw"
     """adamw: Adam with decoupled weight decay (arXiv 1711.05101); muon: orthogonalized momentum
     for the blocks' matrices (arXiv 2502.16982), AdamW for the rest."""
-    lr: float = Field(default=6e-4, ge=0)
+    lr: float = Field(default=6e-4, ge=0, allow_inf_nan=False)
     """Peak learning rate, per optimizer step."""
     weight_decay: float = Field(default=0.1, ge=0)
     """Decoupled decay per step, times the learning rate."""
-    betas: tuple[float, float] = (0.9, 0.95)
+    betas: tuple[Probability, Probability] = (0.9, 0.95)
     """Decay rates of the first and second moments."""
     momentum: float = Field(default=0.95, ge=0, lt=1)
     """Muon's momentum."""

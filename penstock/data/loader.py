@@ -6,7 +6,7 @@ know about models or devices.
 
 import queue
 import threading
-from collections.abc import Iterator
+from collections.abc import Generator
 from dataclasses import dataclass
 
 import numpy as np
@@ -99,8 +99,11 @@ class Loader:
             result[chosen] = permute(places[chosen], self._total, self._seed, int(epoch))
         return result
 
-    def steps(self, position: int) -> Iterator[tuple[int, list[Batch]]]:
-        """Yield (position after the step, its micro-batches) for ever, read ahead in a thread."""
+    def steps(self, position: int) -> Generator[tuple[int, list[Batch]]]:
+        """Yield (position after the step, its micro-batches) for ever, read ahead in a thread.
+
+        Close the iterator to end the thread.
+        """
         ready: queue.Queue[tuple[int, list[Batch]] | BaseException] = queue.Queue(_AHEAD)
         stop = threading.Event()
 
@@ -114,7 +117,8 @@ class Loader:
             except BaseException as error:
                 _put(ready, error, stop)
 
-        threading.Thread(target=work, name="loader", daemon=True).start()
+        thread = threading.Thread(target=work, name="loader", daemon=True)
+        thread.start()
         try:
             while True:
                 item = ready.get()
@@ -122,7 +126,9 @@ class Loader:
                     raise item
                 yield item
         finally:
+            # Joined, because a thread inside torch when the interpreter ends takes the process down.
             stop.set()
+            thread.join()
 
 
 def _put(

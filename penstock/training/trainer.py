@@ -4,7 +4,9 @@
 kernels came from.
 """
 
+import contextlib
 import dataclasses
+import math
 from collections import deque
 from typing import Any
 
@@ -98,9 +100,9 @@ class Trainer:
             TrainingStoppedError: the guard gave up.
         """
         job, totals = self.job, self.totals
-        steps = job.loader.steps(totals.position)
         with (
             StopSignals() as stop,
+            contextlib.closing(job.loader.steps(totals.position)) as steps,
             get_console().progress("training", total=job.total_steps) as progress,
         ):
             progress.advance(totals.step)
@@ -194,7 +196,7 @@ class Trainer:
         self._catch_up()
         loss = validation_loss(job.model, job.validation, self.device)
         job.metrics.log(totals.step, {"validation_loss": loss})
-        is_best = totals.best_loss is None or loss < totals.best_loss
+        is_best = math.isfinite(loss) and (totals.best_loss is None or loss < totals.best_loss)
         if is_best:
             totals.best_loss = loss
         get_console().info(
@@ -212,6 +214,7 @@ class Trainer:
     def _state(self) -> CheckpointState:
         """Everything needed to go on exactly."""
         self._catch_up()
+        self.job.metrics.sync()
         return CheckpointState(
             step=self.totals.step,
             tensors=self.job.optimizer.state_tensors(),
