@@ -15,7 +15,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
 FOLDER = ROOT / "build" / "benchmarks"
-ROUNDS = 3
+ROUNDS = 2
 
 OURS = """
 import sys, time

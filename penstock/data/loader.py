@@ -126,7 +126,7 @@ class Loader:
                     raise item
                 yield item
         finally:
-            # Joined, because a thread inside torch when the interpreter ends takes the process down.
+            # Joined: a thread inside torch when the interpreter ends takes the process down.
             stop.set()
             thread.join()
 

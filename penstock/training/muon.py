@@ -11,7 +11,7 @@ from torch.nn import Parameter
 
 from penstock.config.schema import OptimizerSection
 from penstock.errors import CheckpointError
-from penstock.training.optimizer import AdamW
+from penstock.training.optimizer import AdamW, make_master
 
 _COEFFICIENTS = (3.4445, -4.7750, 2.0315)
 """Quintic Newton–Schulz iteration, chosen by Jordan for the steepest slope at zero."""
@@ -46,10 +46,9 @@ class Muon:
         self._momenta: dict[str, Tensor] = {}
         for name, parameter in self._matrices.items():
             weight = parameter.detach()
-            self._masters[name] = weight if weight.dtype == torch.float32 else weight.float()
+            self._masters[name] = make_master(weight, (masters or {}).get(name))
+            parameter.detach().copy_(self._masters[name])
             self._momenta[name] = torch.zeros_like(weight, dtype=torch.float32)
-            if masters is not None and name in masters:
-                self._masters[name].copy_(masters[name])
         self._parameters = named
 
     @property

@@ -45,6 +45,20 @@ def parameter_groups(
     return decayed, others
 
 
+@torch.no_grad()
+def make_master(weight: Tensor, exact: Tensor | None) -> Tensor:
+    """The float32 value an optimizer updates for `weight`: the weight itself where it is float32.
+
+    `exact`, float32, holds more digits than the weight; it becomes the master as it is, since a
+    copy of all of them would be the peak of the run's memory.
+    """
+    if weight.dtype == torch.float32:
+        return weight if exact is None else weight.copy_(exact)
+    if exact is not None and exact.dtype == torch.float32 and exact.device == weight.device:
+        return exact.contiguous()
+    return weight.float() if exact is None else exact.to(weight.device, torch.float32)
+
+
 @dataclass(frozen=True, slots=True)
 class _Group:
     """Flat pieces of parameters that one fused call updates; all lists run in parallel."""
@@ -90,8 +104,8 @@ class AdamW:
             named_parameters: a model's `named_parameters()`, on one device; frozen ones are left
                 alone.
             section: the user's `optimizer` settings.
-            masters: values more exact than the parameters hold, by parameter name; the
-                parameters are set to them, rounded.
+            masters: float32 values more exact than the parameters hold, by parameter name; they
+                become part of the state, and the parameters are set to them, rounded.
             group_bytes: bound on the transient fp32 gradients; chosen by device when not given.
         """
         self._section = section
@@ -102,11 +116,9 @@ class AdamW:
         self._exp_avg_sqs: dict[str, Tensor] = {}
         for name, parameter in self._parameters.items():
             weight = parameter.detach()
-            self._masters[name] = weight if weight.dtype == torch.float32 else weight.float()
+            self._masters[name] = make_master(weight, (masters or {}).get(name))
             self._exp_avgs[name] = torch.zeros_like(weight, dtype=torch.float32)
             self._exp_avg_sqs[name] = torch.zeros_like(weight, dtype=torch.float32)
-            if masters is not None and name in masters:
-                self._masters[name].copy_(masters[name])
         device = next(iter(self._parameters.values())).device
         self._count = torch.zeros((), dtype=torch.float32, device=device)
         limit = (group_bytes or _GROUP_BYTES.get(device.type, 256 << 20)) // 4
