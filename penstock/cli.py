@@ -2,6 +2,7 @@
 
 import argparse
 import difflib
+import errno
 import json
 import sys
 import tempfile
@@ -16,6 +17,10 @@ from penstock.config.reference import VERBS, verb_help
 from penstock.console import Console, set_console
 from penstock.errors import UserError
 from penstock.hardware.process import prepare_process
+
+
+_FILE_TROUBLE = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM)
+"""System errors the user can mend: full or read-only disks, missing permissions."""
 
 
 class _Parser(argparse.ArgumentParser):
@@ -36,7 +41,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if options is None:
             return 0
         prepare_process()
-        result = _call(options)
+        _show(_call(options), console, as_json)
     except UserError as error:
         if as_json:
             console.write(json.dumps({"error": str(error)}))
@@ -45,16 +50,20 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         console.error("interrupted")
         return 130
+    except OSError as error:
+        if error.errno not in _FILE_TROUBLE:
+            return _fault(console, error)
+        console.error(f"{error.strerror} ({error.filename or 'writing a file'})")
+        return UserError.exit_code
     except Exception as error:
-        console.error(f"internal fault: {error!r}. Details: {_fault_report()}")
-        return 1
-    _show(result, console, as_json)
+        return _fault(console, error)
     return 0
 
 
 def _parse(words: list[str]) -> argparse.Namespace | None:
     """The command line; None when help or the version was all that was asked for."""
-    verbs = [word for word in words if not word.startswith("-")]
+    values = {i + 1 for i, word in enumerate(words) if word in ("--config", "--trust")}
+    verbs = [w for i, w in enumerate(words) if not w.startswith("-") and i not in values]
     if verbs and verbs[0] not in VERBS:
         near = difflib.get_close_matches(verbs[0], VERBS, 1)
         do = f"did you mean {near[0]}?" if near else f"use one of {', '.join(VERBS)}"
@@ -110,6 +119,12 @@ def _show(result: Any, console: Console, as_json: bool) -> None:  # noqa: ANN401
         console.write(json.dumps(result.json(), indent=2))
     else:
         result.show(console)
+
+
+def _fault(console: Console, error: Exception) -> int:
+    """Say that the fault is ours, and where its details are."""
+    console.error(f"internal fault: {error!r}. Details: {_fault_report()}")
+    return 1
 
 
 def _fault_report() -> str:

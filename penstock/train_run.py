@@ -25,6 +25,7 @@ from penstock.data.dataset import Dataset
 from penstock.data.loader import Loader
 from penstock.errors import ConfigError
 from penstock.files import atomic_write, canonical_json
+from penstock.hardware.process import loaded_openmp
 from penstock.models.families import FAMILIES
 from penstock.report.page import write_report
 from penstock.report.summary import RunSummary, environment
@@ -65,6 +66,7 @@ def train_run(config: Config, origins: Mapping[str, str]) -> RunSummary:
                 return finished
         kernels = jobs.training_kernels(setting.config, chosen, setting.executable, run)
         _write_provenance(setting, origins)
+        _check_openmp()
         job = _job(setting, kernels, resume)
         trainer = Trainer(job, resume)
         with contextlib.closing(job.saver), job.metrics:
@@ -182,6 +184,15 @@ def _total_steps(config: Config, loader: Loader) -> int:
     if t.epochs is not None:
         return max(1, math.ceil(t.epochs * loader.samples / loader.batch_size))
     return max(1, math.ceil((t.tokens or 1) / (loader.batch_size * loader.sequence_length)))
+
+
+def _check_openmp() -> None:
+    """Two OpenMP runtimes spin on the same cores: kernels were three times slower, measured."""
+    if len(loaded_openmp()) > 1:
+        get_console().warning(
+            f"more than one OpenMP runtime is loaded ({', '.join(loaded_openmp())}): training will "
+            "be several times slower; look for LD_PRELOAD or another library that brings its own"
+        )
 
 
 def _write_provenance(setting: _Setting, origins: Mapping[str, str]) -> None:

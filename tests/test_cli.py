@@ -42,6 +42,7 @@ MODEL = ["model.preset=gpt2-tiny", "data.sequence_length=64"]
         (["plan", "--config", "/nowhere.yaml"], "does not exist"),
         (["plan", "plan.target=moon"], "there is no target moon"),
         (["train", "--frobnicate"], "unrecognized"),
+        (["--config", "/nowhere.yaml", "plan"], "does not exist"),
         (["train", "data.path=x"], "no run folder"),
         (["train", "data.path=/nowhere", "run=x"], "is not a dataset"),
         (["evaluate", "run=/nowhere", "data.path=/nowhere"], "is not a dataset"),
@@ -114,6 +115,20 @@ def test_faults_of_ours_exit_1_with_a_report(
     report = Path(line.rpartition("Details: ")[2])
     assert "the penstock burst" in report.read_text()
     report.unlink()
+
+
+def test_a_full_disk_anywhere_is_one_line(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import errno
+
+    import penstock.cli
+
+    def full(options: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device", "/data/metrics.jsonl")
+
+    monkeypatch.setattr(penstock.cli, "_call", full)
+    assert "No space left on device (/data/metrics.jsonl)" in fails(capsys, "doctor")
 
 
 def run(*words: object) -> subprocess.CompletedProcess[str]:
