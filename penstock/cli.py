@@ -18,7 +18,6 @@ from penstock.console import Console, set_console
 from penstock.errors import UserError
 from penstock.hardware.process import prepare_process
 
-
 _FILE_TROUBLE = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM)
 """System errors the user can mend: full or read-only disks, missing permissions."""
 
@@ -38,10 +37,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     console = set_console(quiet="--quiet" in words, json=as_json)
     try:
         options = _parse(words)
-        if options is None:
-            return 0
-        prepare_process()
-        _show(_call(options), console, as_json)
+        if options is not None:
+            prepare_process()
+            _show(_call(options), console, as_json)
     except UserError as error:
         if as_json:
             console.write(json.dumps({"error": str(error)}))
@@ -57,6 +55,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return UserError.exit_code
     except Exception as error:
         return _fault(console, error)
+    return 0
     return 0
 
 
