@@ -48,11 +48,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         console.error("interrupted")
         return 130
-    except OSError as error:
-        if error.errno not in _FILE_TROUBLE:
-            return _fault(console, error)
-        console.error(f"{error.strerror} ({error.filename or 'writing a file'})")
-        return UserError.exit_code
     except Exception as error:
         return _fault(console, error)
     return 0
@@ -121,7 +116,10 @@ def _show(result: Any, console: Console, as_json: bool) -> None:  # noqa: ANN401
 
 
 def _fault(console: Console, error: Exception) -> int:
-    """Say that the fault is ours, and where its details are."""
+    """A full disk or missing permission is the user's to mend; all else is our fault, with details."""
+    if isinstance(error, OSError) and error.errno in _FILE_TROUBLE:
+        console.error(f"{error.strerror} ({error.filename or 'writing a file'})")
+        return UserError.exit_code
     console.error(f"internal fault: {error!r}. Details: {_fault_report()}")
     return 1
 
