@@ -116,7 +116,7 @@ def _show(result: Any, console: Console, as_json: bool) -> None:  # noqa: ANN401
 
 
 def _fault(console: Console, error: Exception) -> int:
-    """A full disk or missing permission is the user's to mend; all else is our fault, with details."""
+    """A full disk or a missing permission is the user's to mend; all else is our fault."""
     if isinstance(error, OSError) and error.errno in _FILE_TROUBLE:
         console.error(f"{error.strerror} ({error.filename or 'writing a file'})")
         return UserError.exit_code
