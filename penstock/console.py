@@ -57,8 +57,8 @@ class Console:
         """`quiet` leaves only warnings and results; `json` keeps standard output for JSON."""
         self.quiet = quiet
         self.json = json
-        self._err = RichConsole(stderr=True, highlight=False, soft_wrap=True)
-        self._out = RichConsole(highlight=False, soft_wrap=True)
+        # emoji=False: a path with `:x:` in it must be shown, and copied, as it is.
+        self._err = RichConsole(stderr=True, highlight=False, soft_wrap=True, emoji=False)
 
     @property
     def is_terminal(self) -> bool:

@@ -172,8 +172,10 @@ def test_the_verbs_from_raw_text_to_generated_text(
         "memory_bytes",
         "mfu",
     } <= record.keys()
-    again = run(*train)
-    assert "resuming" in again.stderr
+    assert "trained to step 8 already: reused" in run(*train).stderr
+    longer = run(*[word.replace("train.steps=8", "train.steps=10") for word in map(str, train)])
+    assert "after step 8" in longer.stderr
+    assert longer.returncode == 0, longer.stderr
     scores = run("evaluate", f"run={folder}", f"data.path={data}", "evaluate.split=test", "evaluate.compressors=true", "--json")  # fmt: skip
     values = json.loads(scores.stdout)
     assert {"loss", "perplexity", "word_perplexity", "bits_per_byte", "tokens"} <= values.keys()
