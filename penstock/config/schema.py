@@ -29,7 +29,7 @@ class ModelSection(Section):
     """What to build. Choose `preset`, `family` or `from`; any other key overrides it."""
 
     preset: str | None = None
-    """Name of a known shape: gpt2, gpt2-medium, gpt2-large, gpt2-xl, gpt2-small-demo, gpt2-tiny."""
+    """Name of a known shape: gpt2, gpt2-medium, gpt2-large, gpt2-xl, gpt2-demo, gpt2-tiny."""
     family: str = "gpt2"
     """Architecture family, when no preset is named."""
     from_: str | None = Field(default=None, alias="from")

@@ -6,6 +6,7 @@ pytorch_model.bin with weights only; nothing is ever unpickled into objects.
 
 import json
 import pickle
+import struct
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -102,14 +103,23 @@ def _read(folder: Path) -> dict[str, Tensor]:
     for single in (_SAFE, _LEGACY):
         index = folder / f"{single}.index.json"
         if index.is_file():
-            value = read_json(index)
-            names = sorted({str(name) for name in dict(value.get("weight_map", {})).values()})
-            return {k: v for name in names for k, v in _read_file(folder, name).items()}
+            return {k: v for name in _shards(index) for k, v in _read_file(folder, name).items()}
         if (folder / single).is_file():
             return _read_file(folder, single)
     raise CheckpointError(
         f"{folder} has neither {_SAFE} nor {_LEGACY}", where="model.from", do="check the folder"
     )
+
+
+def _shards(index: Path) -> list[str]:
+    """File names in a shard index: {"weight_map": {tensor: file}}."""
+    value = read_json(index)
+    names = value.get("weight_map") if isinstance(value, dict) else None
+    if not isinstance(names, dict):
+        raise CheckpointError(
+            f"{index} names no files of weights", where="model.from", do="copy it again"
+        )
+    return sorted({str(name) for name in names.values()})
 
 
 def _read_file(folder: Path, name: str) -> dict[str, Tensor]:
@@ -126,9 +136,11 @@ def _read_file(folder: Path, name: str) -> dict[str, Tensor]:
         return {str(key): value for key, value in loaded.items() if isinstance(value, Tensor)}
     except (
         OSError,
+        EOFError,
         RuntimeError,
         ValueError,
         AttributeError,
+        struct.error,
         pickle.UnpicklingError,
         safetensors.SafetensorError,
     ) as error:

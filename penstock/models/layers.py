@@ -34,7 +34,7 @@ def dropout(x: Tensor, key: Tensor, rate: float) -> Tensor:
     size = x[0].numel()
     counter = torch.arange(size, device=x.device, dtype=torch.int64).view(1, *x.shape[1:])
     seed = key.view(-1, *(1 for _ in x.shape[1:]))
-    bits = _hash32((counter * _SITE_STRIDE + seed) & _MASK32) ^ ((seed >> 32) & _MASK32)
+    bits = _hash32((counter * _SITE_STRIDE + (seed & _MASK32)) & _MASK32) ^ ((seed >> 32) & _MASK32)
     keep = _hash32(bits) >= int(rate * 2**32)
     return torch.where(keep, x * (1.0 / (1.0 - rate)), 0.0).to(x.dtype)
 
@@ -56,9 +56,13 @@ def dropout_keys(seed: int, step: int, sequences: Tensor, layer: int, sites: int
 
 
 def _hash32(x: Tensor) -> Tensor:
-    """Mix 32-bit values held in int64: every output bit depends on every input bit."""
+    """Mix 32-bit values held in int64: every output bit depends on every input bit.
+
+    The second factor is lowbias32's less 2^32, equal in the low 32 bits that are kept, because
+    the product with 0x846CA68B may exceed an int64, which is undefined in generated C++.
+    """
     x = x ^ (x >> 16)
     x = (x * 0x7FEB352D) & _MASK32
     x = x ^ (x >> 15)
-    x = (x * 0x846CA68B) & _MASK32
+    x = (x * (0x846CA68B - 2**32)) & _MASK32
     return x ^ (x >> 16)

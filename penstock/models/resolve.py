@@ -74,7 +74,7 @@ def read_hf_config(folder: Path) -> tuple[str, dict[str, Any]]:
             where="model.from",
             do="give a folder in the Hugging Face layout",
         ) from None
-    except (ValueError, KeyError, TypeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, OverflowError, RecursionError) as error:
         raise CheckpointError(
             f"{path} does not describe a model Penstock knows ({error})",
             where="model.from",

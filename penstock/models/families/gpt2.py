@@ -34,6 +34,13 @@ PRESETS = {
 _ACTIVATIONS = ("gelu_new", "gelu_pytorch_tanh")
 """Names `transformers` has for the tanh-approximated GELU."""
 
+_EXPECTED = {
+    "scale_attn_weights": True,
+    "scale_attn_by_inverse_layer_idx": False,
+    "add_cross_attention": False,
+}
+"""Settings of `transformers` that change what is computed → the one value this family has."""
+
 
 def from_hf_config(config: dict[str, Any]) -> dict[str, Any]:
     """Architecture fields from the keys of a GPT-2 config.json.
@@ -47,10 +54,10 @@ def from_hf_config(config: dict[str, Any]) -> dict[str, Any]:
             where="config.json",
             do=f"use a model with {' or '.join(_ACTIVATIONS)}",
         )
-    for key in ("scale_attn_by_inverse_layer_idx", "add_cross_attention"):
-        if config.get(key):
+    for key, expected in _EXPECTED.items():
+        if bool(config.get(key, expected)) != expected:
             raise ConfigError(
-                f"{key} is not supported", where="config.json", do="use another model"
+                f"{key}={config[key]} is not supported", where="config.json", do="use another model"
             )
     hidden_size = int(config["n_embd"])
     return {
