@@ -12,8 +12,8 @@ from collections.abc import Generator, Sequence
 import rich.box
 import rich.progress
 from rich.console import Console as RichConsole
-from rich.markup import escape
 from rich.table import Table
+from rich.text import Text
 
 _PLAIN_INTERVAL_SECONDS = 10.0
 """At least this long between progress lines when standard error is not a terminal."""
@@ -28,26 +28,41 @@ class Progress:
         self.total = total
         self.done = 0.0
         self._console = console
-        self._started = self._last = time.monotonic()
+        self._last = time.monotonic()
+        self._first: tuple[float, float] | None = None
+        """Time and amount at the first report: what an earlier process did is in it."""
         self._bar: rich.progress.Progress | None = None
         self._task: rich.progress.TaskID | None = None
 
     def advance(self, amount: float = 1, **fields: str) -> None:
         """Note `amount` more of the total as done."""
-        self.done += amount
+        self.update(self.done + amount, **fields)
+
+    def update(self, done: float, **fields: str) -> None:
+        """Note that `done` of the total is done in all."""
+        self.done = done
+        now = time.monotonic()
+        if self._first is None:
+            self._first = (now, done)
         text = "  ".join(f"{name.replace('_', ' ')} {value}" for name, value in fields.items())
         if self._bar is not None and self._task is not None:
             self._bar.update(self._task, completed=self.done, fields=text)
-        elif time.monotonic() - self._last >= _PLAIN_INTERVAL_SECONDS:
-            self._last = time.monotonic()
+        elif now - self._last >= _PLAIN_INTERVAL_SECONDS:
+            self._last = now
             share = f" {self.done / self.total:.0%}" if self.total else ""
-            left = f"  left {_clock(self._remaining())}" if self.total and self.done else ""
-            self._console.line(f"{self.description}{share}  {text}{left}")
+            seconds = self.remaining_seconds(now)
+            left = "" if seconds is None else f"left {_clock(seconds)}"
+            self._console.line("  ".join(filter(None, (self.description + share, text, left))))
 
-    def _remaining(self) -> float:
-        """Seconds to the end at the speed so far."""
-        elapsed = time.monotonic() - self._started
-        return elapsed / self.done * max(0.0, (self.total or 0) - self.done)
+    def remaining_seconds(self, now: float) -> float | None:
+        """Seconds to the end at this process's own speed; None while that is not known.
+
+        `now`: the present, by `time.monotonic`.
+        """
+        if self._first is None or not self.total or self.done <= self._first[1]:
+            return None
+        started, before = self._first
+        return (now - started) / (self.done - before) * max(0.0, self.total - self.done)
 
 
 class Console:
@@ -57,8 +72,9 @@ class Console:
         """`quiet` leaves only warnings and results; `json` keeps standard output for JSON."""
         self.quiet = quiet
         self.json = json
-        # emoji=False: a path with `:x:` in it must be shown, and copied, as it is.
-        self._err = RichConsole(stderr=True, highlight=False, soft_wrap=True, emoji=False)
+        # Everything is printed as Text, never as markup: a path with `[b]` or `:x:` in it must be
+        # shown, and copied, as it is.
+        self._err = RichConsole(stderr=True, highlight=False, soft_wrap=True)
 
     @property
     def is_terminal(self) -> bool:
@@ -68,7 +84,7 @@ class Console:
     def line(self, text: str) -> None:
         """One line as it is, unless quiet."""
         if not self.quiet:
-            self._err.print(escape(text))
+            self._err.print(Text(text))
 
     def info(self, text: str) -> None:
         """Something worth knowing."""
@@ -76,26 +92,26 @@ class Console:
 
     def warning(self, text: str) -> None:
         """Something the user should look at; shown even when quiet."""
-        self._err.print(f"[yellow]warning:[/] {escape(text)}")
+        self._err.print(Text.assemble(("warning:", "yellow"), " ", text))
 
     def error(self, text: str) -> None:
         """The one line of a user's mistake."""
-        self._err.print(f"[bold red]penstock:[/] {escape(text)}")
+        self._err.print(Text.assemble(("penstock:", "bold red"), " ", text))
 
     def path(self, label: str, path: object) -> None:
         """An artefact and where it is."""
         if not self.quiet:
-            self._err.print(f"[green]→[/] {escape(label)}: [bold]{escape(str(path))}[/]")
+            self._err.print(Text.assemble(("→", "green"), f" {label}: ", (str(path), "bold")))
 
     def table(self, title: str, columns: Sequence[str], rows: Sequence[Sequence[object]]) -> None:
         """A small table; columns after the first are right-aligned."""
         if self.quiet:
             return
-        table = Table(title=title, title_justify="left", box=rich.box.SIMPLE_HEAD)
+        table = Table(title=Text(title), title_justify="left", box=rich.box.SIMPLE_HEAD)
         for index, column in enumerate(columns):
-            table.add_column(column, justify="right" if index else "left", overflow="fold")
+            table.add_column(Text(column), justify="right" if index else "left", overflow="fold")
         for row in rows:
-            table.add_row(*(escape(str(cell)) for cell in row))
+            table.add_row(*(Text(str(cell)) for cell in row))
         self._err.print(table)
 
     @contextlib.contextmanager
@@ -103,10 +119,10 @@ class Console:
         """Frame a stage of work with its name and, at the end, its elapsed time."""
         started = time.monotonic()
         if not self.quiet:
-            self._err.print(f"[bold cyan]▶ {escape(name)}[/]")
+            self._err.print(Text(f"▶ {name}", "bold cyan"))
         yield
         if not self.quiet:
-            self._err.print(f"[dim]  {escape(name)}: {_clock(time.monotonic() - started)}[/]")
+            self._err.print(Text(f"  {name}: {_clock(time.monotonic() - started)}", "dim"))
 
     @contextlib.contextmanager
     def progress(self, description: str, total: float | None = None) -> Generator[Progress]:
@@ -116,10 +132,10 @@ class Console:
             yield progress
             return
         columns = (
-            rich.progress.TextColumn("  {task.description}"),
+            rich.progress.TextColumn("  {task.description}", markup=False),
             rich.progress.BarColumn(),
             rich.progress.TaskProgressColumn(),
-            rich.progress.TextColumn("{task.fields[fields]}"),
+            rich.progress.TextColumn("{task.fields[fields]}", markup=False),
             rich.progress.TimeElapsedColumn(),
             rich.progress.TextColumn("left"),
             rich.progress.TimeRemainingColumn(),
@@ -137,7 +153,7 @@ class Console:
 
 def _clock(seconds: float) -> str:
     """A duration as 4.2 s, 3:05 or 2:03:05."""
-    if seconds < 60:
+    if round(seconds, 1) < 60:
         return f"{seconds:.1f} s"
     minutes, rest = divmod(round(seconds), 60)
     hours, minutes = divmod(minutes, 60)
