@@ -8,7 +8,7 @@ import transformers
 
 from penstock.errors import CheckpointError
 from penstock.models.architecture import Architecture
-from penstock.models.families.gpt2 import PRESETS
+from penstock.models.families.gpt2 import PRESETS, hf_names
 from penstock.models.huggingface import load_weights, save_weights
 from penstock.models.initialization import initialize
 from penstock.models.resolve import read_hf_config
@@ -68,11 +68,13 @@ def compare(a: Architecture, folder: Path, length: int = 33) -> None:
     assert abs(loss.item() - theirs.loss.item()) < 1e-5
     theirs.loss.backward()
     loss.backward()
-    gradient = model.blocks[0].attention.query_key_value.weight.grad
-    assert_matches(gradient, reference.transformer.h[0].attn.c_attn.weight.grad.t(), 1e-4)
-    gradient = model.embed.tokens.weight.grad[: a.vocab_size]
-    assert_matches(gradient, reference.transformer.wte.weight.grad, 1e-4)
-    assert (gradient - reference.transformer.wte.weight.grad).abs().max() < 1e-4
+    for name, (their_name, transposed) in hf_names(a).items():
+        expected = reference.get_parameter(their_name).grad
+        gradient = model.get_parameter(name).grad[: a.vocab_size if "tokens" in name else None]
+        gradient = gradient.t() if transposed else gradient
+        assert_matches(gradient, expected, 1e-4)
+        assert (gradient - expected).abs().max() < 1e-4, name
+    assert not model.embed.tokens.weight.grad[a.vocab_size :].any()
 
 
 def test_odd_sizes_match_transformers(tmp_path: Path) -> None:

@@ -1,0 +1,116 @@
+"""Folders in the Hugging Face layout: what comes back, and what is refused."""
+
+import json
+from pathlib import Path
+
+import pytest
+import safetensors
+import torch
+import transformers
+
+from penstock.errors import CheckpointError
+from penstock.models.architecture import Architecture
+from penstock.models.huggingface import load_weights, save_weights
+from penstock.models.initialization import initialize
+from penstock.models.transformer import Transformer
+from tests.models.test_parity import architecture, tokens_for
+
+
+def save(folder: Path, a: Architecture, seed: int = 3) -> Transformer:
+    model = Transformer(a)
+    initialize(model, seed)
+    weights = {name: value.detach() for name, value in model.named_parameters()}
+    save_weights(folder, weights, a, tokenizer=None, end_of_text=0)
+    return model
+
+
+@pytest.mark.parametrize("tied", [True, False])
+def test_our_own_folders_come_back_bit_for_bit(tied: bool, tmp_path: Path) -> None:
+    a = architecture(tie_embeddings=tied)
+    model = save(tmp_path, a)
+    again = Transformer(a)
+    load_weights(tmp_path, again)
+    for (name, ours), theirs in zip(model.named_parameters(), again.parameters(), strict=True):
+        assert torch.equal(ours, theirs), name
+
+
+def test_untied_exports_load_in_transformers(tmp_path: Path) -> None:
+    a = architecture(tie_embeddings=False)
+    model = save(tmp_path, a)
+    theirs = transformers.AutoModelForCausalLM.from_pretrained(tmp_path).eval()
+    assert theirs.lm_head.weight is not theirs.transformer.wte.weight
+    tokens = tokens_for(a)
+    assert (model(tokens) - theirs(tokens).logits).abs().max() < 1e-4
+
+
+def test_files_hold_no_padding_and_say_what_they_are(tmp_path: Path) -> None:
+    a = architecture()
+    save(tmp_path, a)
+    with safetensors.safe_open(tmp_path / "model.safetensors", "pt") as file:
+        assert file.metadata() == {"format": "pt"}
+        assert file.get_slice("transformer.wte.weight").get_shape() == [a.vocab_size, 48]
+        assert "lm_head.weight" not in set(file.keys())
+    assert json.loads((tmp_path / "generation_config.json").read_text())["eos_token_id"] == 0
+    assert not [path for path in tmp_path.iterdir() if path.suffix == ".tmp"]
+
+
+@pytest.mark.parametrize("name", ["../elsewhere.safetensors", "/etc/passwd", "a/b.bin", "..", ""])
+def test_an_index_cannot_lead_out_of_the_folder(name: str, tmp_path: Path) -> None:
+    a = architecture()
+    save(tmp_path, a)
+    folder = tmp_path / "inner"
+    folder.mkdir()
+    (tmp_path / "model.safetensors").rename(tmp_path / "elsewhere.safetensors")
+    index = {"weight_map": {"transformer.wte.weight": name}}
+    (folder / "model.safetensors.index.json").write_text(json.dumps(index))
+    with pytest.raises(CheckpointError):
+        load_weights(folder, Transformer(a))
+
+
+@pytest.mark.parametrize("value", [[1], {}, {"weight_map": None}, {"weight_map": [1]}])
+def test_an_index_without_names_is_refused(value: object, tmp_path: Path) -> None:
+    (tmp_path / "model.safetensors.index.json").write_text(json.dumps(value))
+    with pytest.raises(CheckpointError, match="names no files"):
+        load_weights(tmp_path, Transformer(architecture()))
+
+
+@pytest.mark.parametrize("name", ["model.safetensors", "pytorch_model.bin"])
+@pytest.mark.parametrize("damage", ["empty", "junk", "half", "flipped header"])
+def test_damaged_files_are_one_line_naming_the_file(name: str, damage: str, tmp_path: Path) -> None:
+    a = architecture()
+    model = save(tmp_path, a)
+    path = tmp_path / name
+    if name.endswith(".bin"):
+        (tmp_path / "model.safetensors").unlink()
+        torch.save(dict(model.state_dict()), path)
+    whole = path.read_bytes()
+    flipped = bytes(byte ^ 0xFF for byte in whole[:200]) + whole[200:]
+    content = {"empty": b"", "junk": b"\x80\x02junk", "half": whole[: len(whole) // 2]}
+    path.write_bytes(content.get(damage, flipped))
+    with pytest.raises(CheckpointError, match=name) as caught:
+        load_weights(tmp_path, Transformer(a))
+    assert "\n" not in str(caught.value)
+
+
+def test_a_folder_without_weights_and_left_over_tensors_are_refused(tmp_path: Path) -> None:
+    a = architecture()
+    with pytest.raises(CheckpointError, match="neither"):
+        load_weights(tmp_path, Transformer(a))
+    save(tmp_path, a)
+    with pytest.raises(CheckpointError, match=r"h\.1.* has no place in the model"):
+        load_weights(tmp_path, Transformer(architecture(layers=1)))
+
+
+def test_a_list_of_tensors_is_not_a_checkpoint(tmp_path: Path) -> None:
+    torch.save([torch.ones(2)], tmp_path / "pytorch_model.bin")
+    with pytest.raises(CheckpointError, match="cannot be read"):
+        load_weights(tmp_path, Transformer(architecture()))
+
+
+def test_weights_load_into_a_model_of_another_format(tmp_path: Path) -> None:
+    a = architecture()
+    model = save(tmp_path, a)
+    narrow = Transformer(a).to(torch.bfloat16)
+    load_weights(tmp_path, narrow)
+    for ours, theirs in zip(narrow.parameters(), model.parameters(), strict=True):
+        assert torch.equal(ours, theirs.to(torch.bfloat16))
