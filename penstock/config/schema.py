@@ -249,13 +249,13 @@ class GenerateSection(Section):
     """JSONL file to write, for `input`; standard output when not given."""
     tokens: int = Field(default=64, ge=1)
     """Most new tokens per prompt."""
-    temperature: float = Field(default=0.0, ge=0)
+    temperature: float = Field(default=0.0, ge=0, allow_inf_nan=False)
     """Softmax temperature; 0: greedy."""
     top_k: int | None = Field(default=None, ge=1)
     """Sample from this many likeliest tokens."""
     top_p: float | None = Field(default=None, gt=0, le=1)
     """Sample from the smallest set of tokens whose probability reaches this."""
-    repetition_penalty: float = Field(default=1.0, gt=0)
+    repetition_penalty: float = Field(default=1.0, gt=0, allow_inf_nan=False)
     """Divide the logits of tokens already seen by this (CTRL, arXiv 1909.05858, §4.1)."""
     stop: list[str] = []
     """Strings that end the text; not part of it."""

@@ -14,9 +14,9 @@ from torch import Tensor
 from penstock.config.schema import GenerateSection
 from penstock.console import Console
 from penstock.data.tokenizer import Tokenizer
-from penstock.errors import UserError
+from penstock.errors import CheckpointError, UserError
+from penstock.inference.cache import attention_mask, new_cache
 from penstock.inference.sampling import next_token, row_generator
-from penstock.models.architecture import Architecture
 from penstock.models.transformer import Transformer
 
 _INCOMPLETE = "\ufffd"
@@ -85,7 +85,9 @@ class Engine:
         on_text is given the text of the first prompt of each batch as it comes, whole characters.
 
         Raises:
-            UserError: a prompt and its continuation are longer than the model's positions.
+            UserError: a prompt is not text, or longer with its continuation than the model's
+                positions; nothing was generated then.
+            CheckpointError: the model computes values that are not numbers.
         """
         rows = [self._row(prompt, i, section, seed) for i, prompt in enumerate(prompts)]
         completions: list[Completion] = []
@@ -102,14 +104,22 @@ class Engine:
 
     def _row(self, prompt: str, index: int, section: GenerateSection, seed: int) -> _Row:
         """Encode a prompt; an empty one starts a new document."""
+        if not is_text(prompt):
+            raise UserError(
+                f"prompt {index + 1} is not text: it holds bytes that are not UTF-8",
+                where="generate.prompt",
+                do="give the prompt in UTF-8",
+            )
         ids = self._tokenizer.encode(prompt) or [self._tokenizer.end_of_text]
         limit = self._model.architecture.max_positions
         if len(ids) + section.tokens > limit:
+            room = limit - len(ids)
+            shorten = "shorten the prompt"
             raise UserError(
-                f"prompt {index} has {len(ids)} tokens; with generate.tokens={section.tokens} that "
-                f"is more than the model's {limit} positions",
+                f"prompt {index + 1} has {len(ids)} tokens; with generate.tokens={section.tokens} "
+                f"that is more than the model's {limit} positions",
                 where="generate.tokens",
-                do=f"ask for at most {max(0, limit - len(ids))} tokens, or shorten the prompt",
+                do=f"ask for at most {room} tokens, or {shorten}" if room > 0 else shorten,
             )
         return _Row(prompt, ids, row_generator(seed, index))
 
@@ -130,6 +140,7 @@ class Engine:
             positions = (places - padding.unsqueeze(1)).clamp(min=0)
             mask = attention_mask(places, padding)
             logits = self._model.decode(tokens, positions, cache, start, mask).cpu()
+            _require_numbers(logits)
             for row, row_logits in zip(rows, logits, strict=True):
                 if row.stopped is None:
                     self._take(row, row_logits, section)
@@ -171,21 +182,17 @@ def _show(row: _Row, section: GenerateSection, on_text: Callable[[str], None]) -
         row.shown = len(text)
 
 
-def new_cache(model: Transformer, rows: int, length: int) -> list[tuple[Tensor, Tensor]]:
-    """Per block, zeroed keys and values (B, H, `length`, S) in the model's dtype."""
-    architecture: Architecture = model.architecture
-    weight = model.embed.tokens.weight
-    shape = (rows, architecture.heads, length, architecture.head_size)
-    return [(weight.new_zeros(shape), weight.new_zeros(shape)) for _ in range(architecture.layers)]
+def is_text(prompt: str) -> bool:
+    """Whether it can be encoded: lone surrogates, from JSON or from a terminal, cannot."""
+    return not any("\ud800" <= character <= "\udfff" for character in prompt)
 
 
-def attention_mask(places: Tensor, padding: Tensor) -> Tensor:
-    """Where each new place may look, (B, 1, T, end) bool: itself, and earlier real tokens.
-
-    places (T,) are consecutive cache places; padding (B,) counts the places before each prompt.
-    """
-    columns = torch.arange(int(places[-1]) + 1, device=places.device)
-    earlier = columns <= places.unsqueeze(1)  # (T, end)
-    real = columns >= padding.view(-1, 1, 1)  # (B, 1, end)
-    itself = columns == places.unsqueeze(1)
-    return (earlier & real | itself).unsqueeze(1)
+def _require_numbers(logits: Tensor) -> None:
+    """Refuse to choose from values that mean nothing."""
+    if not logits.isfinite().all():
+        raise CheckpointError(
+            "the model computes values that are not numbers: its weights are damaged, or its "
+            "training diverged",
+            where="generate",
+            do="use another checkpoint, or precision.compute=fp32 if it is bf16",
+        )

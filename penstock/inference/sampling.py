@@ -20,11 +20,13 @@ def row_generator(seed: int, prompt: int) -> torch.Generator:
 def next_token(
     logits: Tensor, seen: Tensor, section: GenerateSection, generator: torch.Generator
 ) -> int:
-    """Choose a token from logits (V,) float32; seen (n,) int64 are the tokens so far."""
-    logits = penalize(logits, seen, section.repetition_penalty)
+    """Choose a token from finite logits (V,) float32; seen (n,) int64 are the tokens so far."""
+    # In float64, and with the largest logit at 0, no temperature and no penalty overflows to NaN.
+    logits = penalize(logits.double(), seen, section.repetition_penalty)
     if section.temperature == 0:
         return int(logits.argmax())
-    logits = keep_likely(logits / section.temperature, section.top_k, section.top_p)
+    logits = (logits - logits.max()) / section.temperature
+    logits = keep_likely(logits, section.top_k, section.top_p)
     return int(torch.multinomial(torch.softmax(logits, -1), 1, generator=generator))
 
 
@@ -37,7 +39,9 @@ def penalize(logits: Tensor, seen: Tensor, penalty: float) -> Tensor:
         return logits
     seen = seen.unique()
     chosen = logits[seen]
-    return logits.index_put((seen,), torch.where(chosen > 0, chosen / penalty, chosen * penalty))
+    bound = torch.finfo(logits.dtype).max / 4
+    changed = torch.where(chosen > 0, chosen / penalty, chosen * penalty).clamp(-bound, bound)
+    return logits.index_put((seen,), changed)
 
 
 def keep_likely(logits: Tensor, top_k: int | None, top_p: float | None) -> Tensor:
