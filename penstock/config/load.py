@@ -4,9 +4,7 @@
 """
 
 import dataclasses
-import difflib
-import re
-import typing
+import os
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -14,34 +12,13 @@ from typing import Any
 import yaml
 from pydantic import BaseModel, ValidationError
 
+from penstock.config.keys import all_keys, kinds, require_key
+from penstock.config.parse import parse_word, read_file
 from penstock.config.schema import Config
 from penstock.errors import ConfigError
 
-
-class _UniqueKeyLoader(yaml.SafeLoader):
-    """YAML without silent duplicates, where only true and false are booleans, as in YAML 1.2:
-    `compile.mode: off` means the word.
-    """
-
-
-_UniqueKeyLoader.yaml_implicit_resolvers = {
-    letter: [(tag, pattern) for tag, pattern in resolvers if tag != "tag:yaml.org,2002:bool"]
-    for letter, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
-}
-_UniqueKeyLoader.add_implicit_resolver(
-    "tag:yaml.org,2002:bool", re.compile(r"^(?:true|True|TRUE|false|False|FALSE)$"), list("tTfF")
-)
-
-
-def _mapping(loader: yaml.SafeLoader, node: yaml.MappingNode) -> dict[Any, Any]:
-    keys = [loader.construct_object(key) for key, _ in node.value]  # type: ignore[no-untyped-call]
-    for key in keys:
-        if keys.count(key) > 1:
-            raise ConfigError(f"{key} is given twice", where=str(node.start_mark).strip())
-    return loader.construct_mapping(node, deep=True)
-
-
-_UniqueKeyLoader.add_constructor("tag:yaml.org,2002:map", _mapping)
+_SHOWN_CHARACTERS = 60
+"""Longest wrong value shown in full."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -50,7 +27,7 @@ class LoadedConfig:
 
     config: Config
     origins: Mapping[str, str]
-    """Dotted key → "command line" or a file's name; keys left at their default are absent."""
+    """Dotted key → "command line" or FILE:LINE; keys left at their default are absent."""
 
 
 def load_config(file: str | Path | None, overrides: Sequence[str] = ()) -> LoadedConfig:
@@ -62,16 +39,16 @@ def load_config(file: str | Path | None, overrides: Sequence[str] = ()) -> Loade
     values: dict[str, Any] = {}
     origins: dict[str, str] = {}
     if file is not None:
-        for key, value in flatten(_read_yaml(Path(file))):
-            _set(values, key, value, str(file))
-            origins[key] = str(file)
+        for entry in read_file(Path(file)):
+            _set(values, entry.key, entry.value, entry.where)
+            origins[entry.key] = entry.where
     for override in overrides:
         key, sign, text = override.partition("=")
         if not sign:
             raise ConfigError(
                 f"{override} is not key=value", where="command line", do="write model.layers=6"
             )
-        _set(values, key, _parse(text, key), "command line")
+        _set(values, key, parse_word(text, key), "command line")
         origins[key] = "command line"
     return LoadedConfig(_validate(values, origins), origins)
 
@@ -82,21 +59,35 @@ def as_config(
 ) -> Config:
     """What the Python API accepts as a config: a `Config`, a mapping, a YAML file, or nothing.
 
-    Mappings may be nested or have dotted keys; `overrides` are sections or root keys.
+    Mappings may be nested or have dotted keys; `overrides` are sections (mappings, or the schema's
+    own) or root keys. Paths may be `Path` objects.
+
+    Raises:
+        ConfigError: as `load_config`.
     """
+    if isinstance(config, Config) and not overrides:
+        return config
+    origins: dict[str, str] = {}
+    base: dict[str, Any]
     if isinstance(config, str | Path):
-        base: dict[str, Any] = dict(flatten(_read_yaml(Path(config))))
+        entries = read_file(Path(config))
+        base = {entry.key: entry.value for entry in entries}
+        origins = {entry.key: entry.where for entry in entries}
     elif isinstance(config, Config):
-        if not overrides:
-            return config
         base = dict(flatten(config.model_dump(by_alias=True, exclude_unset=True)))
-    else:
+    elif isinstance(config, Mapping | None):  # pyright: ignore[reportUnnecessaryIsInstance] - callers are not type-checked
         base = dict(flatten(config or {}))
-    base |= dict(flatten(overrides))
+    else:
+        raise ConfigError(
+            f"{_shown(config)} is no config", do="give a Config, a mapping, or a YAML file's path"
+        )
+    given = dict(flatten({name: _as_mapping(value) for name, value in overrides.items()}))
     values: dict[str, Any] = {}
-    for key, value in base.items():
-        _set(values, key, value, "config")
-    return _validate(values, {})
+    for key, value in (base | given).items():
+        if key in given:
+            origins.pop(key, None)
+        _set(values, key, value, origins.get(key, "config"))
+    return _validate(values, origins)
 
 
 def dump_config(config: Config, origins: Mapping[str, str] | None = None) -> str:
@@ -110,20 +101,9 @@ def dump_config(config: Config, origins: Mapping[str, str] | None = None) -> str
             lines.append(f"{head}:")
         text = yaml.safe_dump(value, default_flow_style=True, width=10**6).strip()
         text = text.removesuffix("...").strip()
-        origin = (origins or {}).get(key, "default")
+        origin = " ".join((origins or {}).get(key, "default").split())
         lines.append(f"{'  ' if head else ''}{leaf}: {text}  # {origin}")
     return "\n".join(lines) + "\n"
-
-
-def all_keys(model: type[BaseModel] = Config, prefix: str = "") -> Iterator[str]:
-    """Every dotted key a user can set."""
-    for name, field in model.model_fields.items():
-        key = prefix + (field.alias or name)
-        kind = field.annotation
-        if isinstance(kind, type) and issubclass(kind, BaseModel):
-            yield from all_keys(kind, f"{key}.")
-        else:
-            yield key
 
 
 def flatten(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
@@ -138,58 +118,38 @@ def flatten(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, 
         yield from flatten(value, inner)
 
 
-def _read_yaml(path: Path) -> dict[str, Any]:
-    try:
-        value = yaml.load(path.read_text(encoding="utf-8"), _UniqueKeyLoader)  # noqa: S506 - a SafeLoader
-    except FileNotFoundError:
-        raise ConfigError(f"{path} does not exist", where="--config", do="check the path") from None
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-        raise ConfigError(f"{path} is not YAML: {error}", where="--config") from None
-    if not isinstance(value, dict | None):
-        raise ConfigError(f"{path} is not a mapping of keys", where="--config")
-    return value or {}
-
-
-def _parse(text: str, key: str) -> Any:  # noqa: ANN401 - any config value
-    """A command-line value: null, true, numbers and [lists] as in YAML, everything else as text.
-
-    A key that takes text gets it as it stands, also where it looks like a number.
-    """
-    try:
-        value = yaml.load(text, _UniqueKeyLoader)  # noqa: S506 - a SafeLoader
-    except (yaml.YAMLError, ConfigError):
-        return text
-    if value is None:
-        return None if text in ("null", "~") else text
-    takes_text = str in typing.get_args(_annotation(key))
-    if isinstance(value, list) or (isinstance(value, bool | int | float) and not takes_text):
-        return value
-    return text
-
-
-def _annotation(key: str) -> Any:  # noqa: ANN401 - a type
-    """The type of a dotted key; None for an unknown one."""
-    model: Any = Config
-    for part in key.split("."):
-        fields = getattr(model, "model_fields", {})
-        named = {field.alias or name: field.annotation for name, field in fields.items()}
-        model = named.get(part)
-    return model
-
-
 def _set(values: dict[str, Any], key: str, value: Any, where: str) -> None:  # noqa: ANN401 - any config value
     """Put a value at a dotted key that exists."""
-    known = list(all_keys())
-    if key not in known:
-        near = difflib.get_close_matches(key, known, 1, 0.5)
-        leaf = key.rpartition(".")[2]
-        near = near or [name for name in known if name.rpartition(".")[2] == leaf]
-        do = f"did you mean {near[0]}?" if near else "see `penstock VERB --help`"
-        raise ConfigError(f"there is no key {key}", where=where, do=do)
+    require_key(key, where)
+    if isinstance(value, bool) and bool not in kinds(key):
+        # Python counts True as 1; a user who writes steps=true did not mean one step.
+        raise ConfigError(f"{key}={_shown(value)} is wrong: not true or false", where=where)
     *sections, leaf = key.split(".")
     for section in sections:
         values = values.setdefault(section, {})
-    values[leaf] = value
+    values[leaf] = _path_as_text(value)
+
+
+def _as_mapping(value: Any) -> Any:  # noqa: ANN401 - any config value
+    """A section of the schema as what was set in it; everything else as it is."""
+    if isinstance(value, BaseModel):
+        return value.model_dump(by_alias=True, exclude_unset=True)
+    return value
+
+
+def _path_as_text(value: Any) -> Any:  # noqa: ANN401 - any config value
+    """Paths, alone or in a list, as text; everything else as it is."""
+    if isinstance(value, os.PathLike):
+        return os.fspath(value)
+    if isinstance(value, list | tuple):
+        return [_path_as_text(item) for item in value]
+    return value
+
+
+def _shown(value: Any) -> str:  # noqa: ANN401 - any config value
+    """A wrong value as the user would write it, short enough for one line."""
+    text = str(value).lower() if isinstance(value, bool) else str(value)
+    return text if len(text) <= _SHOWN_CHARACTERS else f"{text[:_SHOWN_CHARACTERS]}…"
 
 
 def _validate(values: dict[str, Any], origins: Mapping[str, str]) -> Config:
@@ -202,7 +162,7 @@ def _validate(values: dict[str, Any], origins: Mapping[str, str]) -> Config:
             (k for n in range(len(parts), 0, -1) if (k := ".".join(parts[:n])) in set(all_keys())),
             ".".join(parts),
         )
-        given = first.get("input")
+        given = _shown(first.get("input"))
         message = first["msg"].removeprefix("Input ").removeprefix("Value error, ")
         raise ConfigError(
             f"{key}={given} is wrong: {message}",

@@ -7,7 +7,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from penstock.config.load import all_keys, as_config, dump_config, load_config
+from penstock.config.keys import all_keys
+from penstock.config.load import as_config, dump_config, load_config
 from penstock.config.reference import VERBS, json_schema, markdown_reference, verb_help
 from penstock.config.schema import Config
 from penstock.errors import ConfigError
