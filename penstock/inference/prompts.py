@@ -3,37 +3,39 @@
 `api.generate` chooses between them. It must never know how text is continued.
 """
 
+import codecs
 import json
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from penstock.console import Console
-from penstock.errors import DataError
+from penstock.errors import DataError, UserError
 from penstock.files import atomic_write
-from penstock.inference.engine import Completion
+from penstock.inference.engine import Completion, is_text
 
 
 def read_prompts(path: Path) -> list[str]:
-    """The `prompt` of each line's object; blank lines are passed over.
+    """The `prompt` of each line's object; blank lines and a byte order mark are passed over.
 
     Raises:
-        DataError: no file, or a line that is not {"prompt": "…"}; the line is named.
+        DataError: no file, or a line that is not {"prompt": "…"} in UTF-8; the line is named.
     """
     try:
-        lines = path.read_text(encoding="utf-8").splitlines()
-    except (OSError, UnicodeDecodeError) as error:
+        content = path.read_bytes().removeprefix(codecs.BOM_UTF8)
+    except OSError as error:
         raise DataError(
-            f"{path} cannot be read: {error}", where="generate.input", do="check the file"
+            f"{path} cannot be read: {error.strerror}", where="generate.input", do="check the file"
         ) from None
     prompts: list[str] = []
-    for number, line in enumerate(lines, 1):
+    # Bytes, not str.splitlines: that one also cuts at U+0085 and U+2028, which JSON text may hold.
+    for number, line in enumerate(content.split(b"\n"), 1):
         if not line.strip():
             continue
         try:
             prompt = json.loads(line)["prompt"]
-        except (ValueError, KeyError, TypeError):
+        except (ValueError, KeyError, TypeError, RecursionError):
             prompt = None
-        if not isinstance(prompt, str):
+        if not isinstance(prompt, str) or not is_text(prompt):
             raise DataError(
                 f'line {number} is not {{"prompt": "text"}}',
                 where=f"{path}:{number}",
@@ -55,17 +57,33 @@ def converse(
     generate: Callable[[str, Callable[[str], None]], Completion],
     read_line: Callable[[str], str] = input,
 ) -> None:
-    """Ask for prompts and stream their continuations until end of input or Ctrl-C."""
+    """Ask for prompts and stream their continuations until end of input or Ctrl-C.
+
+    A prompt that cannot be continued is told so, and the next one asked for.
+    """
     console.info("Type a prompt; an empty line or Ctrl-D ends.")
-    while True:
-        try:
-            prompt = read_line("> ")
-            if not prompt:
-                return
-            console.write(prompt, end="")
-            completion = generate(prompt, lambda text: console.write(text, end=""))
-            console.write("")
-            console.info(f"{completion.tokens} tokens in {completion.seconds:.2f} s")
-        except (EOFError, KeyboardInterrupt):
-            console.write("")
-            return
+    try:
+        while prompt := read_line("> "):
+            _answer(console, generate, prompt)
+    except (EOFError, KeyboardInterrupt):
+        console.write("")
+
+
+def _answer(
+    console: Console, generate: Callable[[str, Callable[[str], None]], Completion], prompt: str
+) -> None:
+    """Show one prompt with its continuation."""
+    begun = False
+
+    def show(text: str) -> None:
+        nonlocal begun
+        console.write(text if begun else prompt + text, end="")
+        begun = True
+
+    try:
+        completion = generate(prompt, show)
+    except UserError as error:
+        console.error(str(error))
+        return
+    console.write("" if begun else prompt)
+    console.info(f"{completion.tokens} tokens in {completion.seconds:.2f} s")
