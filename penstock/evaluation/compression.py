@@ -6,13 +6,25 @@
 import bz2
 import lzma
 import zlib
-from typing import Protocol
+from collections.abc import Iterator
+from typing import Any, Protocol
 
+from numpy.typing import NDArray
+
+from penstock.console import get_console
 from penstock.data.dataset import Split, read_documents
 from penstock.data.tokenizer import Tokenizer
 
+_PIECE_TOKENS = 1 << 14
+"""Tokens decoded at once."""
+_CHARACTER_TOKENS = 64
+"""Most further tokens tried to end a piece on a whole character; one takes 4 bytes at most, but
+the text itself may hold a row of U+FFFD, which is how half a character looks."""
+
 
 class _Compressor(Protocol):
+    """What the standard library's compressors have in common."""
+
     def compress(self, data: bytes, /) -> bytes: ...
     def flush(self) -> bytes: ...
 
@@ -20,7 +32,8 @@ class _Compressor(Protocol):
 def compressor_bits(split: Split, tokenizer: Tokenizer) -> dict[str, float]:
     """Bits per byte of `gzip -9`, `bzip2 -9` and `xz -9` on the split's text in one stream.
 
-    The text is decoded from the tokens, which byte-level tokenizers allow without loss.
+    The text is decoded from the tokens, which byte-level tokenizers allow without loss. Memory
+    does not grow with the split, nor with a document.
     """
     compressors: dict[str, _Compressor] = {
         "gzip": zlib.compressobj(9, zlib.DEFLATED, 31),
@@ -29,12 +42,28 @@ def compressor_bits(split: Split, tokenizer: Tokenizer) -> dict[str, float]:
     }
     sizes = dict.fromkeys(compressors, 0)
     total = 0
-    for document in read_documents(split):
-        ids = document[:-1] if len(document) and document[-1] == split.end_of_text else document
-        text = tokenizer.decode(ids.tolist()).encode()
-        total += len(text)
-        for name, compressor in compressors.items():
-            sizes[name] += len(compressor.compress(text))
+    with get_console().progress(f"compressing {split.name}", split.token_count) as progress:
+        for document in read_documents(split):
+            ends = len(document) > 0 and document[-1] == split.end_of_text
+            for text in _pieces(document[:-1] if ends else document, tokenizer):
+                total += len(text)
+                for name, compressor in compressors.items():
+                    sizes[name] += len(compressor.compress(text))
+            progress.advance(len(document))
     for name, compressor in compressors.items():
         sizes[name] += len(compressor.flush())
     return {name: 8 * size / max(1, total) for name, size in sizes.items()}
+
+
+def _pieces(document: NDArray[Any], tokenizer: Tokenizer) -> Iterator[bytes]:
+    """A document's text in UTF-8, some tokens at a time, cut between characters."""
+    start = 0
+    while start < len(document):
+        end = min(start + _PIECE_TOKENS, len(document))
+        text = tokenizer.decode(document[start:end].tolist())
+        limit = min(end + _CHARACTER_TOKENS, len(document))
+        while text.endswith("\ufffd") and end < limit:
+            end += 1  # the character may go on in the next token
+            text = tokenizer.decode(document[start:end].tolist())
+        yield text.encode()
+        start = end

@@ -25,9 +25,13 @@ class Scores:
     loss: float
     """Nats per token."""
     tokens: int
+    """Targets scored, end-of-text tokens among them."""
     text_bytes: int
+    """UTF-8 bytes of the split's text."""
     words: int
+    """Whitespace-separated words of the split's text."""
     seconds: float
+    """Time it took."""
 
     @property
     def perplexity(self) -> float:
@@ -36,7 +40,9 @@ class Scores:
 
     @property
     def word_perplexity(self) -> float:
-        """exp(total nats / words): comparable between tokenizers."""
+        """exp(total nats / words): comparable between tokenizers; infinite where hardly anything
+        is between spaces, as in Chinese.
+        """
         return _exp(self.loss * self.tokens / max(1, self.words))
 
     @property
@@ -45,9 +51,10 @@ class Scores:
         return self.loss * self.tokens / math.log(2) / max(1, self.text_bytes)
 
     def json(self) -> dict[str, Any]:
-        """All figures."""
+        """All figures; null for those without a finite value, which JSON cannot hold."""
         derived = ("perplexity", "word_perplexity", "bits_per_byte")
-        return {**dataclasses.asdict(self), **{name: getattr(self, name) for name in derived}}
+        values = {**dataclasses.asdict(self), **{name: getattr(self, name) for name in derived}}
+        return {name: value if math.isfinite(value) else None for name, value in values.items()}
 
     def rows(self) -> list[tuple[str, str]]:
         """Figures for a table."""
@@ -65,6 +72,7 @@ class Scores:
 
 
 def _exp(value: float) -> float:
+    """exp, infinite where a float would overflow."""
     return math.exp(value) if value < 700 else math.inf
 
 
@@ -73,6 +81,7 @@ class Window:
     """One window over the stream: inputs start at `start`, targets from `scored` on count."""
 
     start: int
+    """First target, as a place in the stream of the split's tokens."""
     scored: int
     """First target of the window, as an offset, that no earlier window has scored."""
 
@@ -102,7 +111,8 @@ def evaluate_split(
 ) -> Scores:
     """Score every token of a split; the first follows an end-of-text token.
 
-    The model is given (batch, sequence_length) tokens at a time, never fewer.
+    The model is given (batch, sequence_length) tokens at a time, never fewer. `stride`: tokens a
+    window moves on, half the sequence length when None, and never more than all of it.
 
     Raises:
         DataError: an empty split.
