@@ -1,7 +1,8 @@
 """Penstock: raw text to a trained, evaluated, generating language model, through one compiled file.
 
 The verbs are functions here: `penstock.prepare(...)`, `penstock.train(...)` and so on; each takes
-a config as keyword sections, a mapping, a YAML file or a `Config`.
+a config as keyword sections, a mapping, a YAML file or a `Config`. One verb is not here: `report`
+is `penstock.api.report`, because `penstock.report` is the package that draws it.
 """
 
 import importlib

@@ -21,7 +21,7 @@ from penstock.console import get_console
 from penstock.data.dataset import MANIFEST, Dataset
 from penstock.data.prepare import PrepareResult
 from penstock.data.prepare import prepare as prepare_dataset
-from penstock.errors import ConfigError
+from penstock.errors import CheckpointError, ConfigError
 from penstock.evaluation.compression import compressor_bits
 from penstock.evaluation.perplexity import evaluate_split
 from penstock.files import atomic_write
@@ -194,7 +194,12 @@ def inspect(path: str | Path, config: ConfigLike = None, **sections: Any) -> Ins
 def report(config: ConfigLike = None, **sections: Any) -> ReportFiles:  # noqa: ANN401 - sections of any kind
     """Write a run's loss curve and HTML report again."""
     c = as_config(config, **sections)
-    return write_report(jobs.run_folder(c).path)
+    run = jobs.run_folder(c)
+    if not run.metrics.is_file():
+        raise CheckpointError(
+            f"{run.path} is not a run: it has no {run.metrics.name}", where="run", do="train first"
+        )
+    return write_report(run.path)
 
 
 def doctor(config: ConfigLike = None, **sections: Any) -> DoctorReport:  # noqa: ANN401 - sections of any kind

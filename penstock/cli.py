@@ -4,6 +4,7 @@ import argparse
 import difflib
 import errno
 import json
+import os
 import sys
 import tempfile
 import traceback
@@ -12,6 +13,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from penstock import __version__
+from penstock.config.keys import all_keys
 from penstock.config.load import LoadedConfig, load_config
 from penstock.config.reference import VERBS, verb_help
 from penstock.console import Console, set_console
@@ -41,16 +43,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
             prepare_process()
             _show(_call(options), console, as_json)
     except UserError as error:
-        if as_json:
-            console.write(json.dumps({"error": str(error)}))
-        console.error(str(error))
-        return error.exit_code
+        return _mistake(console, error)
     except KeyboardInterrupt:
         console.error("interrupted")
         return 130
+    except BrokenPipeError:
+        # The reader of our output has left (`| head`). Nothing may be written at exit either.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
     except Exception as error:
         return _fault(console, error)
-    return 0
     return 0
 
 
@@ -62,12 +64,14 @@ def _parse(words: list[str]) -> argparse.Namespace | None:
         near = difflib.get_close_matches(verbs[0], VERBS, 1)
         do = f"did you mean {near[0]}?" if near else f"use one of {', '.join(VERBS)}"
         raise UserError(f"there is no verb {verbs[0]}", do=do)
-    if not verbs or "--help" in words or "-h" in words:
-        if words and not verbs and "--version" in words:
-            sys.stdout.write(f"penstock {__version__}\n")
-        else:
-            sys.stdout.write(verb_help(verbs[0] if verbs else None) + "\n")
+    if "--version" in words:
+        sys.stdout.write(f"penstock {__version__}\n")
         return None
+    if not words or "--help" in words or "-h" in words:
+        sys.stdout.write(verb_help(verbs[0] if verbs else None) + "\n")
+        return None
+    if not verbs:
+        raise UserError("there is no verb", do=f"use one of {', '.join(VERBS)}")
     parser = _Parser(prog="penstock", add_help=False, allow_abbrev=False)
     parser.add_argument("verb")
     parser.add_argument("keys", nargs="*")
@@ -81,11 +85,14 @@ def _parse(words: list[str]) -> argparse.Namespace | None:
 def _call(options: argparse.Namespace) -> Any:  # noqa: ANN401 - each verb has its own result
     """Load the config and run the verb."""
     keys: list[str] = options.keys
-    positional = [key for key in keys if "=" not in key]
-    overrides = [key for key in keys if "=" in key]
+    # What is inspected may have any name, also one with a = in it.
+    first = options.verb == "inspect" and bool(keys) and not _names_key(keys[0])
+    positional = [key for i, key in enumerate(keys) if "=" not in key or (first and i == 0)]
+    loaded = load_config(options.config, [key for key in keys if key not in positional])
     if options.trust:
-        overrides.append(f"trust=[{', '.join(options.trust)}]")
-    loaded = load_config(options.config, overrides)
+        trust = [*loaded.config.trust, *options.trust]
+        config = loaded.config.model_copy(update={"trust": trust})
+        loaded = LoadedConfig(config, {**loaded.origins, "trust": "command line"})
     from penstock import api  # noqa: PLC0415 - mistakes above are told before torch is loaded
 
     if options.verb in ("inspect", "convert"):
@@ -97,6 +104,12 @@ def _call(options: argparse.Namespace) -> Any:  # noqa: ANN401 - each verb has i
     if positional:
         raise UserError(f"{positional[0]} is not key=value", do=VERBS[options.verb].usage)
     return _run_verb(api, options.verb, loaded)
+
+
+def _names_key(word: str) -> bool:
+    """Whether a word is key=value for a key there is."""
+    key, sign, _ = word.partition("=")
+    return bool(sign) and key in all_keys()
 
 
 def _run_verb(api: Any, verb: str, loaded: LoadedConfig) -> Any:  # noqa: ANN401 - a module, a result
@@ -115,12 +128,23 @@ def _show(result: Any, console: Console, as_json: bool) -> None:  # noqa: ANN401
         result.show(console)
 
 
+def _mistake(console: Console, error: UserError) -> int:
+    """One line, and the same as JSON where that is asked for."""
+    if console.json:
+        console.write(json.dumps({"error": str(error)}))
+    console.error(str(error))
+    return error.exit_code
+
+
 def _fault(console: Console, error: Exception) -> int:
     """A full disk or a missing permission is the user's to mend; all else is our fault."""
     if isinstance(error, OSError) and error.errno in _FILE_TROUBLE:
-        console.error(f"{error.strerror} ({error.filename or 'writing a file'})")
-        return UserError.exit_code
-    console.error(f"internal fault: {error!r}. Details: {_fault_report()}")
+        message = f"{error.strerror} ({error.filename or 'writing a file'})"
+        return _mistake(console, UserError(message))
+    message = " ".join(f"internal fault: {error!r}. Details: {_fault_report()}".split())
+    if console.json:
+        console.write(json.dumps({"error": message}))
+    console.error(message)
     return 1
 
 

@@ -49,6 +49,15 @@ MODEL = ["model.preset=gpt2-tiny", "data.sequence_length=64"]
         (["generate", "run=/nowhere", "generate.prompt=x"], "is not a run"),
         (["inspect", "/nowhere"], "does not exist"),
         (["inspect"], "takes one thing"),
+        (["inspect", "a", "seed=1", "b"], "takes one thing"),
+        (["inspect", "no=file"], "no=file does not exist"),
+        (["inspect", str(Path(__file__))], "is not a whole executable"),
+        (["inspect", "seed=x"], "seed=x is wrong"),
+        (["report", "run=/nowhere"], "/nowhere is not a run"),
+        (["report"], "no run folder"),
+        (["-x"], "there is no verb"),
+        (["--json"], "there is no verb"),
+        (["plan", "--trust"], "expected one argument"),
         (["convert", "everything"], "cannot convert everything"),
         (["compile", *MODEL], "no file to write"),
         (["train", "executable=/nowhere.penstock", "run=x"], "does not exist"),
@@ -129,6 +138,110 @@ def test_a_full_disk_anywhere_is_one_line(
 
     monkeypatch.setattr(penstock.cli, "_call", full)
     assert "No space left on device (/data/metrics.jsonl)" in fails(capsys, "doctor")
+
+
+def test_faults_are_json_when_asked(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import penstock.cli
+
+    def broken(options: object) -> None:
+        raise RuntimeError("two\nlines")
+
+    monkeypatch.setattr(penstock.cli, "_call", broken)
+    assert main(["doctor", "--json"]) == 1
+    seen = capsys.readouterr()
+    assert json.loads(seen.out)["error"] in seen.err
+    assert len(seen.err.strip().splitlines()) == 1
+    Path(seen.err.strip().rpartition("Details: ")[2]).unlink()
+
+
+def test_an_interrupt_is_130(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import penstock.cli
+
+    def interrupted(options: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(penstock.cli, "_call", interrupted)
+    assert main(["doctor"]) == 130
+    assert capsys.readouterr().err == "penstock: interrupted\n"
+
+
+def test_trust_on_the_command_line_adds_to_the_file(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    from penstock import api
+    from penstock.config.schema import Config
+
+    seen: list[Config] = []
+    monkeypatch.setattr(api, "doctor", seen.append)
+    file = tmp_path / "c.yaml"
+    file.write_text("trust: [0123]\n")
+    assert main(["doctor", "--config", str(file), "--trust", "1e5", "--trust=b", "seed=3"]) == 0
+    assert seen[0].trust == ["0123", "1e5", "b"]
+    assert seen[0].seed == 3
+
+
+def test_the_version_is_told(capsys: pytest.CaptureFixture[str]) -> None:
+    import penstock
+
+    assert main(["--version"]) == 0
+    assert capsys.readouterr().out == f"penstock {penstock.__version__}\n"
+
+
+def test_the_package_says_the_version_it_is_installed_as() -> None:
+    import importlib.metadata
+
+    import penstock
+
+    assert importlib.metadata.version("penstock") == penstock.__version__
+
+
+def test_a_reader_that_leaves_is_no_fault() -> None:
+    # The reader is gone before anything is written; standard output is a pipe of its own.
+    command = f"(sleep 0.5; {sys.executable} -m penstock train --help; echo code $? >&2) | true"
+    done = subprocess.run(
+        ["sh", "-c", command], capture_output=True, text=True, timeout=60, check=False
+    )
+    assert done.stderr == "code 1\n"
+
+
+@pytest.mark.parametrize(
+    ("words", "code", "message"),
+    [
+        (["trian"], 2, "penstock: there is no verb trian: did you mean train?\n"),
+        (
+            ["train", "train.setps=3"],
+            2,
+            "penstock: there is no key train.setps (command line): did you mean train.steps?\n",
+        ),
+        (["train", "--help"], 0, ""),
+    ],
+)
+def test_a_process_of_its_own_says_the_same(words: list[str], code: int, message: str) -> None:
+    done = run(*words)
+    assert (done.returncode, done.stderr) == (code, message)
+
+
+def test_importing_the_package_costs_nothing_and_verbs_are_functions() -> None:
+    code = """
+import sys, penstock
+assert not {"torch", "pydantic", "rich"} & set(sys.modules)
+assert penstock.Config().seed == 0 and issubclass(penstock.UserError, Exception)
+assert "torch" not in sys.modules
+for verb in ("prepare", "plan", "compile", "train", "evaluate", "generate", "convert", "inspect", "doctor"):
+    assert callable(getattr(penstock, verb)), verb
+assert callable(penstock.api.report)
+try:
+    penstock.nothing
+except AttributeError:
+    pass
+else:
+    raise AssertionError
+"""
+    subprocess.run([sys.executable, "-c", code], check=True, timeout=120)
 
 
 def run(*words: object) -> subprocess.CompletedProcess[str]:

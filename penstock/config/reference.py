@@ -62,12 +62,24 @@ VERBS: dict[str, Verb] = {
     "evaluate": Verb(
         "Held-out perplexity and bits per byte.",
         "penstock evaluate run=RUN data.path=DATASET evaluate.split=test",
-        ("evaluate", "data", "run", "executable", "model", "device", "trust"),
+        (
+            "evaluate",
+            "data",
+            "run",
+            "executable",
+            "model",
+            "batch",
+            "precision",
+            "plan",
+            "compile",
+            "device",
+            "trust",
+        ),
     ),
     "generate": Verb(
         "Continue prompts: one, a file of them, or interactively.",
         "penstock generate run=RUN generate.prompt='def add(' generate.tokens=40",
-        ("generate", "run", "model", "tokenizer", "seed", "device"),
+        ("generate", "run", "model", "tokenizer", "precision", "seed", "device"),
     ),
     "convert": Verb(
         "A run's weights as a folder `transformers` loads.",
@@ -104,7 +116,8 @@ def verb_help(verb: str | None) -> str:
     ]
     lines += [
         "       --quiet        only warnings and results",
-        "       --trust SHA256 run this very executable file, whoever made it",
+        "       --trust SHA256 run this very executable file, whoever made it; may be repeated",
+        "       --help, --version",
         "",
         "keys:",
     ]
