@@ -12,6 +12,7 @@ from penstock.errors import CheckpointError
 from penstock.models.architecture import Architecture
 from penstock.models.huggingface import load_weights, save_weights
 from penstock.models.initialization import initialize
+from penstock.models.resolve import read_hf_config
 from penstock.models.transformer import Transformer
 from tests.models.test_parity import architecture, tokens_for
 
@@ -39,6 +40,16 @@ def test_untied_exports_load_in_transformers(tmp_path: Path) -> None:
     model = save(tmp_path, a)
     theirs = transformers.AutoModelForCausalLM.from_pretrained(tmp_path).eval()
     assert theirs.lm_head.weight is not theirs.transformer.wte.weight
+    tokens = tokens_for(a)
+    assert (model(tokens) - theirs(tokens).logits).abs().max() < 1e-4
+
+
+def test_every_size_survives_an_export(tmp_path: Path) -> None:
+    a = architecture(norm_epsilon=1e-3, mlp_size=100, layers=3, tie_embeddings=False)
+    model = save(tmp_path, a)
+    family, fields = read_hf_config(tmp_path)
+    assert Architecture(family=family, **fields) == a
+    theirs = transformers.AutoModelForCausalLM.from_pretrained(tmp_path).eval()
     tokens = tokens_for(a)
     assert (model(tokens) - theirs(tokens).logits).abs().max() < 1e-4
 

@@ -20,7 +20,8 @@ ODD = {"layers": 2, "hidden_size": 48, "heads": 3, "max_positions": 40, "vocab_s
 
 def architecture(**fields: object) -> Architecture:
     values = {**ODD, **fields}
-    return Architecture(family="gpt2", mlp_size=4 * values["hidden_size"], **values)
+    values.setdefault("mlp_size", 4 * values["hidden_size"])
+    return Architecture(family="gpt2", **values)
 
 
 def reference_model(a: Architecture) -> transformers.GPT2LMHeadModel:

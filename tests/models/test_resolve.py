@@ -30,7 +30,9 @@ def section(**keys: object) -> ModelSection:
     ],
 )
 def test_presets_have_the_published_parameter_counts(preset: str, parameters: int) -> None:
-    assert resolve_architecture(section(preset=preset)).parameter_count() == parameters
+    architecture = resolve_architecture(section(preset=preset))
+    assert architecture.parameter_count() == parameters
+    assert architecture.head_size == 64
 
 
 def test_the_help_names_every_preset() -> None:
