@@ -92,7 +92,7 @@ def inspect_run(run: RunFolder) -> Inspection:
     facts += [
         [name, f"{evaluation[name]:.4f}"]
         for name in ("perplexity", "bits_per_byte")
-        if name in evaluation
+        if evaluation.get(name) is not None
     ]
     rows = [[name] for name in checkpoints]
     values = {"kind": "run", "path": str(run.path), "checkpoints": checkpoints, "summary": summary}

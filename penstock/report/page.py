@@ -6,6 +6,7 @@
 import base64
 import dataclasses
 import json
+import math
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,7 @@ import jinja2
 
 from penstock.console import Console
 from penstock.files import atomic_write
-from penstock.report.curve import draw_loss, draw_speed
+from penstock.report.curve import DARK, draw_loss, draw_speed
 from penstock.training.metrics import read_metrics
 
 _TEMPLATE = "page.html"
@@ -24,7 +25,9 @@ class ReportFiles:
     """What was written."""
 
     page: Path
+    """The HTML page."""
     curve: Path
+    """The PNG of the loss."""
 
     def json(self) -> dict[str, Any]:
         """Both paths."""
@@ -37,60 +40,93 @@ class ReportFiles:
 
 
 def write_report(run: Path) -> ReportFiles:
-    """Write RUN/loss.png and RUN/report.html from metrics.jsonl, summary.json and config.yaml."""
+    """Write RUN/loss.png and RUN/report.html from what the run folder holds.
+
+    Read are metrics.jsonl, summary.json, plan.json, samples.jsonl and config.yaml; each may be
+    missing or incomplete, and so then is the page.
+    """
     metrics = read_metrics(run / "metrics.jsonl")
     summary = _read(run / "summary.json")
-    curve = draw_loss(metrics)
-    speed = draw_speed(metrics)
     files = ReportFiles(run / "report.html", run / "loss.png")
+    curve = draw_loss(metrics)
     atomic_write(files.curve, curve)
     template = _environment().get_template(_TEMPLATE)
     page = template.render(
         name=run.resolve().name,
-        summary=summary,
+        complete=bool(summary.get("complete")),
+        progress=_progress(summary),
         headline=_headline(summary),
         bars=_bars(summary),
-        memory=summary.get("plan", {}).get("memory", {}),
-        samples=_samples(run),
-        curve=base64.b64encode(curve).decode(),
-        speed=base64.b64encode(speed).decode() if speed else None,
+        memory=_memory(summary, _read(run / "plan.json")),
+        samples=_samples(run, summary),
+        curve=(_embedded(curve), _embedded(draw_loss(metrics, DARK))),
+        speed=(_embedded(draw_speed(metrics)), _embedded(draw_speed(metrics, DARK))),
         config=_text(run / "config.yaml"),
-        environment={**summary.get("environment", {}), **summary.get("versions", {})},
+        environment={**_section(summary, "environment"), **_section(summary, "versions")},
     )
     atomic_write(files.page, page)
     return files
 
 
 def _environment() -> jinja2.Environment:
+    """Templates beside this module, every value escaped."""
     folder = Path(__file__).parent
     return jinja2.Environment(
         loader=jinja2.FileSystemLoader(folder), autoescape=True, undefined=jinja2.StrictUndefined
     )
 
 
+def _embedded(image: bytes | None) -> str | None:
+    """A PNG in base64, for a data address."""
+    return base64.b64encode(image).decode() if image else None
+
+
+def _section(summary: dict[str, Any], name: str) -> dict[str, Any]:
+    """A part of the summary; empty where it is missing."""
+    value = summary.get(name)
+    return value if isinstance(value, dict) else {}
+
+
+def _number(value: object) -> float | None:
+    """A finite number, or None."""
+    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
+        return None
+    return value
+
+
+def _progress(summary: dict[str, Any]) -> str:
+    """How far the run is, in words."""
+    steps, seconds = _number(summary.get("steps")) or 0, _number(summary.get("seconds"))
+    return f"{steps:,.0f} optimizer steps" + (f" in {seconds:,.0f} s" if seconds else "")
+
+
 def _headline(summary: dict[str, Any]) -> list[tuple[str, str]]:
     """(figure, what it is) of what matters most, as far as it is known."""
-    evaluation, speed = summary.get("evaluation") or {}, summary.get("throughput") or {}
-    loss = (summary.get("loss") or {}).get("final")
+    evaluation, speed = _section(summary, "evaluation"), _section(summary, "throughput")
+    loss = _section(summary, "loss")
     candidates = [
         (evaluation.get("bits_per_byte"), ".3f", "bits per byte, held out"),
         (evaluation.get("perplexity"), ",.2f", "perplexity per token, held out"),
-        (loss, ".3f", "final training loss, nats per token"),
+        (evaluation.get("word_perplexity"), ",.0f", "perplexity per word, held out"),
+        (loss.get("best_validation"), ".3f", "best validation loss, nats per token"),
+        (loss.get("final"), ".3f", "final training loss, nats per token"),
         (speed.get("tokens_per_second"), ",.0f", "tokens per second"),
         (speed.get("mfu"), ".0%", "of the measured matrix-product peak"),
-        (summary.get("parameters"), ",", "parameters"),
-        (summary.get("tokens"), ",", "tokens trained on"),
+        (summary.get("parameters"), ",.0f", "parameters"),
+        (summary.get("tokens"), ",.0f", "tokens trained on"),
     ]
-    return [(format(value, form), label) for value, form, label in candidates if value is not None]
+    known = [(_number(value), form, label) for value, form, label in candidates]
+    return [(format(value, form), label) for value, form, label in known if value is not None]
 
 
 def _bars(summary: dict[str, Any]) -> list[dict[str, Any]]:
     """Bits per byte of the model and the compressors, best first, with relative widths."""
-    ours = (summary.get("evaluation") or {}).get("bits_per_byte")
-    others = summary.get("compressors") or {}
+    ours = _number(_section(summary, "evaluation").get("bits_per_byte"))
+    compressors = _section(summary, "compressors").items()
+    others = {f"{name} -9": bits for name, value in compressors if (bits := _number(value))}
     if ours is None or not others:
         return []
-    rows = {"this model": ours, **{f"{name} -9": bits for name, bits in others.items()}}
+    rows = {"this model": ours, **others}
     longest = max(rows.values())
     return [
         {
@@ -103,25 +139,36 @@ def _bars(summary: dict[str, Any]) -> list[dict[str, Any]]:
     ]
 
 
-def _samples(run: Path) -> list[dict[str, Any]]:
-    """Completions somebody wrote to RUN/samples.jsonl."""
-    samples: list[dict[str, Any]] = []
-    for line in _text(run / "samples.jsonl").splitlines():
+def _memory(summary: dict[str, Any], plan: dict[str, Any]) -> list[tuple[str, str]]:
+    """(kind, MiB) as planned, and what was measured."""
+    planned = _section(_section(summary, "plan"), "memory") or _section(plan, "memory")
+    rows = [(f"predicted, {kind}", _number(size)) for kind, size in planned.items()]
+    if rows:
+        rows.append(("measured, peak", _number(summary.get("memory_bytes"))))
+    return [(kind, f"{size / 2**20:,.0f} MiB") for kind, size in rows if size is not None]
+
+
+def _samples(run: Path, summary: dict[str, Any]) -> list[dict[str, Any]]:
+    """Completions in the summary, or that somebody wrote to RUN/samples.jsonl."""
+    found: list[Any] = []
+    inside = summary.get("samples")
+    found += inside if isinstance(inside, list) else []
+    for line in _text(run / "samples.jsonl").split("\n"):
         try:
-            value = json.loads(line)
-        except ValueError:
+            found.append(json.loads(line))
+        except (ValueError, RecursionError):
             continue
-        if isinstance(value, dict) and {"prompt", "text"} <= value.keys():
-            samples.append(value)
-    return samples
+    return [v for v in found if isinstance(v, dict) and {"prompt", "text"} <= v.keys()]
 
 
 def _read(path: Path) -> dict[str, Any]:
+    """A JSON object; empty where there is none or it is damaged."""
     try:
         return dict(json.loads(path.read_bytes()))
-    except (OSError, ValueError, TypeError):
+    except (OSError, ValueError, TypeError, RecursionError):
         return {}
 
 
 def _text(path: Path) -> str:
+    """A file's text; empty where there is none."""
     return path.read_text(encoding="utf-8", errors="replace") if path.is_file() else ""
