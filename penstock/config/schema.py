@@ -18,6 +18,7 @@ class Section(BaseModel):
         use_attribute_docstrings=True,
         populate_by_name=True,
         protected_namespaces=(),
+        allow_inf_nan=False,
     )
 
 
