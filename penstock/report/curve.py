@@ -72,7 +72,7 @@ def draw_speed(metrics: Sequence[dict[str, Any]], theme: Theme = LIGHT) -> bytes
         share = float(np.median([mfu / speed for mfu, speed in speeds]))
         if share > 0:
             right = axes.secondary_yaxis(
-                "right", functions=(lambda y: y * share, lambda y: y / share)
+                "right", functions=(lambda y: np.multiply(y, share), lambda y: np.divide(y, share))
             )
             right.set_ylabel("share of the measured peak (MFU)", color=theme.ink)
             right.yaxis.set_major_formatter(PercentFormatter(1.0, decimals=0))

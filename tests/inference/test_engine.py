@@ -1,6 +1,6 @@
 """Generation: caches, batches, sampling and stopping against plain definitions."""
 
-import json
+import copy
 from pathlib import Path
 
 import pytest
@@ -9,10 +9,10 @@ import transformers
 
 from penstock.config.schema import GenerateSection, ModelSection
 from penstock.data.dataset import Dataset
-from penstock.errors import DataError, UserError
+from penstock.errors import CheckpointError, UserError
+from penstock.inference.cache import attention_mask
 from penstock.inference.engine import Engine
-from penstock.inference.prompts import converse, read_prompts
-from penstock.inference.sampling import keep_likely, next_token, penalize, row_generator
+from penstock.models.huggingface import save_weights
 from penstock.models.initialization import initialize
 from penstock.models.resolve import resolve_architecture
 from penstock.models.transformer import Transformer
@@ -94,52 +94,141 @@ def test_too_long_requests_are_refused(engine: Engine) -> None:
         engine.generate(["x"], GenerateSection(tokens=128), 0)
 
 
-def test_penalty_and_filters_equal_transformers() -> None:
-    logits = torch.randn(50, generator=torch.Generator().manual_seed(0)) * 3
-    seen = torch.tensor([3, 7, 7, 9])
-    reference = transformers.RepetitionPenaltyLogitsProcessor(1.3)(seen[None], logits[None].clone())
-    assert torch.equal(penalize(logits, seen, 1.3), reference[0])
-    reference = transformers.TopKLogitsWarper(5)(seen[None], logits[None].clone())[0]
-    assert torch.equal(keep_likely(logits, 5, None), reference)
-    reference = transformers.TopPLogitsWarper(0.7)(seen[None], logits[None].clone())[0]
-    assert torch.equal(keep_likely(logits, None, 0.7), reference)
+def test_greedy_tokens_equal_transformers(engine: Engine, tmp_path: Path) -> None:
+    model, tokenizer = engine._model, engine._tokenizer
+    save_weights(
+        tmp_path, dict(model.named_parameters()), model.architecture, tokenizer=None,
+        end_of_text=tokenizer.end_of_text,
+    )  # fmt: skip
+    theirs = transformers.AutoModelForCausalLM.from_pretrained(tmp_path).eval()
+    completions = engine.generate(PROMPTS, GenerateSection(tokens=20, repetition_penalty=1.2), 0)
+    for prompt, completion in zip(PROMPTS, completions, strict=True):
+        ids = torch.tensor([tokenizer.encode(prompt) or [tokenizer.end_of_text]])
+        out = theirs.generate(
+            ids, attention_mask=torch.ones_like(ids), max_new_tokens=20, do_sample=False,
+            repetition_penalty=1.2, pad_token_id=tokenizer.end_of_text,
+        )[0, ids.shape[1] :].tolist()  # fmt: skip
+        out = out[: out.index(tokenizer.end_of_text)] if tokenizer.end_of_text in out else out
+        assert completion.text == tokenizer.decode(out)
 
 
-def test_sampling_follows_the_softmax() -> None:
-    logits = torch.tensor([0.0, 1.0, 2.0])
-    generator = row_generator(0, 0)
-    section = GenerateSection(temperature=0.5)
-    counts = torch.zeros(3)
-    for _ in range(4000):
-        counts[next_token(logits, torch.tensor([0]), section, generator)] += 1
-    assert torch.allclose(counts / 4000, torch.softmax(logits / 0.5, 0), atol=0.025)
+def test_groups_of_any_size_give_the_same_texts_in_order(engine: Engine) -> None:
+    section = {"tokens": 12, "temperature": 1.0, "top_k": 20, "repetition_penalty": 1.3}
+    texts = [
+        [c.text for c in engine.generate(PROMPTS, GenerateSection(batch=batch, **section), 3)]
+        for batch in (1, 2, 3, 8)
+    ]
+    assert texts[0] == texts[1] == texts[2] == texts[3]
+    assert len(set(texts[0])) == len(PROMPTS)
 
 
-def test_bad_lines_of_a_prompts_file_are_named(tmp_path: Path) -> None:
-    path = tmp_path / "prompts.jsonl"
-    path.write_text(json.dumps({"prompt": "a"}) + "\n\nnot json\n")
-    with pytest.raises(DataError, match="line 3"):
-        read_prompts(path)
-    path.write_text(json.dumps({"prompt": "a"}) + "\n\n" + json.dumps({"prompt": "b"}))
-    assert read_prompts(path) == ["a", "b"]
+def test_no_prompts_give_no_texts(engine: Engine) -> None:
+    assert engine.generate([], GenerateSection(), 0) == []
 
 
-def test_a_conversation_ends_with_the_input(
-    engine: Engine, capsys: pytest.CaptureFixture[str]
-) -> None:
-    from penstock.console import Console
+def test_padding_is_never_looked_at_and_every_place_sees_itself() -> None:
+    mask = attention_mask(torch.arange(3, 5), torch.tensor([0, 2, 4]))[:, 0].int().tolist()
+    assert mask == [
+        [[1, 1, 1, 1, 0], [1, 1, 1, 1, 1]],
+        [[0, 0, 1, 1, 0], [0, 0, 1, 1, 1]],
+        [[0, 0, 0, 1, 0], [0, 0, 0, 0, 1]],
+    ]
 
-    lines = iter(["def", "x"])
 
-    def read_line(prompt: str) -> str:
-        try:
-            return next(lines)
-        except StopIteration:
-            raise EOFError from None
+def reciter(engine: Engine, prompt: str, text: str, end: bool = False) -> Engine:
+    """A model whose positions name the next token: after `prompt` it says `text`."""
+    tokenizer = engine._tokenizer
+    model = copy.deepcopy(engine._model)
+    ids = tokenizer.encode(text) + [tokenizer.end_of_text] * end
+    with torch.no_grad():
+        for block in model.blocks:
+            for parameter in block.parameters():
+                parameter.zero_()
+        rows = model.embed.tokens.weight
+        rows.copy_(torch.randn(rows.shape, generator=torch.Generator().manual_seed(0)))
+        first = len(tokenizer.encode(prompt)) - 1
+        model.embed.positions.weight[first : first + len(ids)] = 100 * rows[torch.tensor(ids)]
+    return Engine(model, tokenizer)
 
-    section = GenerateSection(tokens=5)
-    converse(
-        Console(), lambda text, write: engine.generate([text], section, 0, write)[0], read_line
+
+TEXT = "naïve ☃ 日本語 \N{PARTY POPPER}\N{FAMILY} done: e\u0301 \ufffd!"
+
+
+def test_streamed_pieces_are_whole_characters(engine: Engine) -> None:
+    tokens = len(engine._tokenizer.encode(TEXT))
+    pieces: list[str] = []
+    [completion] = reciter(engine, "x =", TEXT).generate(
+        ["x ="], GenerateSection(tokens=tokens), 0, pieces.append
     )
-    expected = engine.generate(["def"], section, 0)[0].text
-    assert f"def{expected}" in capsys.readouterr().out
+    assert completion.text == "".join(pieces) == TEXT
+    assert sum("\ufffd" in piece for piece in pieces) == 1
+    assert len(pieces) > 8
+
+
+def test_every_stop_string_ends_the_text_however_tokens_cut_it(engine: Engine) -> None:
+    speaker = reciter(engine, "x =", TEXT)
+    tokens = len(engine._tokenizer.encode(TEXT))
+    for start in range(0, len(TEXT) - 1, 2):
+        for length in (1, 2, 5):
+            stop = TEXT[start : start + length]
+            if "\ufffd" in stop:
+                continue
+            pieces: list[str] = []
+            section = GenerateSection(tokens=tokens, stop=["never said", stop, ""])
+            [completion] = speaker.generate(["x ="], section, 0, pieces.append)
+            assert completion.text == "".join(pieces) == TEXT[: TEXT.index(stop)]
+            assert completion.stopped == "stop string"
+            assert completion.tokens <= tokens
+
+
+def test_the_first_of_several_stop_strings_counts(engine: Engine) -> None:
+    section = GenerateSection(tokens=40, stop=["done", "日本", "done:"])
+    [completion] = reciter(engine, "x =", TEXT).generate(["x ="], section, 0)
+    assert completion.text == TEXT[: TEXT.index("日本")]
+
+
+def test_end_of_text_ends_the_text_and_is_not_part_of_it(engine: Engine) -> None:
+    pieces: list[str] = []
+    [completion] = reciter(engine, "x =", "done", end=True).generate(
+        ["x ="], GenerateSection(tokens=30), 0, pieces.append
+    )
+    assert completion.text == "".join(pieces) == "done"
+    assert completion.stopped == "end of text"
+    assert completion.tokens == len(engine._tokenizer.encode("done"))
+
+
+def test_a_row_that_has_stopped_leaves_the_others_alone(engine: Engine) -> None:
+    section = GenerateSection(tokens=20, stop=["e"], batch=5)
+    together = engine.generate(PROMPTS, section, 0)
+    alone = [engine.generate([prompt], section, 0)[0] for prompt in PROMPTS]
+    for both in zip(together, alone, strict=True):
+        assert len({(c.text, c.tokens, c.stopped) for c in both}) == 1
+    assert len({completion.tokens for completion in together}) > 1
+
+
+def test_a_request_that_just_fits_is_served(engine: Engine) -> None:
+    length = len(engine._tokenizer.encode("x = 1"))
+    [completion] = engine.generate(["x = 1"], GenerateSection(tokens=128 - length), 0)
+    assert completion.tokens == 128 - length or completion.stopped == "end of text"
+    with pytest.raises(UserError, match=f"at most {128 - length} tokens"):
+        engine.generate(["x = 1"], GenerateSection(tokens=129 - length), 0)
+    with pytest.raises(UserError, match=r"shorten the prompt$") as caught:
+        engine.generate(["x", "word " * 200], GenerateSection(tokens=1), 0)
+    assert "prompt 2" in str(caught.value)
+    assert "at most" not in str(caught.value)
+
+
+def test_prompts_that_are_not_text_are_refused(engine: Engine) -> None:
+    with pytest.raises(UserError, match="prompt 1 is not text"):
+        engine.generate(["caf\udce9"], GenerateSection(), 0)
+
+
+@pytest.mark.parametrize("temperature", [0.0, 1.0])
+def test_a_model_of_no_numbers_is_refused(engine: Engine, temperature: float) -> None:
+    model = copy.deepcopy(engine._model)
+    with torch.no_grad():
+        model.blocks[0].mlp.up.weight[0, 0] = torch.nan
+    with pytest.raises(CheckpointError, match="not numbers"):
+        Engine(model, engine._tokenizer).generate(
+            ["x"], GenerateSection(temperature=temperature), 0
+        )
