@@ -32,6 +32,9 @@ MODEL = ["model.preset=gpt2-tiny", "data.sequence_length=64"]
         (["train", "steps"], "is not key=value"),
         (["plan", "batch.micro=0"], "batch.micro=0 is wrong: should be greater than or equal to 1"),
         (["plan", "optimizer.lr=-1"], "optimizer.lr=-1 is wrong"),
+        (["prepare", "data.splits=[0, 1, 1]"], "data.splits=0 is wrong: should be greater than 0"),
+        (["prepare", "data.splits=[1, -1, 1]"], "data.splits=-1 is wrong: should be greater"),
+        (["train", "train.epochs=inf"], "train.epochs=inf is wrong: should be a finite number"),
         (["plan", "model.heads=5", *MODEL], "does not divide model.hidden_size=64"),
         (
             ["plan", "model.preset=gpt2-tiny", "data.sequence_length=65"],

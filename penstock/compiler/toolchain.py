@@ -7,7 +7,6 @@ nothing that runs an executable imports it.
 import concurrent.futures
 import hashlib
 import json
-import multiprocessing
 import os
 import shutil
 import tempfile
@@ -25,6 +24,7 @@ from penstock.config.folders import user_cache_folder
 from penstock.console import get_console
 from penstock.errors import ExecutableError
 from penstock.files import atomic_write, canonical_json
+from penstock.workers import worker_pool
 
 
 def build_kernels(
@@ -76,17 +76,11 @@ def _build_missing(
 ) -> dict[str, BuiltKernel]:
     """Compile kernels in worker processes, longest first, storing each as it is done."""
     built: dict[str, BuiltKernel] = {}
-    context = multiprocessing.get_context("spawn")
     workspace = folder / "inductor"
     workspace.mkdir(mode=0o700, exist_ok=True)
     with (
         get_console().progress("compiling kernels", total=len(names)) as progress,
-        concurrent.futures.ProcessPoolExecutor(
-            min(workers, len(names)),
-            mp_context=context,
-            initializer=_prepare_worker,
-            initargs=(str(workspace),),
-        ) as pool,
+        worker_pool(min(workers, len(names)), _prepare_worker, (str(workspace),)) as pool,
     ):
         plan_json = json.dumps(plan.to_json())
         jobs = {pool.submit(_build, plan_json, name): name for name in names}

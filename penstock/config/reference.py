@@ -155,7 +155,10 @@ def json_schema() -> dict[str, Any]:
 
 
 def _row(key: str, kind: str, default: str, meaning: str) -> str:
-    return f"| `{key}` | {kind.replace('|', 'or')} | `{default}` | {meaning.replace('|', 'or')} |"
+    escaped = r"\|"  # a bar would end the table's cell
+    return (
+        f"| `{key}` | {kind.replace('|', 'or')} | `{default}` | {meaning.replace('|', escaped)} |"
+    )
 
 
 def _section(field: FieldInfo) -> type[BaseModel] | None:
@@ -172,8 +175,14 @@ def _entries(names: typing.Iterable[str]) -> Iterator[tuple[str, str, str, str]]
         for leaf, field in fields.items():
             default = field.get_default(call_default_factory=True)
             meaning = " ".join((field.description or "").split())
-            shown = "null" if default is None else str(default)
-            yield prefix + (field.alias or leaf), _kind(field.annotation), shown, meaning
+            yield prefix + (field.alias or leaf), _kind(field.annotation), _shown(default), meaning
+
+
+def _shown(value: Any) -> str:  # noqa: ANN401 - any default
+    """A default as a user writes it."""
+    if value is None or isinstance(value, bool):
+        return {None: "null", True: "true", False: "false"}[value]
+    return str(list(value)) if isinstance(value, tuple) else str(value)
 
 
 def _kind(annotation: Any) -> str:  # noqa: ANN401 - any annotation
@@ -183,6 +192,8 @@ def _kind(annotation: Any) -> str:  # noqa: ANN401 - any annotation
         return " | ".join(_kind(item) for item in inner)
     if origin is typing.Literal:
         return " | ".join(str(item) for item in inner)
+    if origin is typing.Annotated:
+        return _kind(inner[0])
     if origin in (list, tuple):
         return f"list of {_kind(inner[0])}"
     names = {

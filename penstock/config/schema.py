@@ -24,6 +24,7 @@ class Section(BaseModel):
 
 Probability = Annotated[float, Field(ge=0, lt=1)]
 """A number from 0 up to, not including, 1."""
+Share = Annotated[float, Field(ge=0)]
 
 
 class ModelSection(Section):
@@ -89,8 +90,9 @@ class DataSection(Section):
     documents per sequence, padded; single::drop|truncate_left|truncate_right: one per sequence."""
     format: Literal["megatron"] = "megatron"
     """Storage format of the token files."""
-    splits: list[float] = Field(default=[0.9, 0.05, 0.05], min_length=3, max_length=3)
-    """Fractions of the documents for train, validation and test; divided by a stable hash."""
+    splits: tuple[Annotated[float, Field(gt=0)], Share, Share] = (0.9, 0.05, 0.05)
+    """Fractions of the documents for train, validation and test, in relation to their sum; divided
+    by a stable hash. The first must be above 0."""
     split: str = "train"
     """Split to train on."""
     validation_split: str = "validation"

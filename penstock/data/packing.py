@@ -45,34 +45,28 @@ def parse_packing(text: str) -> Packing:
     return Packing(kind, overflow)
 
 
-def pack_rows(
-    documents: Iterable[NDArray[Any]], packing: Packing, sequence_length: int
-) -> Iterator[NDArray[Any]]:
-    """Yield rows of at most `sequence_length` + 1 tokens (inputs and shifted targets).
-
-    greedy puts whole documents into a row while they fit; single gives each its own row. Rows are
-    not padded; the reader pads them.
-    """
-    limit = sequence_length + 1
-    row: list[NDArray[Any]] = []
-    used = 0
-    for document in documents:
-        tokens = _fit(document, packing.overflow, limit)
-        if tokens is None:
-            continue
-        if row and (packing.kind == "single" or used + len(tokens) > limit):
-            yield np.concatenate(row)
-            row, used = [], 0
-        row.append(tokens)
-        used += len(tokens)
-    if row:
-        yield np.concatenate(row)
-
-
-def _fit(document: NDArray[Any], overflow: str, limit: int) -> NDArray[Any] | None:
-    """The document, cut to `limit` tokens or dropped when it is longer."""
+def fit(document: NDArray[Any], overflow: str, limit: int) -> NDArray[Any] | None:
+    """The document itself, or cut to `limit` tokens, or None when it is longer and dropped."""
     if len(document) <= limit:
         return document
     if overflow == "drop":
         return None
     return document[-limit:] if overflow == "truncate_left" else document[:limit]
+
+
+def pack_rows(documents: Iterable[NDArray[Any]], kind: str, limit: int) -> Iterator[NDArray[Any]]:
+    """Yield rows of at most `limit` tokens, the sequence length and one (inputs, shifted targets).
+
+    greedy puts whole documents into a row while they fit; single gives each its own row. No
+    document may be longer than `limit` (see `fit`). Rows are not padded; the reader pads them.
+    """
+    row: list[NDArray[Any]] = []
+    used = 0
+    for document in documents:
+        if row and (kind == "single" or used + len(document) > limit):
+            yield np.concatenate(row)
+            row, used = [], 0
+        row.append(document)
+        used += len(document)
+    if row:
+        yield np.concatenate(row)

@@ -13,39 +13,24 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-from numpy.typing import NDArray
-
 from penstock.config.schema import DataSection, PrepareSection, SourceSection, TokenizerSection
 from penstock.console import Console, get_console
 from penstock.data.dataset import MANIFEST, SCHEMA_VERSION, TOKENIZER, Dataset
-from penstock.data.formats.megatron import Reader, Writer, token_dtype
-from penstock.data.packing import pack_rows, parse_packing
+from penstock.data.merge import merge_shards
+from penstock.data.packing import parse_packing
 from penstock.data.sources import SOURCES
-from penstock.data.sources.files import SourceFile, line_start_after, uncompressed_size
-from penstock.data.tokenize import (
-    SPLITS,
-    Shard,
-    choose_split,
-    make_shards,
-    split_pieces,
-    tokenize_shards,
-    total_facts,
-)
+from penstock.data.sources.files import SourceFile
+from penstock.data.splits import SPLITS, assign_splits, choose_split
+from penstock.data.tokenize import Shard, make_shards, split_pieces, tokenize_shards, total_facts
 from penstock.data.tokenizer import Tokenizer
 from penstock.errors import ConfigError, DataError
 from penstock.files import atomic_write, canonical_json, sha256_file
 
 _WORK = ".prepare"
-_PREPARE_VERSION = 1
+_PREPARE_VERSION = 2
 """Raised when the same input would give other bytes."""
 _TRAINING_BYTES = 256 << 20
 """Text a tokenizer is trained on at most; a stable sample of the documents beyond."""
-_FEW_FILES = 20
-"""With fewer files than this, each is cut into contiguous train, validation and test parts."""
-_LARGEST_SHARE = 0.25
-"""A file that would make up more than this of a held-out split stays in the train split: scores
-should speak of the corpus, not of one file."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -90,52 +75,22 @@ def prepare(
             do="set data.sequence_length",
         )
     folder = Path(data.path)
-    files = _assign_splits(SOURCES[source.kind](source), source, data.splits)
+    files = assign_splits(SOURCES[source.kind](source), source, data.splits)
     if sum(file.size for file in files) == 0:
         raise DataError("the source has no text", where="source", do="check source.path")
     key = _key(source, tokenizer, data, files)
     found = _existing(folder, key)
     if found is not None:
         return PrepareResult(found, True, time.monotonic() - started)
-    work_folder = folder / _WORK / key[:16]
+    work_folder = folder / _WORK / f"{key[:16]}-{work.shard_bytes}"
     work_folder.mkdir(parents=True, exist_ok=True)
     tokens = _tokenizer(tokenizer, source, data.splits, files, work_folder)
-    shards = make_shards(files, work.shard_bytes, work_folder)
+    shards = make_shards(files, source, work.shard_bytes, work_folder)
     workers = work.workers or os.cpu_count() or 1
     tokenize_shards(shards, source, data.splits, work_folder / TOKENIZER, workers)
     _finish(folder, shards, tokens, data, {"source": source.model_dump(), "key": key})
     shutil.rmtree(folder / _WORK)
     return PrepareResult(Dataset.open(folder), False, time.monotonic() - started)
-
-
-def _assign_splits(
-    files: list[SourceFile], source: SourceSection, fractions: Sequence[float]
-) -> list[SourceFile]:
-    """Fix the split of files that hashing would not serve: the only few, and the very large."""
-    if source.documents != "file":
-        return files
-    if len(files) < _FEW_FILES:
-        return _cut_files(files, fractions)
-    held_out = min(fractions[1:]) / sum(fractions) * sum(file.size for file in files)
-    return [
-        dataclasses.replace(file, split="train") if file.size > _LARGEST_SHARE * held_out else file
-        for file in files
-    ]
-
-
-def _cut_files(files: Sequence[SourceFile], fractions: Sequence[float]) -> list[SourceFile]:
-    """Cut each file at line ends into contiguous parts, one for each split."""
-    parts: list[SourceFile] = []
-    for file in files:
-        size = uncompressed_size(file)
-        first = line_start_after(file, int(size * fractions[0] / sum(fractions)))
-        second = line_start_after(file, int(size * sum(fractions[:2]) / sum(fractions)))
-        bounds = (0, first, max(first, second), size)
-        for name, start, end in zip(SPLITS, bounds, bounds[1:], strict=False):
-            if end > start:
-                part = dataclasses.replace(file, start=start, end=end, split=name)
-                parts.append(dataclasses.replace(part, id=f"{file.id}#{name}", size=end - start))
-    return parts
 
 
 def _key(
@@ -227,7 +182,7 @@ def _finish(
     (folder / MANIFEST).unlink(missing_ok=True)
     facts = total_facts(shards)
     for name in SPLITS:
-        facts[name]["tokens"] = _merge(folder / name, shards, tokenizer, data)
+        merge_shards(folder / name, shards, tokenizer, data, facts[name])
         _require_text(name, facts[name]["tokens"], data)
     tokenizer.save(folder / TOKENIZER)
     names = [TOKENIZER, *(f"{name}.{kind}" for name in SPLITS for kind in ("bin", "idx"))]
@@ -262,26 +217,3 @@ def _require_text(name: str, tokens: int, data: DataSection) -> None:
         )
     if tokens == 0:
         get_console().warning(f"the {name} split is empty")
-
-
-def _merge(prefix: Path, shards: Sequence[Shard], tokenizer: Tokenizer, data: DataSection) -> int:
-    """Write one split from all shards; returns its tokens."""
-    packing = parse_packing(data.packing)
-    readers = (Reader(Path(shard.folder) / prefix.name) for shard in shards)
-    tokens = 0
-    with Writer(prefix, token_dtype(tokenizer.vocab_size)) as writer:
-        if packing.kind == "full":
-            for reader in readers:
-                writer.append_sequences(reader.tokens, reader.lengths)
-                tokens += len(reader.tokens)
-        else:
-            documents = (document for reader in readers for document in _documents(reader))
-            for row in pack_rows(documents, packing, data.sequence_length or 1):
-                writer.append(row)
-                tokens += len(row)
-    return tokens
-
-
-def _documents(reader: Reader) -> Iterator[NDArray[np.generic]]:
-    for start, length in zip(reader.starts, reader.lengths, strict=True):
-        yield reader.tokens[start : start + length]

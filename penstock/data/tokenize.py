@@ -5,10 +5,9 @@ number of workers and interruptions leave no trace in the bytes.
 """
 
 import concurrent.futures
+import contextlib
 import dataclasses
-import hashlib
 import json
-import multiprocessing
 import os
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -19,11 +18,13 @@ import numpy as np
 from penstock.config.schema import SourceSection
 from penstock.console import get_console
 from penstock.data.formats.megatron import Writer, token_dtype
-from penstock.data.sources.files import Piece, SourceFile, read_pieces
+from penstock.data.sources.files import SourceFile
+from penstock.data.sources.reading import Piece, cut_file, read_pieces
+from penstock.data.splits import SPLITS, choose_split
 from penstock.data.tokenizer import Tokenizer
 from penstock.files import atomic_write
+from penstock.workers import worker_pool
 
-SPLITS = ("train", "validation", "test")
 _BATCH_CHARACTERS = 1 << 20
 _FACTS = "facts.json"
 
@@ -44,30 +45,29 @@ class Shard:
             return None
 
     @property
+    def open_split(self) -> str | None:
+        """The split whose last document goes on in the next shard, if one does."""
+        return self.files[-1].split if self.files[-1].continues else None
+
+    @property
     def bytes(self) -> int:
         """Bytes on disk of its files."""
         return sum(file.size for file in self.files)
 
 
-def choose_split(document: str, fractions: Sequence[float]) -> str:
-    """The split of a document by a stable hash of its id, in the given proportions."""
-    place = int.from_bytes(hashlib.sha256(document.encode()).digest()[:8], "little") / 2**64
-    place *= sum(fractions)
-    if place < fractions[0]:
-        return SPLITS[0]
-    return SPLITS[1] if place < fractions[0] + fractions[1] else SPLITS[2]
-
-
-def make_shards(files: Sequence[SourceFile], shard_bytes: int, folder: Path) -> list[Shard]:
-    """Group consecutive files into shards of at least `shard_bytes`."""
+def make_shards(
+    files: Sequence[SourceFile], section: SourceSection, shard_bytes: int, folder: Path
+) -> list[Shard]:
+    """Group consecutive files, or ranges of large ones, into shards of about `shard_bytes`."""
     groups: list[list[SourceFile]] = []
     room = 0
     for file in files:
-        if room <= 0:
-            groups.append([])
-            room = shard_bytes
-        groups[-1].append(file)
-        room -= file.size
+        for part in cut_file(file, section, shard_bytes):
+            if room <= 0:
+                groups.append([])
+                room = shard_bytes
+            groups[-1].append(part)
+            room -= part.size
     return [Shard(i, tuple(g), str(folder / f"shard-{i:06}")) for i, g in enumerate(groups)]
 
 
@@ -105,18 +105,11 @@ def _run(
             _tokenize(shard, section, fractions, loaded)
             yield shard
         return
-    context = multiprocessing.get_context("spawn")
-    with concurrent.futures.ProcessPoolExecutor(
-        workers, mp_context=context, initializer=_prepare_worker, initargs=(str(tokenizer),)
-    ) as pool:
+    with worker_pool(workers, _prepare_worker, (str(tokenizer),)) as pool:
         jobs = {pool.submit(_work, shard, section, tuple(fractions)): shard for shard in shards}
-        try:
-            for job in concurrent.futures.as_completed(jobs):
-                job.result()
-                yield jobs[job]
-        except BaseException:
-            pool.shutdown(wait=True, cancel_futures=True)
-            raise
+        for job in concurrent.futures.as_completed(jobs):
+            job.result()
+            yield jobs[job]
 
 
 _worker_tokenizer: list[Tokenizer] = []
@@ -138,17 +131,16 @@ def _tokenize(
     """Write one shard's tokens by split; its facts come last and make it count."""
     folder = Path(shard.folder)
     dtype = token_dtype(tokenizer.vocab_size)
-    writers = {name: Writer(folder / name, dtype) for name in SPLITS}
     facts = _no_facts()
-    for batch in _batches(shard, section, fractions):
-        ids = tokenizer.encode_batch([piece.text for _, piece in batch])
-        for (split, piece), tokens in zip(batch, ids, strict=True):
-            if piece.ends:
-                tokens.append(tokenizer.end_of_text)
-            writers[split].append(np.array(tokens, dtype), ends=piece.ends)
-            _count(facts[split], piece)
-    for writer in writers.values():
-        writer.finish()
+    with contextlib.ExitStack() as stack:
+        writers = {name: stack.enter_context(Writer(folder / name, dtype)) for name in SPLITS}
+        for batch in _batches(shard, section, fractions):
+            ids = tokenizer.encode_batch([piece.text for _, piece in batch])
+            for (split, piece), tokens in zip(batch, ids, strict=True):
+                if piece.ends:
+                    tokens.append(tokenizer.end_of_text)
+                writers[split].append(np.array(tokens, dtype), ends=piece.ends)
+                _count(facts[split], piece)
     atomic_write(folder / _FACTS, json.dumps(facts))
 
 

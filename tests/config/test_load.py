@@ -82,6 +82,17 @@ def test_every_key_has_a_meaning_and_belongs_to_a_verb() -> None:
             assert not line.endswith("|  |"), line
 
 
+def test_types_are_told_in_words() -> None:
+    text = verb_help("train")
+    assert "optimizer.betas = [0.9, 0.95]   (list of number)" in text
+    assert "train.steps = null   (integer | null)" in text
+    assert "checkpoint.resume = auto   (auto | must | never)" in text
+    assert "train.tensorboard = true   (true or false)" in text
+    assert r"greedy::drop\|truncate_left" in markdown_reference()
+    for word in ("typing.", "<class", "Annotated", "NoneType"):
+        assert word not in text + markdown_reference()
+
+
 def test_generated_pages_are_up_to_date() -> None:
     assert (DOCS / "configuration.md").read_text() == markdown_reference(), "run make docs"
     assert json.loads((DOCS / "schema.json").read_text()) == json_schema(), "run make docs"

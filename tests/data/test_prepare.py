@@ -2,6 +2,8 @@
 
 import gzip
 import json
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -12,8 +14,9 @@ import penstock
 from penstock.config.schema import SourceSection
 from penstock.data import prepare as prepare_module
 from penstock.data.dataset import Dataset
-from penstock.data.packing import Packing, pack_rows
-from penstock.data.sources.files import list_files, read_pieces
+from penstock.data.packing import fit, pack_rows
+from penstock.data.sources.files import list_files
+from penstock.data.sources.reading import read_pieces
 from penstock.data.tokenizer import Tokenizer
 from penstock.errors import ConfigError, DataError, UserError
 
@@ -70,6 +73,98 @@ def test_workers_shards_and_interruptions_leave_no_trace(
     penstock.prepare(**arguments)
     assert not (tmp_path / "d" / ".prepare").exists()
     assert files_of(tmp_path / "d") == files_of(dataset_folder)
+
+
+@pytest.mark.parametrize("packing", ["full", "greedy::truncate_right", "single::drop"])
+@pytest.mark.parametrize("documents", ["file", "line", "blank_line"])
+def test_large_files_are_shared_out_without_a_trace(
+    documents: str, packing: str, tmp_path: Path
+) -> None:
+    generator = np.random.default_rng(7)
+    words = ["flow", "pipe ", "turbine,", "naïve", " 漢字", "\r\n", "\n\n", "\t"]
+    text = " ".join(generator.choice(words, 6000))
+    (tmp_path / "long.txt").write_text(text, newline="")
+    folders = [tmp_path / str(size) for size in (2048, 1 << 20)]
+    for folder, shard_bytes in zip(folders, (2048, 1 << 20), strict=True):
+        penstock.prepare(
+            source={"path": str(tmp_path / "long.txt"), "documents": documents},
+            tokenizer={"train": True, "vocab_size": 300},
+            data={"path": str(folder), "sequence_length": 16, "packing": packing},
+            prepare={"workers": 1, "shard_bytes": shard_bytes},
+        )
+    assert files_of(folders[0]) == files_of(folders[1])
+
+
+def test_an_interruption_and_other_shards_lose_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    texts = tmp_path / "texts"
+    texts.mkdir()
+    for index in range(30):
+        (texts / f"{index}.txt").write_text(f"the text of file {index}\n" * 60)
+    arguments = {
+        "source": {"path": str(texts)},
+        "tokenizer": {"train": True, "vocab_size": 300},
+        "data": {"path": str(tmp_path / "d"), "sequence_length": 16},
+    }
+    with monkeypatch.context() as patch:
+        patch.setattr(prepare_module, "_finish", lambda *given: 1 / 0)
+        with pytest.raises(ZeroDivisionError):
+            penstock.prepare(**arguments, prepare={"workers": 1, "shard_bytes": 1500})
+    dataset = penstock.prepare(**arguments, prepare={"workers": 1, "shard_bytes": 5000}).dataset
+    found = "".join(text_of(dataset, name) for name in dataset.manifest["splits"])
+    assert sorted(found) == sorted("".join(path.read_text() for path in texts.iterdir()))
+
+
+def test_files_of_one_name_in_two_folders_are_two_files(tmp_path: Path) -> None:
+    for name in ("one", "two"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "same.txt").write_text(name)
+    section = SourceSection(path=[str(tmp_path / "one"), str(tmp_path / "two")])
+    assert [file.id for file in list_files(section)] == ["one/same.txt", "two/same.txt"]
+    twice = SourceSection(path=[str(tmp_path / "one"), str(tmp_path / "one" / "*.txt")])
+    assert len(list_files(twice)) == 1
+
+
+@pytest.mark.parametrize("count", [20, 40, 79, 300])
+def test_no_split_stays_empty(count: int, tmp_path: Path) -> None:
+    source = tmp_path / "texts"
+    source.mkdir()
+    for index in range(count):
+        (source / f"{index}.txt").write_text(f"the text of file {index}\n" * 20)
+    dataset = prepare({"path": str(source)}, tmp_path / "d")
+    tokens = [dataset.split(name).token_count for name in ("train", "validation", "test")]
+    assert min(tokens) > 0
+    assert 0.7 < tokens[0] / sum(tokens) < 0.98
+
+
+def test_counts_are_of_the_text_that_packing_keeps(tmp_path: Path) -> None:
+    lines = ["short one", "a line that is far longer than any row " * 9, "naïve 漢字"] * 100
+    (tmp_path / "x.txt").write_text("\n".join(lines))
+    source = {"path": str(tmp_path / "x.txt"), "documents": "line"}
+    dropped = prepare(source, tmp_path / "d", packing="greedy::drop", splits=[1, 0, 0])
+    facts = dropped.manifest["splits"]["train"]
+    kept = [line for line in lines if len(line) < 100]
+    assert facts["documents"] == len(kept)
+    assert facts["text_bytes"] == sum(len(line.encode()) for line in kept)
+    assert facts["words"] == sum(len(line.split()) for line in kept)
+
+
+def test_a_script_without_a_guard_can_prepare(tmp_path: Path) -> None:
+    for index in range(4):
+        (tmp_path / f"{index}.txt").write_text("some words of text\n" * 100)
+    script = tmp_path / "script.py"
+    script.write_text(
+        "import penstock\n"
+        f"penstock.prepare(source={{'path': {str(tmp_path / '*.txt')!r}}},"
+        "tokenizer={'train': True, 'vocab_size': 300},"
+        f"data={{'path': {str(tmp_path / 'd')!r}, 'sequence_length': 16}},"
+        "prepare={'workers': 2, 'shard_bytes': 1024})\n"
+        "print('prepared once')\n"
+    )
+    run = subprocess.run([sys.executable, script], check=False, capture_output=True, text=True)
+    assert run.returncode == 0, run.stderr
+    assert run.stdout.count("prepared once") == 1
 
 
 def test_unchanged_input_is_reused_and_changed_input_is_not(tmp_path: Path) -> None:
@@ -168,16 +263,16 @@ def documents(*lengths: int) -> list[np.ndarray]:
 
 
 def test_greedy_packing_keeps_documents_whole() -> None:
-    rows = list(pack_rows(documents(3, 4, 2, 9, 1), Packing("greedy", "drop"), 7))
-    assert [row.tolist() for row in rows] == [[0, 0, 0, 1, 1, 1, 1], [2, 2, 4]]
+    rows = list(pack_rows(documents(3, 4, 2, 1), "greedy", 8))
+    assert [row.tolist() for row in rows] == [[0, 0, 0, 1, 1, 1, 1], [2, 2, 3]]
 
 
-def test_single_packing_cuts_where_it_is_told() -> None:
+def test_too_long_documents_are_cut_where_it_is_told() -> None:
     long = np.arange(10)
-    left = list(pack_rows([long], Packing("single", "truncate_left"), 3))
-    right = list(pack_rows([long], Packing("single", "truncate_right"), 3))
-    assert left[0].tolist() == [6, 7, 8, 9]
-    assert right[0].tolist() == [0, 1, 2, 3]
+    assert fit(long, "truncate_left", 4).tolist() == [6, 7, 8, 9]
+    assert fit(long, "truncate_right", 4).tolist() == [0, 1, 2, 3]
+    assert fit(long, "drop", 4) is None
+    assert fit(long, "drop", 10) is long
 
 
 def test_row_packing_pads_with_weight_zero(corpus: Path, tmp_path: Path) -> None:
@@ -209,6 +304,9 @@ def test_bad_input_is_one_clear_line(tmp_path: Path) -> None:
         bad("latin.txt", b"plain text\n" * 109 + b"plain \xff text", tmp_path)
     with pytest.raises(DataError, match="cannot be read"):
         bad("cut.gz", gzip.compress(b"text " * 1000)[:-20], tmp_path)
+    for kept in (3, 9, -1):
+        with pytest.raises(DataError, match="cannot be read|NUL|not UTF-8"):
+            bad("cut.zst", zstandard.compress(b"text " * 1000)[:kept], tmp_path)
     with pytest.raises(DataError, match="does not exist"):
         prepare({"path": str(tmp_path / "nowhere")}, tmp_path / "d")
     with pytest.raises(DataError, match="is not a tokenizer|no tokenizer"):
