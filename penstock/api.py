@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from penstock import jobs
+from penstock import jobs, runs
 from penstock.compiler.executable import Executable, write_executable
 from penstock.compiler.plan import Plan
 from penstock.compiler.toolchain import build_kernels
@@ -47,7 +47,7 @@ def prepare(config: ConfigLike = None, **sections: Any) -> PrepareResult:  # noq
 def plan(config: ConfigLike = None, **sections: Any) -> Plan:  # noqa: ANN401 - sections of any kind
     """Decide how a training step maps to the machine, and predict memory, FLOPs and time."""
     c = as_config(config, **sections)
-    result = jobs.plan_of(c, _dataset_if_there(c))
+    result = jobs.plan_of(c, _dataset_if_there(c), c.mode)
     if c.out is not None:
         path = Path(c.out) / "plan.json"
         atomic_write(path, json.dumps(result.to_json(), indent=1))
@@ -62,7 +62,7 @@ def compile(config: ConfigLike = None, **sections: Any) -> CompileResult:  # noq
     if c.executable is None:
         raise ConfigError("no file to write", where="executable", do="set executable=FILE.penstock")
     path = Path(c.executable)
-    wanted = jobs.plan_of(c, _dataset_if_there(c))
+    wanted = jobs.plan_of(c, _dataset_if_there(c), c.mode)
     jobs.require_fit(wanted)
     if wanted.device != "cpu":
         raise ConfigError(
@@ -106,11 +106,11 @@ def evaluate(config: ConfigLike = None, **sections: Any) -> EvaluationResult:  #
         model, _ = jobs.new_model(c, chosen, None)
         batch = c.evaluate.batch
     else:
-        loaded = jobs.load_run(c)
-        jobs.require_same_tokenizer(loaded.tokenizer.sha256, dataset, f"the run {c.run}")
+        loaded = runs.load_run(c)
+        runs.require_same_tokenizer(loaded.tokenizer.sha256, dataset, f"the run {c.run}")
         chosen = loaded.plan
         model = loaded.model(c.precision.compute or chosen.compute, device)
-        batch = jobs.attach_for_evaluation(c, loaded, model)
+        batch = runs.attach_for_evaluation(c, loaded, model)
     scores = evaluate_split(
         model,
         split,
@@ -135,7 +135,7 @@ def generate(config: ConfigLike = None, **sections: Any) -> GenerationResult | N
     c = as_config(config, **sections)
     section, console = c.generate, get_console()
     prompts = read_prompts(Path(section.input)) if section.input is not None else None
-    engine = jobs.open_engine(c)
+    engine = runs.open_engine(c)
     if prompts is not None:
         completions = engine.generate(prompts, section, c.seed)
         if section.output is not None:
@@ -167,7 +167,7 @@ def convert(what: str, config: ConfigLike = None, **sections: Any) -> Conversion
         raise ConfigError(f"cannot convert {what}", where="convert", do="use convert checkpoint")
     if c.out is None:
         raise ConfigError("no folder to write", where="out", do="set out=FOLDER")
-    loaded = jobs.load_run(c)
+    loaded = runs.load_run(c)
     save_weights(
         Path(c.out),
         loaded.weights(),

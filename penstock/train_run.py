@@ -12,7 +12,7 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
-from penstock import jobs
+from penstock import jobs, runs
 from penstock.checkpoint import AsyncSaver, CheckpointState
 from penstock.compiler.executable import Executable
 from penstock.compiler.plan import Plan
@@ -108,8 +108,8 @@ def _check_resumed(setting: _Setting, resume: CheckpointState) -> RunSummary | N
     """Refuse another job's checkpoint; the summary, if there is nothing left to train."""
     where = setting.run.path
     trained_with = str(resume.values["identity"]["tokenizer"])
-    jobs.require_same_tokenizer(trained_with, setting.dataset, f"the run {where}")
-    jobs.require_same_job(setting.identity, resume)
+    runs.require_same_tokenizer(trained_with, setting.dataset, f"the run {where}")
+    runs.require_same_job(setting.identity, resume)
     finished = RunSummary.read(where)
     if resume.step >= setting.total_steps and finished.values.get("complete"):
         get_console().info(f"{where} is trained to step {resume.step} already: reused")

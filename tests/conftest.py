@@ -95,3 +95,20 @@ def dropout_executable(tmp_path_factory: pytest.TempPathFactory) -> Path:
         executable=str(path),
     )
     return path
+
+
+@pytest.fixture(scope="session")
+def trained_run(
+    tiny_executable: Path, dataset_folder: Path, tmp_path_factory: pytest.TempPathFactory
+) -> Path:
+    """A run folder of gpt2-tiny after three steps."""
+    import penstock
+
+    path = tmp_path_factory.mktemp("runs") / "run"
+    penstock.train(
+        executable=tiny_executable,
+        data={"path": dataset_folder},
+        run=path,
+        train={"steps": 3, "report": False, "tensorboard": False},
+    )
+    return path

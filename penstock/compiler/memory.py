@@ -81,3 +81,19 @@ def _logits(architecture: Architecture, rows: int, element: int, chunks: int) ->
 def _temporaries(architecture: Architecture, rows: int, element: int) -> int:
     """Gradients inside one block's backward pass: three of the residual's width, two the MLP's."""
     return rows * element * (3 * architecture.hidden_size + 2 * architecture.mlp_size)
+
+
+def generation_memory(
+    architecture: Architecture, *, rows: int, capacity: int, compute: str, device: str
+) -> dict[str, int]:
+    """Peak bytes of generating `rows` texts of `capacity` tokens: weights, key-value cache,
+    logits, workspace, and total.
+    """
+    element = ELEMENT_BYTES[compute]
+    memory = {
+        "weights": element * architecture.parameter_count(padded=True),
+        "cache": 2 * element * architecture.layers * rows * capacity * architecture.hidden_size,
+        "logits": 4 * rows * architecture.padded_vocab_size,
+        "workspace": PROCESS_BYTES[device],
+    }
+    return {**memory, "total": sum(memory.values())}

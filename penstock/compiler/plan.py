@@ -7,7 +7,8 @@ It must never import torch, so that planning answers at once.
 import dataclasses
 from typing import Any
 
-from penstock.compiler.memory import ELEMENT_BYTES, step_memory
+from penstock.compiler.generation import GenerationShapes
+from penstock.compiler.memory import ELEMENT_BYTES, generation_memory, step_memory
 from penstock.config.schema import BatchSection, PlanSection
 from penstock.console import Console
 from penstock.errors import ConfigError
@@ -38,8 +39,11 @@ class Plan:
     fits: bool
     flops_per_token: int
     step_seconds: float
-    """Predicted time of one optimizer step."""
+    """Predicted time of one optimizer step, or of one token of every text when generating."""
     advice: tuple[str, ...] = ()
+    mode: str = "train"
+    """train, evaluate or generate. For generating, `micro` is the most texts at once and
+    `sequence_length` the longest."""
 
     @property
     def tokens_per_step(self) -> int:
@@ -57,7 +61,12 @@ class Plan:
             "micro": self.micro,
             "sequence_length": self.sequence_length,
             "loss_chunks": self.loss_chunks,
+            "mode": self.mode,
         }
+
+    def generation_shapes(self) -> GenerationShapes:
+        """Shapes of the kernels that generate text under this plan."""
+        return GenerationShapes.of(self.sequence_length, self.micro)
 
     def overrides(self) -> list[str]:
         """The command line's key=value arguments that lead to these regions."""
@@ -72,7 +81,8 @@ class Plan:
             "dropout": a.dropout,
         }
         return [f"model.{name}={value}" for name, value in model.items()] + [
-            f"batch.micro={self.micro}",
+            f"mode={self.mode}",
+            f"{'generate.batch' if self.mode == 'generate' else 'batch.micro'}={self.micro}",
             f"data.sequence_length={self.sequence_length}",
             f"precision.compute={self.compute}",
             f"plan.loss_chunks={self.loss_chunks}",
@@ -191,6 +201,42 @@ def make_plan(
             architecture, size * sequence_length, flops, compute, plan, target
         ),
         advice=() if fits else _advice(batch, plan),
+    )
+
+
+def make_generation_plan(
+    architecture: Architecture, *, batch: int, compute: str | None, capacity: int, target: Target
+) -> Plan:
+    """Decide how to generate up to `batch` texts of up to `capacity` tokens at once.
+
+    Raises:
+        ConfigError: texts longer than the model's positions.
+    """
+    _check_shapes(architecture, BatchSection(micro=batch), capacity)
+    compute = compute or ("bf16" if target.fast_bf16 else "fp32")
+    memory = generation_memory(
+        architecture, rows=batch, capacity=capacity, compute=compute, device=target.device
+    )
+    # Every token reads all weights and, at worst, all of the cache.
+    read = memory["weights"] + memory["cache"]
+    return Plan(
+        mode="generate",
+        architecture=architecture,
+        device=target.device,
+        compute=compute,
+        micro=batch,
+        size=batch,
+        accumulation=1,
+        sequence_length=capacity,
+        recompute="none",
+        loss_chunks=1,
+        target=target.name,
+        memory=memory,
+        memory_limit_bytes=target.memory_bytes,
+        fits=memory["total"] <= target.memory_bytes,
+        flops_per_token=architecture.flops_per_token(capacity) // 3,
+        step_seconds=read / target.bandwidth_bytes_per_second,
+        advice=(),
     )
 
 

@@ -48,7 +48,11 @@ def build_kernels(
 
 
 def kernel_names(plan: Plan) -> tuple[str, ...]:
-    """The kernels training and evaluation need under this plan, those slow to compile first."""
+    """The kernels the plan's mode needs, those slow to compile first."""
+    if plan.mode == "generate":
+        return tuple(plan.generation_shapes().kernels())
+    if plan.mode == "evaluate":
+        return ("head_evaluate", "block_evaluate", "embed_evaluate")
     names = ["head_train", "block_backward", "block_forward", "head_evaluate"]
     names += ["embed_backward", "embed_forward"]
     if plan.architecture.dropout > 0:

@@ -35,12 +35,12 @@ VERBS: dict[str, Verb] = {
     "plan": Verb(
         "Whether a training step fits this machine, with numbers, before anything is allocated.",
         "penstock plan model.preset=gpt2 batch.micro=4 data.sequence_length=512",
-        (*_MODEL, "out"),
+        (*_MODEL, "mode", "generate", "run", "out"),
     ),
     "compile": Verb(
         "Compile a plan's regions to one signed file of machine code.",
         "penstock compile model.preset=gpt2 data.sequence_length=512 executable=FILE",
-        (*_MODEL, "compile", "executable"),
+        (*_MODEL, "mode", "generate", "run", "compile", "executable"),
     ),
     "train": Verb(
         "Train, resuming where an earlier run stopped.",
@@ -79,7 +79,17 @@ VERBS: dict[str, Verb] = {
     "generate": Verb(
         "Continue prompts: one, a file of them, or interactively.",
         "penstock generate run=RUN generate.prompt='def add(' generate.tokens=40",
-        ("generate", "run", "model", "tokenizer", "precision", "seed", "device"),
+        (
+            "generate",
+            "run",
+            "executable",
+            "model",
+            "tokenizer",
+            "precision",
+            "seed",
+            "device",
+            "trust",
+        ),
     ),
     "convert": Verb(
         "A run's weights as a folder `transformers` loads.",

@@ -48,7 +48,7 @@ class ModelSection(Section):
     """Longest sequence the model allows, in tokens."""
     vocab_size: int | None = Field(default=None, ge=1)
     """Vocabulary, in tokens; taken from the dataset when there is one."""
-    dropout: float | None = Field(default=None, ge=0, lt=1)
+    dropout: Probability | None = None
     """Probability of dropping an activation (embedding, attention, residual) in training."""
     norm_epsilon: float | None = Field(default=None, gt=0)
     """Constant added to the variance in layer norms."""
@@ -91,8 +91,7 @@ class DataSection(Section):
     format: Literal["megatron"] = "megatron"
     """Storage format of the token files."""
     splits: tuple[Annotated[float, Field(gt=0)], Share, Share] = (0.9, 0.05, 0.05)
-    """Fractions of the documents for train, validation and test, in relation to their sum; divided
-    by a stable hash. The first must be above 0."""
+    """Fractions of the documents for train (not 0), validation and test, by a stable hash."""
     split: str = "train"
     """Split to train on."""
     validation_split: str = "validation"
@@ -123,8 +122,7 @@ class PrecisionSection(Section):
     """Number formats."""
 
     compute: Literal["bf16", "fp32"] | None = None
-    """Format of weights and activations in compute (masters and optimizer stay fp32); bf16 where
-    the device is fast at it, else fp32, when not given."""
+    """Format of weights and activations (masters stay fp32); bf16 where the device is fast at it."""
 
 
 class PlanSection(Section):
@@ -263,7 +261,7 @@ class GenerateSection(Section):
     stop: list[str] = []
     """Strings that end the text; not part of it."""
     batch: int = Field(default=8, ge=1)
-    """Prompts per device pass, for `input`."""
+    """Most prompts per device pass, for `input`."""
 
 
 class Config(Section):
@@ -276,7 +274,9 @@ class Config(Section):
     run: str | None = None
     """Run folder: written by `train`, read by `evaluate`, `generate` and `convert`."""
     executable: str | None = None
-    """Executable file: written by `compile`, read by `train` and `evaluate`."""
+    """Executable file: written by `compile`, read by `train`, `evaluate` and `generate`."""
+    mode: Literal["train", "evaluate", "generate"] = "train"
+    """What `plan` and `compile` work for; the model is that of `run` where it is not training."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
     """Where to run; auto: CUDA when there is a GPU."""
     out: str | None = None

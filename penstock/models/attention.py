@@ -38,21 +38,22 @@ class Attention(nn.Module):
         return result if keys is None else dropout(result, keys[:, 1], self.rate)
 
     def decode(
-        self, x: Tensor, cache_keys: Tensor, cache_values: Tensor, start: int, mask: Tensor
-    ) -> Tensor:
-        """Attend from T new positions to all before them, and store theirs in the cache.
+        self, x: Tensor, cache_keys: Tensor, cache_values: Tensor, mask: Tensor
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Attend from T new positions to L cached ones and to themselves.
 
-        x (B, T, D) are positions start…start+T; cache_keys and cache_values (B, H, Tmax, S) are
-        written there; mask (B, 1, T, start+T) bool is true where attention is allowed.
+        x (B, T, D); cache_keys and cache_values (B, H, L, S); mask (B, 1, T, L+T) bool is true
+        where attention is allowed, cached positions first. Returns the result (B, T, D), and the
+        new positions' keys and values (B, H, T, S) for the caller to cache.
         """
         query, key, value = self._heads(x)
-        end = start + x.shape[1]
-        cache_keys[:, :, start:end] = key
-        cache_values[:, :, start:end] = value
-        mixed = F.scaled_dot_product_attention(
-            query, cache_keys[:, :, :end], cache_values[:, :, :end], attn_mask=mask
-        )
-        return self.output(mixed.transpose(1, 2).flatten(2))
+        query = query * query.shape[3] ** -0.5
+        cached = query @ cache_keys.transpose(2, 3)  # (B, H, T, L)
+        scores = torch.cat([cached, query @ key.transpose(2, 3)], 3).float()
+        weights = torch.softmax(torch.where(mask, scores, float("-inf")), -1).to(query.dtype)
+        length = cache_keys.shape[2]
+        mixed = weights[..., :length] @ cache_values + weights[..., length:] @ value
+        return self.output(mixed.transpose(1, 2).flatten(2)), key, value
 
     def _heads(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Query, key and value, each (B, H, T, S)."""

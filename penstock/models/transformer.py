@@ -7,7 +7,7 @@ Tensor letters: B batch, T positions, D hidden, H heads, S head size, F mlp, V v
 """
 
 from collections.abc import Sequence
-from typing import Any, cast
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -90,12 +90,14 @@ class Block(nn.Module):
         return x + (update if keys is None else dropout(update, keys[:, 2], self.rate))
 
     def decode(
-        self, x: Tensor, cache_keys: Tensor, cache_values: Tensor, start: int, mask: Tensor
-    ) -> Tensor:
-        """The same for new positions against a cache; see `Attention.decode`."""
-        normalized = self.attention_norm(x)
-        x = x + self.attention.decode(normalized, cache_keys, cache_values, start, mask)
-        return x + self.mlp(self.mlp_norm(x))
+        self, x: Tensor, cache_keys: Tensor, cache_values: Tensor, mask: Tensor
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """The same for new positions after cached ones; see `Attention.decode`."""
+        update, key, value = self.attention.decode(
+            self.attention_norm(x), cache_keys, cache_values, mask
+        )
+        x = x + update
+        return x + self.mlp(self.mlp_norm(x)), key, value
 
 
 class Head(nn.Module):
@@ -214,25 +216,6 @@ class Transformer(nn.Module):
     def token_losses(self, tokens: Tensor, targets: Tensor) -> Tensor:
         """Negative log-likelihood of each target in nats, (B, T) float32."""
         return self.head.token_losses(self._hidden(tokens, None), targets)
-
-    @torch.no_grad()
-    def decode(
-        self,
-        tokens: Tensor,
-        positions: Tensor,
-        cache: Sequence[tuple[Tensor, Tensor]],
-        start: int,
-        mask: Tensor,
-    ) -> Tensor:
-        """Logits (B, V) float32 after the last of T new tokens, storing them in the cache.
-
-        tokens, positions (B, T) int64; cache: per block keys and values (B, H, Tmax, S); start:
-        first cache place to write; mask (B, 1, T, start+T) bool: where attention is allowed.
-        """
-        x = self.embed.at(tokens, positions)
-        for block, (cache_keys, cache_values) in zip(self.blocks, cache, strict=True):
-            x = cast(Block, block).decode(x, cache_keys, cache_values, start, mask)
-        return self.head.logits(x[:, -1]).float()
 
     def _hidden(self, tokens: Tensor, keys: Sequence[Tensor] | None) -> Tensor:
         """The residual stream after the last block, (B, T, D)."""
