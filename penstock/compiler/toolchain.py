@@ -110,6 +110,7 @@ def _build(plan_json: str, name: str) -> BuiltKernel:
     import torch  # noqa: PLC0415 - only worker processes load the compiler
     from torch._inductor import aot_compile  # noqa: PLC0415 - as above
 
+    from penstock.compiler.portable import write_graph  # noqa: PLC0415 - as above
     from penstock.compiler.regions import trace_kernel  # noqa: PLC0415 - as above
 
     started = time.monotonic()
@@ -125,7 +126,7 @@ def _build(plan_json: str, name: str) -> BuiltKernel:
         tuple(TensorSpec.of(tensor) for tensor in traced.graph.inputs),
         tuple(TensorSpec.of(tensor) for tensor in traced.graph.outputs),
     )
-    text = traced.graph.module.print_readable(print_output=False)
+    text = write_graph(traced.graph.module)
     return BuiltKernel(spec, traced.contract, code, text, time.monotonic() - started, False)
 
 

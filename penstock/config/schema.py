@@ -122,7 +122,7 @@ class PrecisionSection(Section):
     """Number formats."""
 
     compute: Literal["bf16", "fp32"] | None = None
-    """Format of weights and activations (masters stay fp32); bf16 where the device is fast at it."""
+    """Format of weights and activations (masters stay fp32); bf16 where the device does it fast."""
 
 
 class PlanSection(Section):
