@@ -5,8 +5,11 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from jaxtyping import install_import_hook
 
-from penstock.hardware.process import prepare_process
+install_import_hook(["penstock.models", "penstock.inference"], "beartype.beartype")
+
+from penstock.hardware.process import prepare_process  # noqa: E402 - the hook comes first
 
 ROOT = Path(__file__).resolve().parent.parent
 

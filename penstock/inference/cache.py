@@ -4,6 +4,7 @@
 """
 
 import torch
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from penstock.models.transformer import Transformer
@@ -18,19 +19,29 @@ class Cache:
         shape = (architecture.layers, 2, rows, architecture.heads, capacity, architecture.head_size)
         self._tensor = model.embed.tokens.weight.new_zeros(shape)
 
-    def first(self, layer: int, length: int) -> tuple[Tensor, Tensor]:
+    def first(
+        self, layer: int, length: int
+    ) -> tuple[Float[Tensor, "B H L S"], Float[Tensor, "B H L S"]]:
         """Views of the first `length` places of one block, each (B, H, length, S)."""
         keys, values = self._tensor[layer, :, :, :, :length]
         return keys, values
 
-    def store(self, layer: int, start: int, keys: Tensor, values: Tensor) -> None:
+    def store(
+        self,
+        layer: int,
+        start: int,
+        keys: Float[Tensor, "B H T S"],
+        values: Float[Tensor, "B H T S"],
+    ) -> None:
         """Put a block's keys and values (B, H, T, S) at places from `start` on."""
         end = start + keys.shape[2]
         self._tensor[layer, 0, :, :, start:end] = keys
         self._tensor[layer, 1, :, :, start:end] = values
 
 
-def attention_mask(start: int, count: int, columns: int, padding: Tensor) -> Tensor:
+def attention_mask(
+    start: int, count: int, columns: int, padding: Int[Tensor, " B"]
+) -> Bool[Tensor, "B 1 T LT"]:
     """Where `count` new places from `start` on may look, (B, 1, count, columns + count) bool.
 
     The first `columns` are cache places, of which only those before `start` hold anything; then

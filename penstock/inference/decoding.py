@@ -4,9 +4,10 @@
 """
 
 from collections.abc import Callable, Mapping
-from typing import Protocol, cast
+from typing import Protocol, cast, runtime_checkable
 
 import torch
+from jaxtyping import Float, Int
 from torch import Tensor
 
 from penstock.compiler.generation import (
@@ -20,6 +21,7 @@ from penstock.inference.cache import Cache, attention_mask
 from penstock.models.transformer import Block, Transformer
 
 
+@runtime_checkable
 class Decoder(Protocol):
     """A model that continues a batch of token rows."""
 
@@ -28,13 +30,13 @@ class Decoder(Protocol):
     most_tokens: int
     """Longest text."""
 
-    def begin(self, padding: Tensor, capacity: int) -> None:
+    def begin(self, padding: Int[Tensor, " B"], capacity: int) -> None:
         """Start a batch: padding (B,) int64 places stand before each prompt, and no row will be
         longer than `capacity`, padding included.
         """
         ...
 
-    def extend(self, tokens: Tensor) -> Tensor:
+    def extend(self, tokens: Int[Tensor, "B T"]) -> Float[Tensor, "B V"]:
         """Add tokens (B, T) int64 to the rows; logits (B, V) float32 after the last of them."""
         ...
 
@@ -50,14 +52,14 @@ class EagerDecoder:
         self._model = model
         self._start = 0
 
-    def begin(self, padding: Tensor, capacity: int) -> None:
+    def begin(self, padding: Int[Tensor, " B"], capacity: int) -> None:
         """See `Decoder.begin`."""
         self._padding = padding
         self._cache = Cache(self._model, len(padding), capacity)
         self._start = 0
 
     @torch.no_grad()
-    def extend(self, tokens: Tensor) -> Tensor:
+    def extend(self, tokens: Int[Tensor, "B T"]) -> Float[Tensor, "B V"]:
         """See `Decoder.extend`."""
         start, count = self._start, tokens.shape[1]
         mask = attention_mask(start, count, start, self._padding)
@@ -91,7 +93,7 @@ class CompiledDecoder:
         self._head = parameters_of(model.head, head)
         self._start = 0
 
-    def begin(self, padding: Tensor, capacity: int) -> None:
+    def begin(self, padding: Int[Tensor, " B"], capacity: int) -> None:
         """See `Decoder.begin`."""
         self._rows = next(rows for rows in self._shapes.rows if rows >= len(padding))
         self._padding = padding.new_zeros(self._rows)
@@ -101,7 +103,7 @@ class CompiledDecoder:
         self._room = self._shapes.capacity - capacity
 
     @torch.no_grad()
-    def extend(self, tokens: Tensor) -> Tensor:
+    def extend(self, tokens: Int[Tensor, "B T"]) -> Float[Tensor, "B V"]:
         """See `Decoder.extend`."""
         given, count = tokens.shape
         rows = tokens.new_zeros(self._rows, count)
@@ -122,7 +124,9 @@ class CompiledDecoder:
         kernel = self._kernels[logits_kernel(self._rows)].run
         return kernel([*self._head, x[:, -1].contiguous()])[0][:given]
 
-    def _run(self, name: Callable[[int, int], str], tokens: Tensor, start: int) -> Tensor:
+    def _run(
+        self, name: Callable[[int, int], str], tokens: Int[Tensor, "B T"], start: int
+    ) -> Float[Tensor, "B T D"]:
         """All blocks over tokens (B, T) at places from `start` on, (B, T, D)."""
         count, length = tokens.shape[1], self._shapes.length_for(start)
         kernel = self._kernels[name(self._rows, length)].run
@@ -135,7 +139,7 @@ class CompiledDecoder:
         return x
 
 
-def _positions(start: int, count: int, padding: Tensor) -> Tensor:
+def _positions(start: int, count: int, padding: Int[Tensor, " B"]) -> Int[Tensor, "B T"]:
     """Positions (B, count) int64 of places from `start` on: a prompt's first token is at 0."""
     places = torch.arange(start, start + count, device=padding.device)
     return (places - padding.unsqueeze(1)).clamp(min=0)
