@@ -52,6 +52,8 @@ def target_of(config: Config) -> Target:
     """The machine to plan for."""
     if config.plan.target == "detect":
         return detected_target(device_of(config))
+    if config.plan.target == "cpu":
+        return detected_target("cpu")
     return load_target(config.plan.target)
 
 

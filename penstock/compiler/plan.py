@@ -232,7 +232,7 @@ def _step_seconds(
     """
     element = ELEMENT_BYTES[compute]
     extra = 4 / 3 if plan.recompute == "blocks" else 1.0
-    compute_seconds = tokens * flops * extra / target.peak_flops[compute]
+    compute_seconds = tokens * flops * extra / target.peak(compute)
     a = architecture
     activations = 30 * a.layers * tokens * a.hidden_size * element * extra
     activations += 10 * tokens * a.padded_vocab_size
