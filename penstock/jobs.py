@@ -13,7 +13,8 @@ from torch import Tensor
 
 from penstock.checkpoint import CheckpointState, load_newest
 from penstock.compiler.executable import Executable, load_built, write_executable
-from penstock.compiler.plan import Plan, make_plan
+from penstock.compiler.plan import Plan
+from penstock.compiler.planner import make_plan
 from penstock.compiler.probe import detected_target
 from penstock.compiler.runtime import CompiledKernel, attach
 from penstock.compiler.toolchain import build_kernels, has_compiler
@@ -78,6 +79,8 @@ def plan_of(config: Config, dataset: Dataset | None) -> Plan:
         compute=config.precision.compute,
         sequence_length=length or architecture.max_positions,
         target=target_of(config),
+        optimizer=config.optimizer.name,
+        saves=config.checkpoint.every is not None,
     )
 
 
@@ -86,9 +89,27 @@ def require_fit(plan: Plan) -> None:
     if not plan.fits:
         needed, limit = (size / 2**30 for size in (plan.memory["total"], plan.memory_limit_bytes))
         raise DoesNotFitError(
-            f"one step needs {needed:.1f} GiB, {plan.target} has {limit:.1f} GiB",
+            f"one step needs {needed:.2f} GiB, {plan.target} has {limit:.2f} GiB",
             where="plan",
             do=" ".join(plan.advice),
+        )
+
+
+def require_here(config: Config, plan: Plan) -> None:
+    """Refuse to train a plan that is for another kind of device, or for several."""
+    here = device_of(config)
+    if plan.device != here:
+        raise ConfigError(
+            f"the plan is for {plan.target} ({plan.device}), training runs on {here}",
+            where="plan.target",
+            do="leave plan.target out to train; `penstock plan` plans for any machine",
+        )
+    if plan.stages * plan.replicas > 1:
+        raise ConfigError(
+            f"the plan is for {plan.stages} stages × {plan.replicas} replicas, training runs on "
+            "one device so far",
+            where="plan.stages" if plan.stages > 1 else "plan.replicas",
+            do="leave them out to train; `penstock plan` plans for any number",
         )
 
 

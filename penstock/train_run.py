@@ -87,6 +87,7 @@ def _settle(config: Config) -> _Setting:
         config = jobs.follow_executable(config, executable.plan)
     dataset = jobs.open_dataset(config)
     chosen = jobs.plan_of(config, dataset)
+    jobs.require_here(config, chosen)
     jobs.require_fit(chosen)
     loader = Loader(
         dataset.split(config.data.split),

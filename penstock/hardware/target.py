@@ -47,6 +47,8 @@ class Target:
     """Between device and streaming memory, in one direction."""
     streams: tuple[str, ...] = ()
     """What lives in the streaming memory: optimizer, weights."""
+    sums: str = "fp32"
+    """Format the target's programs sum gradients of micro-batches in."""
     measured: bool = False
     """Whether the speeds were measured; peaks of a data sheet are never reached, so times
     predicted from them are lower bounds."""
@@ -70,6 +72,18 @@ class Target:
                 do=f"use precision.compute={' or '.join(self.peak_flops)}",
             )
         return self.peak_flops[compute]
+
+    def shared_by(self, count: int) -> "Target":
+        """One of `count` equal parts of a single device, as processes on one CPU have them."""
+        return dataclasses.replace(
+            self,
+            devices=count,
+            memory_bytes=self.memory_bytes // count,
+            peak_flops={name: peak / count for name, peak in self.peak_flops.items()},
+            bandwidth_bytes_per_second=self.bandwidth_bytes_per_second / count,
+            # What one part sends to another is written and read in the memory they share.
+            link_bytes_per_second=self.bandwidth_bytes_per_second / (2 * count),
+        )
 
 
 def load_target(name: str) -> Target:
@@ -124,6 +138,7 @@ class _Reader:
             fast_bf16=self._flag("fast_bf16"),
             devices=int(devices),
             link_bytes_per_second=self._figure("link_bytes_per_second") if devices > 1 else None,
+            sums=self._sums(),
             measured=self._flag("measured", default=False),
             sources={str(k): str(v) for k, v in self._mapping("sources", {}).items()},
             **self._streaming(),
@@ -146,6 +161,12 @@ class _Reader:
             "streaming_bytes_per_second": self._figure("streaming_bytes_per_second"),
             "streams": tuple(streams),
         }
+
+    def _sums(self) -> str:
+        value = self.value.get("sums", "fp32")
+        if value not in FORMATS:
+            raise _refusal(self.path, f"has sums={value}", f"use {' or '.join(FORMATS)}")
+        return value
 
     def _peaks(self) -> dict[str, float]:
         peaks = self._mapping("peak_flops")

@@ -24,6 +24,7 @@ FIGURES = (
     "link_bytes_per_second",
     "streaming_memory_bytes",
     "streaming_bytes_per_second",
+    "sums",
 )
 
 
@@ -99,6 +100,7 @@ def test_a_format_without_a_figure_is_refused_where_it_is_used(tmp_path: Path) -
         ("device: cpu", "device: cpu\ndevices: 2", "lacks link_bytes_per_second"),
         ("device: cpu", "device: cpu\ndevices: 1.5\nlink_bytes_per_second: 1", "devices=1.5"),
         ("device: cpu", "device: cpu\nmemory: 9", "unknown key memory .*: did you mean"),
+        ("device: cpu", "device: cpu\nsums: fp8", "sums=fp8 .*: use bf16 or fp32"),
         ("device: cpu", "device: cpu\nstreams: [cats]", "streams=.*list some of optimizer, weights"),
         ("device: cpu", "device: cpu\nstreaming_memory_bytes: 1", "lacks streaming_bytes_per_second"),
     ],
