@@ -1,6 +1,7 @@
-"""How a config becomes the things a verb works with: plans, models, kernels, runs.
+"""How a config and a plan become the things a verb works with: models, kernels, runs.
 
-`api.py` is the only caller, and with it the only module that sees the whole `Config`.
+`api.py` and `train_run.py` call it. Like them and `planning.py`, and no other module, it sees the
+whole `Config`.
 """
 
 import dataclasses
@@ -14,124 +15,23 @@ from torch import Tensor
 from penstock.checkpoint import CheckpointState, load_newest
 from penstock.compiler.executable import Executable, load_built, write_executable
 from penstock.compiler.plan import Plan
-from penstock.compiler.planner import make_plan
-from penstock.compiler.probe import detected_target
 from penstock.compiler.runtime import CompiledKernel, attach
 from penstock.compiler.toolchain import build_kernels, has_compiler
 from penstock.config.schema import Config
 from penstock.console import get_console
 from penstock.data.dataset import Dataset
 from penstock.data.tokenizer import Tokenizer
-from penstock.errors import CheckpointError, ConfigError, DoesNotFitError, ExecutableError
-from penstock.hardware.detect import gpus
-from penstock.hardware.target import Target, load_target
+from penstock.errors import CheckpointError, ConfigError, ExecutableError
 from penstock.inference.engine import Engine
 from penstock.models.huggingface import load_weights
 from penstock.models.initialization import initialize
 from penstock.models.resolve import resolve_architecture
 from penstock.models.transformer import Transformer
+from penstock.planning import device_of
 from penstock.training.run_folder import RunFolder
 
 DTYPES = {"bf16": torch.bfloat16, "fp32": torch.float32}
 """Dtype of weights by the plan's compute format."""
-
-
-def device_of(config: Config) -> str:
-    """Cpu or cuda; a clear refusal where CUDA was asked for and is not there."""
-    if config.device == "cpu" or (config.device == "auto" and not gpus()):
-        return "cpu"
-    if torch.cuda.is_available():
-        return "cuda"
-    if config.device == "cuda":
-        raise ConfigError(
-            "this torch finds no CUDA device", where="device", do="use device=cpu, or install CUDA"
-        )
-    return "cpu"
-
-
-def target_of(config: Config) -> Target:
-    """The machine to plan for."""
-    if config.plan.target == "detect":
-        return detected_target(device_of(config))
-    if config.plan.target == "cpu":
-        return detected_target("cpu")
-    return load_target(config.plan.target)
-
-
-def open_dataset(config: Config) -> Dataset:
-    """The dataset `data.path` names."""
-    if config.data.path is None:
-        raise ConfigError("no dataset", where="data.path", do="set data.path=FOLDER")
-    return Dataset.open(config.data.path, config.data.verify)
-
-
-def plan_of(config: Config, dataset: Dataset | None) -> Plan:
-    """Decide the step for what the config describes; the vocabulary is the dataset's."""
-    vocab_size = None if dataset is None else dataset.vocab_size
-    architecture = resolve_architecture(config.model, vocab_size)
-    length = config.data.sequence_length
-    if length is None and dataset is not None:
-        length = dataset.manifest.get("sequence_length")
-    return make_plan(
-        architecture,
-        batch=config.batch,
-        plan=config.plan,
-        compute=config.precision.compute,
-        sequence_length=length or architecture.max_positions,
-        target=target_of(config),
-        optimizer=config.optimizer.name,
-        saves=config.checkpoint.every is not None,
-    )
-
-
-def require_fit(plan: Plan) -> None:
-    """Refuse a plan that needs more memory than there is."""
-    if not plan.fits:
-        needed, limit = (size / 2**30 for size in (plan.memory["total"], plan.memory_limit_bytes))
-        raise DoesNotFitError(
-            f"one step needs {needed:.2f} GiB, {plan.target} has {limit:.2f} GiB",
-            where="plan",
-            do=" ".join(plan.advice),
-        )
-
-
-def require_here(config: Config, plan: Plan) -> None:
-    """Refuse to train a plan that is for another kind of device, or for several."""
-    here = device_of(config)
-    if plan.device != here:
-        raise ConfigError(
-            f"the plan is for {plan.target} ({plan.device}), training runs on {here}",
-            where="plan.target",
-            do="leave plan.target out to train; `penstock plan` plans for any machine",
-        )
-    if plan.stages * plan.replicas > 1:
-        raise ConfigError(
-            f"the plan is for {plan.stages} stages × {plan.replicas} replicas, training runs on "
-            "one device so far",
-            where="plan.stages" if plan.stages > 1 else "plan.replicas",
-            do="leave them out to train; `penstock plan` plans for any number",
-        )
-
-
-def follow_executable(config: Config, plan: Plan) -> Config:
-    """Fill in what the user left open with what an executable was compiled for."""
-    model = config.model.model_dump(exclude_unset=True)
-    if not {"preset", "from_", "from"} & model.keys():
-        shape = dataclasses.asdict(plan.architecture)
-        known = set(type(config.model).model_fields) - {"preset", "from_"}
-        model = {**{k: v for k, v in shape.items() if k in known}, **model}
-    given = {
-        "model": model,
-        "batch": {"micro": plan.micro, **config.batch.model_dump(exclude_unset=True)},
-        "data": {
-            "sequence_length": plan.sequence_length,
-            **config.data.model_dump(exclude_unset=True),
-        },
-        "precision": {"compute": plan.compute, **config.precision.model_dump(exclude_unset=True)},
-        "plan": {"loss_chunks": plan.loss_chunks, **config.plan.model_dump(exclude_unset=True)},
-    }
-    sections = {name: type(getattr(config, name)).model_validate(v) for name, v in given.items()}
-    return config.model_copy(update=sections)
 
 
 def compiled_kernels(
