@@ -8,7 +8,6 @@ A verb imports what it needs when it is called: torch takes two seconds to load,
 what `plan`, and a mistake in a config, would cost.
 """
 
-import json
 import time
 from collections.abc import Mapping
 from pathlib import Path
@@ -19,7 +18,6 @@ from penstock.config.load import as_config
 from penstock.config.schema import Config
 from penstock.console import get_console
 from penstock.errors import CheckpointError, ConfigError
-from penstock.files import atomic_write
 
 if TYPE_CHECKING:
     from penstock.compiler.plan import Plan
@@ -48,13 +46,18 @@ def prepare(config: ConfigLike = None, **sections: Any) -> "PrepareResult":  # n
 
 
 def plan(config: ConfigLike = None, **sections: Any) -> "Plan":  # noqa: ANN401 - sections of any kind
-    """Decide how a training step maps to the machine, and predict memory, FLOPs and time."""
+    """Decide how a training step maps to the machine, and predict memory, FLOPs and time.
+
+    With `out`, also write plan.json, its pictures and a page there.
+    """
     c = as_config(config, **sections)
     result = planning.plan_of(c, _dataset_if_there(c))
     if c.out is not None:
-        path = Path(c.out) / "plan.json"
-        atomic_write(path, json.dumps(result.to_json(), indent=1))
-        get_console().path("plan", path)
+        from penstock.report.plan_page import write_plan
+
+        files = write_plan(result, Path(c.out))
+        get_console().path("plan", files.plan)
+        get_console().path("pictures", files.page)
     return result
 
 

@@ -72,6 +72,7 @@ class MemoryModel:
         held["logits"] = self._logits(rows, element) if head else 0
         held["workspace"] = PROCESS_BYTES.get(self.device, 0)
         held["workspace"] += self._temporaries(rows, element) if layers else 0
+        held["workspace"] += self._gathered(embedding=embedding or head)
         outside = {kind: held.pop(kind) for kind in self.streams}
         copy = self._state_bytes(parameters, layers) if self.saves else 0
         if self.device == "cpu":
@@ -148,6 +149,16 @@ class MemoryModel:
         MLP's.
         """
         return rows * element * (3 * self.architecture.hidden_size + 2 * self.architecture.mlp_size)
+
+    def _gathered(self, *, embedding: bool) -> int:
+        """Weights and gradients of the largest region, whole while it computes, where replicas
+        share them otherwise.
+        """
+        if self.shard != "full" or self.replicas == 1:
+            return 0
+        a = self.architecture
+        table = a.padded_vocab_size * a.hidden_size if embedding else 0
+        return 2 * ELEMENT_BYTES[self.compute] * max(table, a.block_parameters())
 
 
 def block_activations(architecture: Architecture, rows: int, element: int) -> int:

@@ -148,26 +148,32 @@ class Plan:
             "advice": list(self.advice),
         }
 
-    def show(self, console: Console) -> None:
-        """The plan as two tables and a verdict."""
+    def facts(self) -> list[tuple[str, str]]:
+        """What was decided and predicted, less the memory, as names and values."""
         a = self.architecture
         bound = "" if self.measured else "at least "
         rows = [
-            ["model", f"{a.layers} layers × {a.hidden_size} wide, {a.heads} heads"],
-            ["vocabulary", f"{a.vocab_size:,} tokens"],
-            ["parameters", f"{a.parameter_count():,}"],
-            ["compute", self.compute],
-            ["step", f"{self.size} × {self.sequence_length} tokens"],
-            ["micro-batches", f"{self.accumulation} of {self.micro}"],
-            ["training FLOPs", f"{self.flops_per_token / 1e9:,.3f} GFLOP per token"],
-            ["predicted", f"{bound}{self.step_seconds:.3g} s per step"],
-            ["limited by", f"{self.limited_by} ({', '.join(self._shares())})"],
+            ("model", f"{a.layers} layers × {a.hidden_size} wide, {a.heads} heads"),
+            ("vocabulary", f"{a.vocab_size:,} tokens"),
+            ("parameters", f"{a.parameter_count():,}"),
+            ("compute", self.compute),
+            ("recompute", self.recompute),
+            ("step", f"{self.size} × {self.sequence_length} tokens"),
+            ("micro-batches", f"{self.accumulation} of {self.micro}"),
+            ("training FLOPs", f"{self.flops_per_token / 1e9:,.3f} GFLOP per token"),
+            ("predicted", f"{bound}{self.step_seconds:.3g} s per step"),
+            ("limited by", f"{self.limited_by} ({', '.join(self._shares())})"),
         ]
         if self.replicas > 1:
-            rows.append(["replicas", f"{self.replicas}, sharded: {self.shard}"])
+            rows.append(("replicas", f"{self.replicas}, sharded: {self.shard}"))
         if self.stages > 1:
-            rows.append(["stages", f"{list(self.layers_per_stage)}, {self.schedule}"])
-            rows.append(["bubble", f"{self.bubble:.1%} of the devices' time"])
+            rows.append(("stages", f"{list(self.layers_per_stage)}, {self.schedule}"))
+            rows.append(("bubble", f"{self.bubble:.1%} of the devices' time"))
+        return rows
+
+    def show(self, console: Console) -> None:
+        """The plan as two tables and a verdict."""
+        rows = [list(row) for row in self.facts()]
         console.table(f"Plan for {self.target}", ["", ""], rows)
         self._show_memory(console)
         limit = f"{self.memory_limit_bytes / 2**30:.3g} GiB"
@@ -179,14 +185,18 @@ class Plan:
     def _shares(self) -> list[str]:
         """Where the busiest device's step goes, largest first."""
         shares = sorted(self.seconds.items(), key=lambda item: -item[1])
-        return [f"{name} {time / self.step_seconds:.0%}" for name, time in shares if time > 0]
+        return [
+            f"{name} {time / self.step_seconds:.0%}"
+            for name, time in shares
+            if time > 0.005 * self.step_seconds
+        ]
 
     def _show_memory(self, console: Console) -> None:
         """By kind on one device; by stage where there are several."""
         if self.stages == 1:
             outside = self.devices[0].outside if self.devices else {}
             sizes = {**self.memory, **{f"{kind}, outside": n for kind, n in outside.items()}}
-            rows = [[kind, _mebibytes(size)] for kind, size in sizes.items()]
+            rows = [[kind, _mebibytes(size)] for kind, size in sizes.items() if size]
             console.table("Predicted memory", ["kind", "MiB"], rows)
             return
         names = ["stage", "holds", "model", "activations", "other", "total", "outside"]
