@@ -20,11 +20,12 @@ from penstock.data.tokenizer import Tokenizer
 from penstock.errors import CheckpointError
 from penstock.inference.decoding import CompiledDecoder
 from penstock.inference.engine import Engine
-from penstock.jobs import DTYPES, device_of, kept_kernels, plan_of_run, run_folder
+from penstock.jobs import DTYPES, kept_kernels, run_folder
 from penstock.models.hub import model_folder
 from penstock.models.huggingface import load_weights
 from penstock.models.resolve import resolve_architecture
 from penstock.models.transformer import Transformer
+from penstock.planning import device_of
 from penstock.training.run_folder import RunFolder
 
 
@@ -62,7 +63,7 @@ def load_run(config: Config) -> LoadedRun:
         CheckpointError: not a run, or damaged.
     """
     folder = run_folder(config)
-    plan = plan_of_run(folder)
+    plan = folder.read_plan()
     state = load_newest(folder.checkpoints, weights_only=True)
     if state is None:
         raise CheckpointError(f"{folder.path} has no checkpoint", where="run", do="train first")

@@ -4,27 +4,12 @@
 section it needs. This module must never import torch or know what the keys do.
 """
 
-from typing import Annotated, Literal
+from typing import Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
 
-
-class Section(BaseModel):
-    """Settings shared by every section: immutable, and unknown keys are errors."""
-
-    model_config = ConfigDict(
-        frozen=True,
-        extra="forbid",
-        use_attribute_docstrings=True,
-        populate_by_name=True,
-        protected_namespaces=(),
-        allow_inf_nan=False,
-    )
-
-
-Probability = Annotated[float, Field(ge=0, lt=1)]
-"""A number from 0 up to, not including, 1."""
-Share = Annotated[float, Field(ge=0)]
+from penstock.config.planning import PlanSection
+from penstock.config.section import PositiveShare, Probability, Section, Share
 
 
 class ModelSection(Section):
@@ -90,7 +75,7 @@ class DataSection(Section):
     documents per sequence, padded; single::drop|truncate_left|truncate_right: one per sequence."""
     format: Literal["megatron"] = "megatron"
     """Storage format of the token files."""
-    splits: tuple[Annotated[float, Field(gt=0)], Share, Share] = (0.9, 0.05, 0.05)
+    splits: tuple[PositiveShare, Share, Share] = (0.9, 0.05, 0.05)
     """Fractions of the documents for train (not 0), validation and test, by a stable hash."""
     split: str = "train"
     """Split to train on."""
@@ -115,7 +100,7 @@ class BatchSection(Section):
     micro: int = Field(default=4, ge=1)
     """Sequences per device pass."""
     size: int | None = Field(default=None, ge=1)
-    """Sequences per optimizer step over all replicas; `micro` when not given."""
+    """Sequences per optimizer step over all replicas; `micro` of each replica when not given."""
 
 
 class PrecisionSection(Section):
@@ -123,17 +108,6 @@ class PrecisionSection(Section):
 
     compute: Literal["bf16", "fp32"] | None = None
     """Format of weights and activations (masters stay fp32); bf16 where the device does it fast."""
-
-
-class PlanSection(Section):
-    """How one step maps to the machine."""
-
-    target: str = "detect"
-    """Machine to plan for: detect (this one), a name of hardware/targets, or a YAML file."""
-    recompute: Literal["none", "blocks"] = "none"
-    """Activations to recompute in the backward pass instead of keeping."""
-    loss_chunks: int | None = Field(default=None, ge=1)
-    """Pieces in which projection and loss are computed; chosen from the sizes when not given."""
 
 
 class CompileSection(Section):
@@ -258,7 +232,7 @@ class GenerateSection(Section):
     """Sample from the smallest set of tokens whose probability reaches this."""
     repetition_penalty: float = Field(default=1.0, gt=0, allow_inf_nan=False)
     """Divide the logits of tokens already seen by this (CTRL, arXiv 1909.05858, §4.1)."""
-    stop: list[str] = []
+    stop: list[str] = Field(default=[])
     """Strings that end the text; not part of it."""
     batch: int = Field(default=8, ge=1)
     """Most prompts per device pass, for `input`."""
@@ -281,7 +255,7 @@ class Config(Section):
     """Where to run; auto: CUDA when there is a GPU."""
     out: str | None = None
     """Folder to write, for `convert` and `plan`."""
-    trust: list[str] = []
+    trust: list[str] = Field(default=[])
     """SHA-256 of executable files made by others that may run here; also `--trust SHA256`."""
     model: ModelSection = ModelSection()
     source: SourceSection = SourceSection()
