@@ -71,6 +71,7 @@ VERBS: dict[str, Verb] = {
             "batch",
             "precision",
             "plan",
+            "checkpoint",
             "compile",
             "device",
             "trust",
@@ -82,6 +83,7 @@ VERBS: dict[str, Verb] = {
         (
             "generate",
             "run",
+            "checkpoint",
             "executable",
             "model",
             "tokenizer",
@@ -94,7 +96,7 @@ VERBS: dict[str, Verb] = {
     "convert": Verb(
         "A run's weights as a folder `transformers` loads.",
         "penstock convert checkpoint run=RUN out=FOLDER",
-        ("run", "out"),
+        ("run", "checkpoint", "out"),
     ),
     "inspect": Verb(
         "What an executable, a dataset or a run holds.",

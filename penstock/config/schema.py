@@ -198,6 +198,8 @@ class CheckpointSection(Section):
     resume: Literal["auto", "must", "never"] = "auto"
     """With checkpoints in the run folder: go on from the newest (auto), fail when there is none
     (must), or refuse to touch them (never)."""
+    use: Literal["newest", "best"] = "newest"
+    """Checkpoint of a run that `evaluate`, `generate` and `convert` read; best: by validation."""
 
 
 class EvaluateSection(Section):
