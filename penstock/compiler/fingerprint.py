@@ -16,7 +16,17 @@ import penstock.compiler
 import penstock.models
 
 _SOURCES = (
-    (penstock.models, ("transformer.py", "attention.py", "blockwise.py", "layers.py", "loss.py")),
+    (
+        penstock.models,
+        (
+            "transformer.py",
+            "attention.py",
+            "blockwise.py",
+            "layers.py",
+            "loss.py",
+            "rotary.py",
+        ),
+    ),
     (penstock.compiler, ("generation.py", "graphs.py", "portable.py", "regions.py", "thin.py")),
 )
 """Files whose meaning is baked into the kernels."""

@@ -16,7 +16,9 @@ class ModelSection(Section):
     """What to build. Choose `preset`, `family` or `from`; any other key overrides it."""
 
     preset: str | None = None
-    """Name of a known shape: gpt2, gpt2-medium, gpt2-large, gpt2-xl, gpt2-demo, gpt2-tiny."""
+    """Name of a known shape: gpt2, gpt2-medium, gpt2-large, gpt2-xl, gpt2-demo, gpt2-tiny, pythia-70m,
+    pythia-160m, pythia-410m, pythia-1b, pythia-1.4b, pythia-2.8b, pythia-6.9b, pythia-12b,
+    gpt-neox-20b, pythia-tiny."""
     family: str = "gpt2"
     """Architecture family, when no preset is named."""
     from_: str | None = Field(default=None, alias="from")

@@ -36,7 +36,7 @@ def test_presets_have_the_published_parameter_counts(preset: str, parameters: in
 
 
 def test_the_help_names_every_preset() -> None:
-    text = ModelSection.model_fields["preset"].description or ""
+    text = " ".join((ModelSection.model_fields["preset"].description or "").split())
     assert set(text.removesuffix(".").split(": ")[1].split(", ")) == set(PRESETS)
 
 

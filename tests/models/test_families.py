@@ -1,0 +1,180 @@
+"""Every family against `transformers`: logits, gradients, folders both ways, generated ids."""
+
+from pathlib import Path
+
+import pytest
+import torch
+import transformers
+
+from penstock.inference.decoding import EagerDecoder
+from penstock.models.architecture import Architecture
+from penstock.models.families import FAMILIES
+from penstock.models.huggingface import save_weights, to_stored
+from penstock.models.initialization import initialize
+from penstock.models.resolve import read_hf_config
+from penstock.models.transformer import Transformer
+from tests.models.family_cases import CASES, ours_from, ours_in, reference_model, tokens_for
+from tests.numerics import assert_matches
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_logits_and_gradients_equal_transformers(case: str, tmp_path: Path) -> None:
+    reference = reference_model(case)
+    model = ours_from(reference, tmp_path)
+    a, tokens = model.architecture, tokens_for()
+    theirs = reference(tokens, labels=tokens)
+    assert (model(tokens) - theirs.logits).abs().max() < 1e-4
+    weights = torch.full((tokens.shape[0], tokens.shape[1] - 1), 1.0)
+    loss = model(tokens[:, :-1], tokens[:, 1:], weights / weights.sum())
+    assert abs(loss.item() - theirs.loss.item()) < 1e-5
+    theirs.loss.backward()
+    loss.backward()
+    compared = set()
+    for name, place in FAMILIES[a.family].hf_names(a).items():
+        gradient = model.get_parameter(name).grad
+        assert gradient is not None
+        assert not gradient[a.vocab_size :].any() or gradient.shape[0] != a.padded_vocab_size
+        rows = a.vocab_size if gradient.shape[0] == a.padded_vocab_size else None
+        for their_name, part in to_stored(place, gradient[:rows]).items():
+            expected = reference.get_parameter(their_name.replace("embed_out", "lm_head"))
+            compared.add(expected)
+            assert_matches(part, expected.grad, 1e-4)
+            assert (part - expected.grad).abs().max() < 1e-4, name
+    assert compared == set(reference.parameters())
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_exported_folders_load_in_transformers_and_come_back(case: str, tmp_path: Path) -> None:
+    first = ours_from(reference_model(case), tmp_path / "theirs")
+    a, tokens = first.architecture, tokens_for()
+    weights = {name: value.detach() for name, value in first.named_parameters()}
+    save_weights(tmp_path / "ours", weights, a, tokenizer=None, end_of_text=96)
+    theirs, report = transformers.AutoModelForCausalLM.from_pretrained(
+        tmp_path / "ours", output_loading_info=True
+    )
+    assert not any(report[kind] for kind in ("missing_keys", "unexpected_keys", "mismatched_keys"))
+    assert (first(tokens) - theirs.eval()(tokens).logits).abs().max() < 1e-4
+    again = ours_in(tmp_path / "ours")
+    assert again.architecture == a
+    for (name, ours), back in zip(first.named_parameters(), again.parameters(), strict=True):
+        assert torch.equal(ours, back), name
+
+
+@pytest.mark.parametrize("family", sorted({case.split()[0] for case in CASES}))
+def test_sharded_and_legacy_files_load(family: str, tmp_path: Path) -> None:
+    reference = reference_model(family)
+    expected = reference(tokens_for()).logits
+    reference.save_pretrained(tmp_path, max_shard_size="50KB")
+    assert (tmp_path / "model.safetensors.index.json").is_file()
+    assert (ours_in(tmp_path)(tokens_for()) - expected).abs().max() < 1e-4
+    for path in tmp_path.glob("model*"):
+        path.unlink()
+    torch.save(reference.state_dict(), tmp_path / "pytorch_model.bin")
+    assert (ours_in(tmp_path)(tokens_for()) - expected).abs().max() < 1e-4
+
+
+@pytest.mark.parametrize("case", CASES)
+@pytest.mark.parametrize("pieces", [[33], [20, 13], [30, 1, 1, 1]])
+def test_decoding_in_pieces_equals_the_full_forward_pass(
+    case: str, pieces: list[int], tmp_path: Path
+) -> None:
+    model = ours_from(reference_model(case), tmp_path)
+    tokens = tokens_for()
+    decoder = EagerDecoder(model)
+    decoder.begin(torch.zeros(len(tokens), dtype=torch.int64), 33)
+    whole = model(tokens)
+    start = 0
+    for size in pieces:
+        end = start + size
+        assert_matches(decoder.extend(tokens[:, start:end]), whole[:, end - 1], 1e-5)
+        start = end
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_left_padding_changes_no_logits(case: str, tmp_path: Path) -> None:
+    model = ours_from(reference_model(case), tmp_path)
+    tokens, padding = tokens_for(length=12), torch.tensor([0, 5, 10])
+    decoder = EagerDecoder(model)
+    decoder.begin(padding, 13)
+    first, second = decoder.extend(tokens[:, :11]), decoder.extend(tokens[:, 11:])
+    for row, count in enumerate(padding.tolist()):
+        alone = model(tokens[row : row + 1, count:])[0]
+        assert_matches(first[row], alone[-2], 1e-5)
+        assert_matches(second[row], alone[-1], 1e-5)
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_greedy_ids_equal_transformers(case: str, tmp_path: Path) -> None:
+    reference = reference_model(case)
+    decoder = EagerDecoder(ours_from(reference, tmp_path))
+    ids = tokens_for(rows=1, length=7)
+    expected = reference.generate(
+        ids, max_new_tokens=20, do_sample=False, pad_token_id=0, eos_token_id=None
+    )
+    decoder.begin(torch.zeros(1, dtype=torch.int64), 27)
+    new = decoder.extend(ids).argmax(-1, keepdim=True)
+    while ids.shape[1] < 27:
+        ids = torch.cat([ids, new], 1)
+        new = decoder.extend(new).argmax(-1, keepdim=True)
+    assert ids.tolist() == expected.tolist()
+
+
+@pytest.mark.parametrize("case", CASES)
+@pytest.mark.parametrize("damage", ["weight", "heads", "position", "epsilon"])
+def test_the_comparison_rejects_a_wrong_model(case: str, damage: str, tmp_path: Path) -> None:
+    reference = reference_model(case)
+    model = ours_from(reference, tmp_path)
+    tokens = tokens_for()
+    with torch.no_grad():
+        if damage == "weight":
+            model.blocks[1].mlp.up.weight.mul_(1.001)
+        elif damage == "heads":
+            weight = model.blocks[0].attention.query_key_value.weight
+            weight[:32] = weight[:32].roll(16, 0)
+        elif damage == "position":
+            model.architecture = Architecture(
+                **{**vars(model.architecture), "rotary_base": model.architecture.rotary_base * 2}
+            )
+        else:
+            model.blocks[0].attention_norm.epsilon *= 100
+        error = (model(tokens) - reference(tokens).logits).abs().max()
+    assert error > 1e-4
+
+
+def all_presets() -> list[str]:
+    return [name for m in FAMILIES.values() for name in m.PRESETS]
+
+
+@pytest.mark.parametrize("preset", all_presets())
+def test_presets_have_the_parameters_transformers_counts(preset: str, tmp_path: Path) -> None:
+    family = next(name for name, m in FAMILIES.items() if preset in m.PRESETS)
+    fields = dict(FAMILIES[family].PRESETS[preset])
+    fields.setdefault("mlp_size", 4 * fields["hidden_size"])
+    a = Architecture(family=family, **fields)
+    values = FAMILIES[family].to_hf_config(a, None)
+    config = transformers.AutoConfig.for_model(**values)
+    with torch.device("meta"):
+        theirs, ours = transformers.AutoModelForCausalLM.from_config(config), Transformer(a)
+    assert a.parameter_count() == sum(p.numel() for p in theirs.parameters())
+    assert a.parameter_count(padded=True) == sum(p.numel() for p in ours.parameters())
+    assert a.block_parameters() == sum(p.numel() for p in ours.blocks[0].parameters())
+    matrices = [p.numel() for p in ours.blocks[0].parameters() if p.dim() == 2]
+    assert a.block_matrix_elements() == sum(matrices)
+
+
+@pytest.mark.parametrize("family", sorted({case.split()[0] for case in CASES}))
+def test_initialization_has_the_familys_statistics(family: str, tmp_path: Path) -> None:
+    reference_model(family).config.save_pretrained(tmp_path)
+    _, fields = read_hf_config(tmp_path)
+    a = Architecture(family=family, **{**fields, "hidden_size": 192, "mlp_size": 400})
+    model = Transformer(a)
+    initialize(model, 0)
+    config = transformers.AutoConfig.for_model(**FAMILIES[family].to_hf_config(a, None))
+    theirs = transformers.AutoModelForCausalLM.from_config(config)
+    for name, place in FAMILIES[family].hf_names(a).items():
+        ours = model.get_parameter(name)
+        rows = a.vocab_size if ours.shape[0] == a.padded_vocab_size else None
+        for their_name, part in to_stored(place, ours.detach()[:rows]).items():
+            expected = theirs.get_parameter(their_name.replace("embed_out", "lm_head"))
+            assert part.mean().item() == pytest.approx(expected.mean().item(), abs=1e-3)
+            assert part.std().item() == pytest.approx(expected.std().item(), rel=0.05, abs=1e-9)
