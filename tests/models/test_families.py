@@ -1,17 +1,20 @@
 """Every family against `transformers`: logits, gradients, folders both ways, generated ids."""
 
+import json
 from pathlib import Path
 
 import pytest
 import torch
 import transformers
 
+from penstock.config.schema import ModelSection
+from penstock.errors import UserError
 from penstock.inference.decoding import EagerDecoder
 from penstock.models.architecture import Architecture
 from penstock.models.families import FAMILIES
 from penstock.models.huggingface import save_weights, to_stored
 from penstock.models.initialization import initialize
-from penstock.models.resolve import read_hf_config
+from penstock.models.resolve import read_hf_config, resolve_architecture
 from penstock.models.transformer import Transformer
 from tests.models.family_cases import CASES, ours_from, ours_in, reference_model, tokens_for
 from tests.numerics import assert_matches
@@ -141,6 +144,68 @@ def test_the_comparison_rejects_a_wrong_model(case: str, damage: str, tmp_path: 
     assert error > 1e-4
 
 
+REFUSED = [
+    ("gpt_neox", {"hidden_act": "gelu_10"}, "hidden_act=gelu_10 is not supported"),
+    ("gpt_neox", {"attention_bias": False}, "attention_bias=False is not supported"),
+    ("gpt_neox", {"rotary_pct": 0.2}, "rotates 3 elements of each head's 16: not pairs"),
+    ("gpt_neox", {"hidden_size": 50}, "model.heads=3 does not divide model.hidden_size=50"),
+    ("gptj", {"rotary_dim": None}, "rotary_dim=None is not supported"),
+    ("gptj", {"rotary_dim": 7}, "not pairs"),
+    ("gptj", {"activation_function": "mish"}, "activation_function=mish is not supported"),
+    ("llama", {"rope_scaling": {"type": "dynamic", "factor": 2.0}}, "rope_type=dynamic is not"),
+    ("llama", {"rope_scaling": {"rope_type": "yarn", "factor": 2.0}}, "rope_type=yarn is not"),
+    ("llama", {"rope_scaling": {"rope_type": "llama3", "factor": 2.0}}, "low_freq_factor"),
+    ("llama", {"head_dim": 16}, "head_dim=16 is not hidden_size / num_attention_heads"),
+    ("llama", {"num_key_value_heads": 4}, "model.kv_heads=4 does not divide model.heads=6"),
+    ("llama", {"partial_rotary_factor": 0.5}, "partial_rotary_factor=0.5 is not Llama's"),
+    ("llama", {"hidden_act": "quick_gelu"}, "hidden_act=quick_gelu is not supported"),
+]
+
+
+@pytest.mark.parametrize(("family", "changes", "message"), REFUSED)
+def test_settings_that_would_change_the_result_are_one_clear_line(
+    family: str, changes: dict[str, object], message: str, tmp_path: Path
+) -> None:
+    # Keys as published configurations have them, from before version 5 of `transformers`.
+    _, fields = read_hf_config(saved_config(family, tmp_path))
+    values = FAMILIES[family].to_hf_config(Architecture(family=family, **fields), None)
+    (tmp_path / "config.json").write_text(json.dumps({**values, **changes}))
+    with pytest.raises(UserError) as caught:
+        resolve_architecture(ModelSection.model_validate({"from": str(tmp_path)}))
+    assert message in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def saved_config(family: str, folder: Path) -> Path:
+    """A folder with the config.json that `transformers` writes for the family's plain case."""
+    CASES[family]().save_pretrained(folder)
+    return folder
+
+
+def test_keys_of_version_4_and_of_version_5_mean_the_same(tmp_path: Path) -> None:
+    for case in CASES:
+        CASES[case]().save_pretrained(tmp_path)
+        family, fields = read_hf_config(tmp_path)
+        a = Architecture(family=family, **fields)
+        older = FAMILIES[family].to_hf_config(a, None)
+        assert "rope_parameters" not in older
+        assert Architecture(family=family, **FAMILIES[family].from_hf_config(older)) == a
+
+
+def test_a_heads_rotated_elements_survive_any_head_size() -> None:
+    values = FAMILIES["gptj"].to_hf_config(Architecture(**gptj_tiny()), None)
+    for head_size in range(2, 200):
+        for rotated in range(2, head_size + 1, 2):
+            changed = {**values, "n_embd": head_size, "n_head": 1, "rotary_dim": rotated}
+            fields = FAMILIES["gptj"].from_hf_config(changed)
+            assert Architecture(family="gptj", **fields).rotary_size == rotated
+
+
+def gptj_tiny() -> dict[str, object]:
+    """Fields of the tiny GPT-J."""
+    return {"family": "gptj", "mlp_size": 256, **FAMILIES["gptj"].PRESETS["gpt-j-tiny"]}
+
+
 def all_presets() -> list[str]:
     return [name for m in FAMILIES.values() for name in m.PRESETS]
 
@@ -166,7 +231,8 @@ def test_presets_have_the_parameters_transformers_counts(preset: str, tmp_path: 
 def test_initialization_has_the_familys_statistics(family: str, tmp_path: Path) -> None:
     reference_model(family).config.save_pretrained(tmp_path)
     _, fields = read_hf_config(tmp_path)
-    a = Architecture(family=family, **{**fields, "hidden_size": 192, "mlp_size": 400})
+    larger = {"hidden_size": 4 * fields["hidden_size"], "mlp_size": 400}
+    a = Architecture(family=family, **{**fields, **larger})
     model = Transformer(a)
     initialize(model, 0)
     config = transformers.AutoConfig.for_model(**FAMILIES[family].to_hf_config(a, None))

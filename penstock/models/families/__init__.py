@@ -2,9 +2,14 @@
 
 from types import ModuleType
 
-from penstock.models.families import gpt2, gpt_neox
+from penstock.models.families import gpt2, gpt_neox, gptj, llama
 
-FAMILIES: dict[str, ModuleType] = {"gpt2": gpt2, "gpt_neox": gpt_neox}
+FAMILIES: dict[str, ModuleType] = {
+    "gpt2": gpt2,
+    "gpt_neox": gpt_neox,
+    "gptj": gptj,
+    "llama": llama,
+}
 """Family name → module with PRESETS, SCALES_RESIDUAL, from_hf_config, to_hf_config, hf_names,
 PREFIX, RENAMED and IGNORED_SUFFIXES."""
 
