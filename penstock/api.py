@@ -201,6 +201,7 @@ def convert(what: str, config: ConfigLike = None, **sections: Any) -> "Conversio
         loaded.plan.architecture,
         tokenizer=loaded.folder.tokenizer.read_text(encoding="utf-8"),
         end_of_text=loaded.tokenizer.end_of_text,
+        end_of_text_name=loaded.tokenizer.end_of_text_name,
     )
     return ConversionResult(Path(c.out))
 

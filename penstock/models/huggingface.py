@@ -72,6 +72,7 @@ def save_weights(
     *,
     tokenizer: str | None,
     end_of_text: int | None,
+    end_of_text_name: str = "<|endoftext|>",
 ) -> None:
     """Write config.json, model.safetensors and the tokenizer, as `transformers` loads them.
 
@@ -93,8 +94,8 @@ def save_weights(
         settings = {
             "tokenizer_class": "PreTrainedTokenizerFast",
             "model_max_length": architecture.max_positions,
-            "bos_token": "<|endoftext|>",
-            "eos_token": "<|endoftext|>",
+            "bos_token": end_of_text_name,
+            "eos_token": end_of_text_name,
         }
         atomic_write(folder / "tokenizer_config.json", json.dumps(settings, indent=2))
     atomic_write(folder / "config.json", json.dumps(config, indent=2))

@@ -187,8 +187,10 @@ class Head(nn.Module):
         self, x: Float[Tensor, "B T D"], targets: Int[Tensor, "B T"]
     ) -> Float[Tensor, "B T"]:
         """Negative log-likelihood of each target in nats, (B, T) float32, without gradients."""
-        *parameters, bias = self._parameters_in_order()
-        return token_losses(*parameters, x, targets, bias=bias, **self._options(x))
+        weight, norm_bias, projection, bias = self._parameters_in_order()
+        return token_losses(
+            weight, norm_bias, projection, x, targets, bias=bias, **self._options(x)
+        )
 
     def _parameters_in_order(self) -> tuple[Any, ...]:
         """The norm's weight and bias, the projection's; None for a bias there is not."""

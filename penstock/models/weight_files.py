@@ -7,7 +7,7 @@ pytorch_model.bin with weights only; nothing must ever be unpickled into objects
 import contextlib
 import pickle
 import struct
-from collections.abc import Iterator
+from collections.abc import Generator
 from pathlib import Path
 from typing import Any
 
@@ -96,7 +96,7 @@ def _unpickled(path: Path) -> dict[str, Tensor]:
 
 
 @contextlib.contextmanager
-def _readable(path: Path) -> Iterator[None]:
+def _readable(path: Path) -> Generator[None]:
     """Every way a damaged file shows itself, as one line."""
     try:
         yield

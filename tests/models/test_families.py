@@ -223,6 +223,11 @@ def test_presets_have_the_parameters_transformers_counts(preset: str, tmp_path: 
     assert a.parameter_count() == sum(p.numel() for p in theirs.parameters())
     assert a.parameter_count(padded=True) == sum(p.numel() for p in ours.parameters())
     assert a.block_parameters() == sum(p.numel() for p in ours.blocks[0].parameters())
+    looked_up = [theirs.get_input_embeddings()] if not a.tie_embeddings else []
+    looked_up += [m for name, m in theirs.named_modules() if name.endswith("wpe")]
+    multiplied = a.parameter_count() - sum(p.numel() for m in looked_up for p in m.parameters())
+    attention = 12 * a.layers * a.hidden_size * 100
+    assert a.flops_per_token(100) == 6 * multiplied + attention
     matrices = [p.numel() for p in ours.blocks[0].parameters() if p.dim() == 2]
     assert a.block_matrix_elements() == sum(matrices)
 
