@@ -24,6 +24,24 @@ _VOCABULARY = ("embed.tokens.weight", "head.projection.weight", "head.projection
 """Parameters whose rows are the vocabulary, padded here and not there."""
 
 
+def load_model(
+    folder: Path, architecture: Architecture, device: str, dtype: torch.dtype
+) -> Transformer:
+    """A model with the weights of FOLDER: each goes from its file straight to its place, so that
+    the most memory in use is little over the weights' own.
+
+    Raises:
+        CheckpointError: as `load_weights`.
+    """
+    with torch.device("meta"):
+        model = Transformer(architecture)
+    model = model.to(dtype).to_empty(device=device)
+    if architecture.tie_embeddings:  # a move from the meta device gives each module its own
+        model.head.projection.weight = model.embed.tokens.weight
+    load_weights(folder, model)
+    return model
+
+
 @torch.no_grad()
 def load_weights(folder: Path, model: Transformer) -> None:
     """Fill `model` from FOLDER/model.safetensors or pytorch_model.bin, sharded or not.
