@@ -3,8 +3,8 @@
 Compiled and eager training, evaluation and generation all run this one model; the compiler may
 replace the three regions' `forward`. It must never know about optimizers, devices or files.
 
-Tensor letters: B batch, T positions, D hidden, H heads, K key and value heads, S head size, F mlp,
-V vocabulary, P rotated pairs.
+Letters: B batch, T positions, D hidden, H heads, K kv heads, S head size, F mlp, V vocabulary,
+P rotated pairs.
 """
 
 from collections.abc import Sequence
@@ -69,9 +69,9 @@ class Embed(nn.Module):
         super().__init__()
         width = architecture.hidden_size
         self.rate = architecture.dropout
-        self.tokens = nn.Embedding(architecture.padded_vocab_size, width)
+        self.tokens = _table(architecture.padded_vocab_size, width)
         learned = architecture.positions == "learned"
-        self.positions = nn.Embedding(architecture.max_positions, width) if learned else None
+        self.positions = _table(architecture.max_positions, width) if learned else None
 
     def forward(
         self, tokens: Int[Tensor, "B T"], keys: Int[Tensor, "B 1"] | None = None
@@ -88,6 +88,11 @@ class Embed(nn.Module):
         """Embed tokens (B, T) at given positions (B, T) int64, without dropout: (B, T, D)."""
         x = self.tokens(tokens)
         return x if self.positions is None else x + self.positions(positions)
+
+
+def _table(rows: int, width: int) -> nn.Embedding:
+    # Uniform: on the meta device, torch 2.13 loads 800 modules (60 MiB) to draw normal numbers.
+    return nn.Embedding.from_pretrained(torch.empty(rows, width).uniform_(-1, 1), freeze=False)
 
 
 class Block(nn.Module):
