@@ -67,3 +67,30 @@ def test_token_losses_match_float64() -> None:
     logits = (normalized @ double["projection"][:V].t()).flatten(0, 1)
     theirs = F.cross_entropy(logits, values["targets"].flatten(), reduction="none")
     assert_matches(ours, theirs.view(weights.shape), 1e-5)
+
+
+@pytest.mark.parametrize("chunks", [1, 5])
+def test_a_projections_bias_and_a_norm_without_one_match_float64(chunks: int) -> None:
+    values = inputs()
+    values["norm_bias"] = None
+    bias = torch.randn(PADDED, generator=torch.Generator().manual_seed(4))
+    wide = {k: v.double() for k, v in values.items() if v is not None and v.is_floating_point()}
+    leaves = [wide[k].requires_grad_() for k in ("x", "norm_weight", "projection")]
+    leaves.append(bias.double().requires_grad_())
+    scale = (leaves[0].square().mean(-1, keepdim=True) + 1e-5).rsqrt()
+    rows = leaves[0] * scale * leaves[1]
+    logits = (rows @ leaves[2][:V].t() + leaves[3][:V]).flatten(0, 1)
+    nll = F.cross_entropy(logits, values["targets"].flatten(), reduction="none")
+    z = torch.logsumexp(logits, -1).square() * wide["z_loss"]
+    loss = ((nll + z) * wide["loss_weights"].flatten()).sum()
+    gradients = torch.autograd.grad(loss, leaves)
+    options = {"epsilon": 1e-5, "vocab_size": V, "chunks": chunks, "bias": bias}
+    result = loss_and_gradients(**values, **options)
+    assert_matches(result.loss, loss, 1e-5)
+    assert result.norm_bias is None
+    ours = (result.x, result.norm_weight, result.projection, result.bias)
+    for mine, theirs in zip(ours, gradients, strict=True):
+        assert_matches(mine, theirs, 1e-5)
+    assert result.bias[V:].abs().max() == 0
+    weights = {k: values[k] for k in ("norm_weight", "norm_bias", "projection", "x", "targets")}
+    assert_matches(token_losses(**weights, **options).flatten(), nll, 1e-5)
