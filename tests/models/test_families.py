@@ -4,11 +4,12 @@ import json
 from pathlib import Path
 
 import pytest
+import safetensors.torch
 import torch
 import transformers
 
 from penstock.config.schema import ModelSection
-from penstock.errors import UserError
+from penstock.errors import CheckpointError, UserError
 from penstock.inference.decoding import EagerDecoder
 from penstock.models.architecture import Architecture
 from penstock.models.families import FAMILIES
@@ -142,6 +143,38 @@ def test_the_comparison_rejects_a_wrong_model(case: str, damage: str, tmp_path: 
             model.blocks[0].attention_norm.epsilon *= 100
         error = (model(tokens) - reference(tokens).logits).abs().max()
     assert error > 1e-4
+
+
+@pytest.mark.parametrize(
+    ("family", "name"),
+    [
+        ("gpt_neox", "gpt_neox.layers.1.attention.query_key_value.bias"),
+        ("gptj", "transformer.h.0.attn.v_proj.weight"),
+        ("llama", "model.layers.1.self_attn.k_proj.weight"),
+    ],
+)
+def test_missing_and_misshapen_parts_are_named(family: str, name: str, tmp_path: Path) -> None:
+    reference_model(family).save_pretrained(tmp_path)
+    path = tmp_path / "model.safetensors"
+    tensors = safetensors.torch.load_file(path)
+    part = tensors.pop(name)
+    for changed, message in (
+        ({}, f"{name} is missing"),
+        ({name: part[:-1]}, f"{name} has shape {[len(part) - 1, *part.shape[1:]]}, the model"),
+        ({name: part, "lm_head.more": part.clone()}, "more has no place in the model"),
+    ):
+        whole = {key: value.contiguous() for key, value in (tensors | changed).items()}
+        safetensors.torch.save_file(whole, path)
+        with pytest.raises(CheckpointError) as caught:
+            ours_in(tmp_path)
+        assert message in str(caught.value)
+
+
+def test_weights_of_another_family_are_refused(tmp_path: Path) -> None:
+    reference_model("gptj").save_pretrained(tmp_path)
+    CASES["llama"]().save_pretrained(tmp_path)
+    with pytest.raises(CheckpointError, match=r"model\.embed_tokens\.weight is missing"):
+        ours_in(tmp_path)
 
 
 REFUSED = [
