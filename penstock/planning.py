@@ -77,7 +77,8 @@ def plan_of(config: Config, dataset: Dataset | None, mode: str = "train") -> Pla
         sequence_length=length,
         target=target,
         optimizer=config.optimizer.name,
-        saves=config.checkpoint.every is not None,
+        saves=mode == "train" and config.checkpoint.every is not None,
+        compiled=config.compile.mode != "off",
     )
     return dataclasses.replace(plan, mode=mode)
 

@@ -55,6 +55,9 @@ class MemoryModel:
     """Whether checkpoints are saved during training, not only at its end."""
     replicas: int = 1
     shard: str = "none"
+    compiled: bool = True
+    """Whether blocks run through region kernels; eagerly they keep norms' inputs in float32, and
+    what is computed between the matrix products."""
     streams: tuple[str, ...] = ()
     """Kinds that live in the target's streaming memory."""
     sums: str = "fp32"
@@ -129,12 +132,20 @@ class MemoryModel:
         return (OPTIMIZER_BYTES["adamw"] * parameters - saved * matrices) // self._optimizer_share()
 
     def _block(self, rows: int, element: int) -> int:
-        """What one block keeps of one micro-batch; dropped attention keeps its weights too."""
-        kept = block_activations(self.architecture, rows, element)
-        if self.architecture.dropout > 0:
-            a = self.architecture
-            kept += self.micro * a.heads * self.sequence_length**2 * (element + 4)
-        return kept
+        """What one block keeps of one micro-batch; attention that drops keeps its scores whole,
+        and no log-sum-exp.
+        """
+        a = self.architecture
+        scores = a.heads * self.micro * self.sequence_length**2
+        if self.compiled:
+            dropping = element * scores - 4 * rows * a.heads if a.dropout > 0 else 0
+            return block_activations(a, rows, element) + dropping
+        kept = rows * (element * (6 * a.hidden_size + 2 * a.mlp_size) + 8 * a.hidden_size + 16)
+        if a.dropout > 0:
+            # Softmax in float32, the mask of what is dropped, and what is left.
+            return kept + 2 * rows * a.hidden_size + (5 + element) * scores
+        kept += 4 * rows * a.heads
+        return kept + (rows * element * a.hidden_size if self.device == "cpu" else 0)
 
     def _logits(self, rows: int, element: int) -> int:
         """One piece's logits (compute format, float32) and gradient; the projection's sum."""

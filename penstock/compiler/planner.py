@@ -34,16 +34,19 @@ def make_plan(
     target: Target,
     optimizer: str = "adamw",
     saves: bool = False,
+    compiled: bool = True,
 ) -> Plan:
     """Decide how to train `architecture` on `target`.
 
     `compute` None takes bf16 where the target is fast at it; `saves`: whether checkpoints are
-    saved while training goes on. A plan that does not fit says what would.
+    saved while training goes on; `compiled`: whether regions run as kernels where they can, which
+    they cannot on CUDA so far. A plan that does not fit says what would.
 
     Raises:
         ConfigError: shapes that contradict each other.
     """
-    deciding = _Deciding(architecture, compute, sequence_length, target, optimizer, saves)
+    compiled = compiled and target.device != "cuda"
+    deciding = _Deciding(architecture, compute, sequence_length, target, optimizer, saves, compiled)
     decided = deciding.decide(batch, plan, thorough=True)
     if decided.fits:
         return decided
@@ -106,6 +109,7 @@ class _Deciding:
     target: Target
     optimizer: str
     saves: bool
+    compiled: bool
 
     def decide(self, batch: BatchSection, plan: PlanSection, *, thorough: bool = False) -> Plan:
         """One plan, whether it fits or not; `thorough` also tries other orders of the stages."""
@@ -146,6 +150,7 @@ class _Deciding:
             device=self.target.device,
             optimizer=self.optimizer,
             saves=self.saves,
+            compiled=self.compiled,
             streams=self.target.streams,
             sums=self.target.sums,
         )
