@@ -76,7 +76,10 @@ def make_generation_plan(
     )
     # Every token reads all weights and, at worst, all of the cache.
     read = memory["weights"] + memory["cache"]
-    seconds = read / target.bandwidth_bytes_per_second
+    seconds = {
+        "compute": 2 * batch * architecture.parameter_count() / target.peak(compute),
+        "memory bandwidth": read / target.bandwidth_bytes_per_second,
+    }
     return Plan(
         mode="generate",
         architecture=architecture,
@@ -93,8 +96,10 @@ def make_generation_plan(
         memory_limit_bytes=target.memory_bytes,
         fits=memory["total"] <= target.memory_bytes,
         flops_per_token=architecture.flops_per_token(capacity) // 3,
-        step_seconds=seconds,
-        seconds={"memory bandwidth": seconds},
+        step_seconds=max(seconds.values()),
+        layers_per_stage=(architecture.layers,),
+        devices=(DevicePlan(architecture.layers, True, True, memory, {}),),
+        seconds=seconds,
         measured=target.measured,
     )
 
