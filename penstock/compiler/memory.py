@@ -39,7 +39,8 @@ class MemoryModel:
     - activations: what the blocks keep for the backward pass, of every micro-batch under way;
     - logits: one piece of the loss in float32 and its gradient, and the projection's float32 sum;
     - workspace: the process itself, and the largest block's temporaries;
-    - checkpoint: the copy that is written while training goes on.
+    - checkpoint: the copy that is written while training goes on, or, where there is none, what
+      reading a checkpoint to resume from needs beyond a step.
     """
 
     architecture: Architecture
@@ -53,6 +54,8 @@ class MemoryModel:
     optimizer: str = "adamw"
     saves: bool = False
     """Whether checkpoints are saved during training, not only at its end."""
+    resumes: bool = False
+    """Whether training starts from a checkpoint, which is read beside the new state."""
     replicas: int = 1
     shard: str = "none"
     compiled: bool = True
@@ -77,8 +80,13 @@ class MemoryModel:
         held["workspace"] += self._temporaries(rows, element) if layers else 0
         held["workspace"] += self._gathered(embedding=embedding or head)
         outside = {kind: held.pop(kind) for kind in self.streams}
-        copy = self._state_bytes(parameters, layers) if self.saves else 0
+        state = self._state_bytes(parameters, layers)
+        copy = state if self.saves else 0
         if self.device == "cpu":
+            if self.resumes:
+                # Before the first step: what is read is there, what a step makes is not.
+                step = sum(held[kind] for kind in ("gradients", "activations", "logits"))
+                copy = max(copy, state - step)
             held["checkpoint"] = copy
         elif copy:
             outside["checkpoint"] = copy

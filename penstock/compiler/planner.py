@@ -34,19 +34,39 @@ def make_plan(
     target: Target,
     optimizer: str = "adamw",
     saves: bool = False,
+    resumes: bool = False,
     compiled: bool = True,
 ) -> Plan:
     """Decide how to train `architecture` on `target`.
 
-    `compute` None takes bf16 where the target is fast at it; `saves`: whether checkpoints are
-    saved while training goes on; `compiled`: whether regions run as kernels where they can, which
-    they cannot on CUDA so far. A plan that does not fit says what would.
+    `compute` None takes bf16 where the target is fast at it. A plan that does not fit says what
+    would.
+
+    Args:
+        architecture: the model.
+        batch: as the user gave it.
+        plan: as the user gave it.
+        compute: bf16 or fp32.
+        sequence_length: tokens per sequence.
+        target: the machine.
+        optimizer: its name, for its state.
+        saves: whether checkpoints are saved while training goes on.
+        resumes: whether training starts from one.
+        compiled: whether regions run as kernels where they can; on CUDA they cannot so far.
 
     Raises:
         ConfigError: shapes that contradict each other.
     """
-    compiled = compiled and target.device != "cuda"
-    deciding = _Deciding(architecture, compute, sequence_length, target, optimizer, saves, compiled)
+    deciding = _Deciding(
+        architecture=architecture,
+        compute=compute,
+        sequence_length=sequence_length,
+        target=target,
+        optimizer=optimizer,
+        saves=saves,
+        resumes=resumes,
+        compiled=compiled and target.device != "cuda",
+    )
     decided = deciding.decide(batch, plan, thorough=True)
     if decided.fits:
         return decided
@@ -104,7 +124,7 @@ def make_generation_plan(
     )
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class _Deciding:
     """What stays the same for every plan that is tried."""
 
@@ -114,6 +134,7 @@ class _Deciding:
     target: Target
     optimizer: str
     saves: bool
+    resumes: bool
     compiled: bool
 
     def decide(self, batch: BatchSection, plan: PlanSection, *, thorough: bool = False) -> Plan:
@@ -155,6 +176,7 @@ class _Deciding:
             device=self.target.device,
             optimizer=self.optimizer,
             saves=self.saves,
+            resumes=self.resumes,
             compiled=self.compiled,
             streams=self.target.streams,
             sums=self.target.sums,

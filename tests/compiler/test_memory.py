@@ -58,6 +58,15 @@ def test_saving_while_training_holds_a_copy_of_masters_and_moments(compute: str)
     assert saved["total"] == whole(compute=compute)["total"] + 12 * PARAMETERS
 
 
+def test_resuming_holds_what_is_read_beside_the_new_state_before_a_step() -> None:
+    plain, resumed = whole(), whole(resumes=True)
+    made = sum(plain[kind] for kind in ("gradients", "activations", "logits"))
+    assert resumed["checkpoint"] == 12 * PARAMETERS - made
+    # A step that needs more than reading does, or a copy in any case, is the peak itself.
+    assert whole(resumes=True, micro=64)["checkpoint"] == 0
+    assert whole(resumes=True, saves=True) == whole(saves=True)
+
+
 def test_beside_a_gpu_the_copy_is_in_the_hosts_memory() -> None:
     found = memory(device="cuda", saves=True).stage(12, embedding=True, head=True, block_passes=12)
     assert "checkpoint" not in found.device
