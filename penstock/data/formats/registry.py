@@ -1,0 +1,70 @@
+"""The formats there are, and what each can hold.
+
+`recognize.py` names a format, `data/convert.py` and `inspect` open it here. It must never look at
+file names to learn what a file is.
+"""
+
+import dataclasses
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Literal
+
+from penstock.data.formats import cerebras, indexed, sambanova
+from penstock.data.formats.sequence import LARGEST_ID, Joined, Layout, Reader, Writer
+
+
+@dataclasses.dataclass(frozen=True)
+class Format:
+    """One format."""
+
+    title: str
+    """What people call it."""
+    read: Callable[[Sequence[Path]], Reader]
+    """Open files of this format as one reader."""
+    write: Callable[[Path, str, Layout], Writer]
+    """Begin a split in a folder."""
+    weights: Literal["none", "zero or one", "any"]
+    """Which loss weights it holds."""
+    roles: bool = False
+    """Whether it holds prompt, completion, padding and separator."""
+    borders: Literal["none", "equal lengths", "any"] = "any"
+    """Whether sequences stay apart."""
+    fixed_width: bool = False
+    """Whether rows have one length and shorter ones are padded."""
+    extra: int = 0
+    """Tokens a row holds beyond its width: Cerebras' rows hold inputs and shifted labels."""
+    first_weight: bool = True
+    """Whether a sequence's first token keeps its weight."""
+    empty: bool = True
+    """Whether sequences without tokens are kept."""
+    largest: int = LARGEST_ID
+    """Largest token id it holds."""
+
+
+def _each(reader: Callable[[Path], Reader]) -> Callable[[Sequence[Path]], Reader]:
+    """Open files one by one and join them."""
+    return lambda paths: Joined([reader(path) for path in paths])
+
+
+FORMATS: dict[str, Format] = {
+    "megatron": Format(
+        "Megatron indexed .bin/.idx", _each(indexed.Reader), indexed.Writer, weights="any"
+    ),
+    "sambanova": Format(
+        "SambaNova HDF5 (generative_data_prep)",
+        _each(sambanova.Reader),
+        sambanova.Writer,
+        weights="zero or one",
+        roles=True,
+        fixed_width=True,
+    ),
+    "cerebras": Format(
+        "Cerebras HDF5",
+        cerebras.Reader,
+        cerebras.Writer,
+        weights="zero or one",
+        fixed_width=True,
+        extra=1,
+        first_weight=False,
+    ),
+}
