@@ -85,6 +85,12 @@ class Layout:
 
     width: int
     """Elements of each row, in formats of fixed width; no sequence is longer."""
+    sequences: int = 0
+    """How many there will be, for headers that state it."""
+    tokens: int = 0
+    """Tokens of all sequences together."""
+    equal: bool = False
+    """Every sequence is `width` long."""
     padding: int = 0
     """Id rows are padded with."""
     vocab_size: int | None = None
