@@ -97,6 +97,10 @@ class Layout:
     """Vocabulary, where it is known."""
     largest: int = LARGEST_ID
     """No token id is above this."""
+    weights: bool = False
+    """Some token weighs other than 1."""
+    roles: bool = False
+    """Some sequence has roles."""
     packed: bool = False
     """Several whole sequences a row, where the format can mark their borders."""
 
