@@ -9,7 +9,18 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Literal
 
-from penstock.data.formats import cerebras, indexed, sambanova
+from penstock.data.formats import (
+    arrow,
+    arrow_writers,
+    cerebras,
+    indexed,
+    jsonl,
+    npy,
+    pickled,
+    raw,
+    sambanova,
+    tfrecord,
+)
 from penstock.data.formats.sequence import LARGEST_ID, Joined, Layout, Reader, Writer
 
 
@@ -35,8 +46,6 @@ class Format:
     """Tokens a row holds beyond its width: Cerebras' rows hold inputs and shifted labels."""
     first_weight: bool = True
     """Whether a sequence's first token keeps its weight."""
-    empty: bool = True
-    """Whether sequences without tokens are kept."""
     largest: int = LARGEST_ID
     """Largest token id it holds."""
 
@@ -66,5 +75,42 @@ FORMATS: dict[str, Format] = {
         fixed_width=True,
         extra=1,
         first_weight=False,
+    ),
+    "tfrecord": Format(
+        "TFRecord with an index",
+        _each(tfrecord.Reader),
+        tfrecord.Writer,
+        weights="any",
+        roles=True,
+    ),
+    "parquet": Format(
+        "Parquet", _each(arrow.Reader), arrow_writers.ParquetWriter, weights="any", roles=True
+    ),
+    "arrow": Format(
+        "Arrow, saved datasets folder",
+        _each(arrow.Reader),
+        arrow_writers.SavedFolderWriter,
+        weights="any",
+        roles=True,
+    ),
+    "jsonl": Format(
+        "JSON lines of token ids", _each(jsonl.Reader), jsonl.Writer, weights="any", roles=True
+    ),
+    "pickle": Format(
+        "Pickled lists (Graphcore)", _each(pickled.Reader), pickled.Writer, weights="none"
+    ),
+    "npy": Format(
+        "NumPy .npy", _each(npy.Reader), npy.Writer, weights="none", borders="equal lengths"
+    ),
+    "llmc": Format(
+        "llm.c .bin", _each(raw.LlmcReader), raw.LlmcWriter, weights="none", borders="none"
+    ),
+    "nanogpt": Format(
+        "nanoGPT .bin (bare uint16)",
+        _each(raw.BareReader),
+        raw.BareWriter,
+        weights="none",
+        borders="none",
+        largest=raw.LARGEST_UINT16,
     ),
 }

@@ -65,6 +65,7 @@ class Reader:
                 dtype="int32",
                 width=ids.shape[1],
                 vocab_size=_vocab_size(path.parent / METADATA),
+                padding=_padding(ids, roles),
                 notes=_notes(file),
             )
 
@@ -84,6 +85,13 @@ class Reader:
 
 def _notes(file: h5py.File) -> tuple[str, ...]:
     return ("category_ids are not read",) if "category_ids" in file else ()
+
+
+def _padding(ids: Rows, roles: Rows) -> int | None:
+    """The id of the padding in the first rows, if they have any."""
+    last = min(ids.shape[0], ids.block_rows)
+    found = ids.read(0, last)[roles.read(0, last) == PADDING]
+    return int(found[0]) if len(found) and found[0] >= 0 else None
 
 
 def _sequence(row: NDArray[np.int32], kinds: NDArray[np.uint8]) -> TokenSequence:
