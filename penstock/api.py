@@ -18,7 +18,9 @@ from penstock.compiler.toolchain import build_kernels
 from penstock.config.load import as_config
 from penstock.config.schema import Config
 from penstock.console import get_console
+from penstock.data.convert import DatasetConversion, convert_dataset
 from penstock.data.dataset import MANIFEST, Dataset
+from penstock.data.formats.recognize import is_data_file
 from penstock.data.prepare import PrepareResult
 from penstock.data.prepare import prepare as prepare_dataset
 from penstock.errors import CheckpointError, ConfigError
@@ -29,6 +31,7 @@ from penstock.inference.prompts import converse, read_prompts, write_completions
 from penstock.models.huggingface import save_weights
 from penstock.report.doctor import DoctorReport, examine
 from penstock.report.inspection import Inspection, inspect_executable, inspect_run
+from penstock.report.inspection_data import inspect_data
 from penstock.report.page import ReportFiles, write_report
 from penstock.report.summary import RunSummary
 from penstock.results import CompileResult, ConversionResult, EvaluationResult, GenerationResult
@@ -41,6 +44,12 @@ ConfigLike = Config | Mapping[str, Any] | str | Path | None
 def prepare(config: ConfigLike = None, **sections: Any) -> PrepareResult:  # noqa: ANN401 - sections of any kind
     """Make the dataset `data.path` from `source`."""
     c = as_config(config, **sections)
+    if c.data.format != "megatron":
+        raise ConfigError(
+            f"prepare does not write {c.data.format} itself",
+            where="data.format",
+            do=f"prepare, then convert dataset from=DATASET out=OUT data.format={c.data.format}",
+        )
     return prepare_dataset(c.source, c.tokenizer, c.data, c.prepare)
 
 
@@ -160,13 +169,26 @@ def generate(config: ConfigLike = None, **sections: Any) -> GenerationResult | N
     return None
 
 
-def convert(what: str, config: ConfigLike = None, **sections: Any) -> ConversionResult:  # noqa: ANN401 - sections of any kind
-    """Write a run's weights as a folder `transformers` loads; `what` is "checkpoint"."""
+def convert(
+    what: str,
+    config: ConfigLike = None,
+    **sections: Any,  # noqa: ANN401 - sections of any kind
+) -> ConversionResult | DatasetConversion:
+    """Write a run's weights for `transformers`, or a dataset in another format.
+
+    `what` is "checkpoint" or "dataset".
+    """
     c = as_config(config, **sections)
-    if what != "checkpoint":
-        raise ConfigError(f"cannot convert {what}", where="convert", do="use convert checkpoint")
+    if what not in ("checkpoint", "dataset"):
+        raise ConfigError(
+            f"cannot convert {what}", where="convert", do="use convert checkpoint, or dataset"
+        )
     if c.out is None:
         raise ConfigError("no folder to write", where="out", do="set out=FOLDER")
+    if what == "dataset":
+        if c.from_ is None:
+            raise ConfigError("no dataset to read", where="from", do="set from=PATH")
+        return convert_dataset(Path(c.from_), Path(c.out), c.data, c.tokenizer)
     loaded = jobs.load_run(c)
     save_weights(
         Path(c.out),
@@ -179,16 +201,16 @@ def convert(what: str, config: ConfigLike = None, **sections: Any) -> Conversion
 
 
 def inspect(path: str | Path, config: ConfigLike = None, **sections: Any) -> Inspection | Dataset:  # noqa: ANN401 - sections of any kind
-    """What an executable, a dataset folder or a run folder holds. Runs nothing in it."""
+    """What an executable, a dataset in any format, or a run holds. Runs nothing in it."""
     c = as_config(config, **sections)
     path = Path(path)
-    if not path.exists():
-        raise ConfigError(f"{path} does not exist", where="inspect", do="check the path")
-    if path.is_file():
+    if path.is_file() and not is_data_file(path):
         return inspect_executable(Executable.inspect(path, c.trust))
     if (path / MANIFEST).is_file():
         return Dataset.open(path)
-    return inspect_run(RunFolder(path))
+    if RunFolder(path).config.is_file():
+        return inspect_run(RunFolder(path))
+    return inspect_data(path)
 
 
 def report(config: ConfigLike = None, **sections: Any) -> ReportFiles:  # noqa: ANN401 - sections of any kind

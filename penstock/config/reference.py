@@ -82,12 +82,13 @@ VERBS: dict[str, Verb] = {
         ("generate", "run", "model", "tokenizer", "precision", "seed", "device"),
     ),
     "convert": Verb(
-        "A run's weights as a folder `transformers` loads.",
-        "penstock convert checkpoint run=RUN out=FOLDER",
-        ("run", "out"),
+        "A run's weights for `transformers`, or a dataset's format into another.",
+        "penstock convert checkpoint run=RUN out=FOLDER, or "
+        "penstock convert dataset from=PATH out=FOLDER data.format=FORMAT",
+        ("run", "from_", "out", "data", "tokenizer"),
     ),
     "inspect": Verb(
-        "What an executable, a dataset or a run holds.",
+        "What an executable, a dataset (in any format) or a run holds.",
         "penstock inspect FILE_OR_FOLDER",
         ("trust",),
     ),

@@ -88,8 +88,20 @@ class DataSection(Section):
     packing: str = "full"
     """full: documents back to back, cut anywhere; greedy::drop|truncate_left|truncate_right: whole
     documents per sequence, padded; single::drop|truncate_left|truncate_right: one per sequence."""
-    format: Literal["megatron"] = "megatron"
-    """Storage format of the token files."""
+    format: Literal[
+        "megatron",
+        "sambanova",
+        "cerebras",
+        "tfrecord",
+        "parquet",
+        "arrow",
+        "jsonl",
+        "pickle",
+        "npy",
+        "llmc",
+        "nanogpt",
+    ] = "megatron"
+    """Storage format to write: `convert dataset` writes every one, `prepare` writes megatron."""
     splits: tuple[Annotated[float, Field(gt=0)], Share, Share] = (0.9, 0.05, 0.05)
     """Fractions of the documents for train, validation and test, in relation to their sum; divided
     by a stable hash. The first must be above 0."""
@@ -279,6 +291,8 @@ class Config(Section):
     """Executable file: written by `compile`, read by `train` and `evaluate`."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
     """Where to run; auto: CUDA when there is a GPU."""
+    from_: str | None = Field(default=None, alias="from")
+    """Dataset to convert: a file, a folder, a glob or a Megatron prefix, in any known format."""
     out: str | None = None
     """Folder to write, for `convert` and `plan`."""
     trust: list[str] = []

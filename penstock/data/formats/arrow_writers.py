@@ -10,12 +10,11 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
-from numpy.typing import NDArray
 from pyarrow import ipc, parquet
 
 from penstock.data.formats.columns import IDS, ROLES, WEIGHTS
 from penstock.data.formats.output import OutputFile
-from penstock.data.formats.sequence import COMPLETION, Layout, TokenSequence
+from penstock.data.formats.sequence import Layout, TokenSequence, roles_of
 from penstock.errors import DataError
 from penstock.files import atomic_write, read_json, sha256_file
 
@@ -29,7 +28,7 @@ class _TableWriter:
     """Batches of rows, handed to a pyarrow writer."""
 
     def __init__(self, path: Path, layout: Layout) -> None:
-        self._output = OutputFile(path)
+        self._output, self._padding = OutputFile(path), layout.padding
         fields = [pa.field(IDS, pa.list_(pa.int32()))]
         if layout.weights:
             fields.append(pa.field(WEIGHTS, pa.list_(pa.float32())))
@@ -75,7 +74,7 @@ class _TableWriter:
         kinds = {
             IDS: (np.int32, [row.tokens for row in self._rows]),
             WEIGHTS: (np.float32, [row.loss_weights() for row in self._rows]),
-            ROLES: (np.uint8, [_roles(row) for row in self._rows]),
+            ROLES: (np.uint8, [roles_of(row, self._padding) for row in self._rows]),
         }
         ends = np.cumsum([0, *(len(row.tokens) for row in self._rows)]).astype(np.int32)
         columns = [
@@ -84,13 +83,6 @@ class _TableWriter:
         ]
         self._writer.write_batch(pa.record_batch(columns, schema=self._schema))
         self._rows, self._tokens = [], 0
-
-
-def _roles(sequence: TokenSequence) -> NDArray[np.uint8]:
-    """Roles, which every row of the column must have."""
-    if sequence.roles is not None:
-        return sequence.roles
-    return (sequence.loss_weights() > 0).astype(np.uint8) * COMPLETION
 
 
 class ParquetWriter(_TableWriter):

@@ -23,6 +23,7 @@ _KINDS = {(20240520, 1): np.dtype("<u2"), (20240801, 7): np.dtype("<u4")}
 LARGEST_UINT16 = 65535
 LARGEST_GPT2 = 50304
 """No token of a bare file may reach this: GPT-2's vocabulary, padded. Bytes of other kinds do."""
+_WHITE_SPACE = tuple(b"\t\n\v\f\r\x1b")
 _SAMPLE_BYTES = 1 << 18
 
 
@@ -46,8 +47,11 @@ def may_be_bare(path: Path) -> bool:
 
 
 def _is_text(data: bytes) -> bool:
-    """Whether bytes are UTF-8 without NUL; a character cut at either end does not matter."""
-    if b"\0" in data:
+    """Whether bytes are UTF-8 without control characters but white space; a character cut at
+    either end does not matter.
+    """
+    octets = np.frombuffer(data, np.uint8)
+    if bool(((octets < 0x20) & ~np.isin(octets, _WHITE_SPACE)).any()):
         return False
     return "\ufffd" not in data.decode("utf-8", "replace")[3:-3]
 

@@ -106,6 +106,12 @@ def recognize_file(path: Path) -> str | None:
     return next((name for name, fits in tests.items() if fits), None)
 
 
+def is_data_file(path: Path) -> bool:
+    """Whether a file is tokens in one of the formats, or a half of a pair that is."""
+    (file,) = _list_files(path)
+    return recognize_file(file) is not None or raw.may_be_bare(file)
+
+
 def split_of(file: Path, root: Path) -> str:
     """The split that a file's name, or its folder's, speaks of; else train."""
     inner = file.relative_to(root).parts if file.is_relative_to(root) else ()

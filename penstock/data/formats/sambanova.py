@@ -28,6 +28,7 @@ from penstock.data.formats.sequence import (
     Layout,
     TokenSequence,
     damaged,
+    roles_of,
     weights_or_none,
 )
 from penstock.files import atomic_write, read_json, sha256_file
@@ -195,19 +196,6 @@ class Writer:
             f"{self._split}_completion_tokens": completion + separators,
             f"{self._split}_padding_tokens": padding,
         }
-
-
-def roles_of(sequence: TokenSequence, separator: int) -> NDArray[np.uint8]:
-    """Its roles; where a format has none, weights make prompts and completions.
-
-    A last token that weighs and is the separator's id ends an article.
-    """
-    if sequence.roles is not None:
-        return sequence.roles
-    roles = np.where(sequence.loss_weights() > 0, COMPLETION, PROMPT).astype(np.uint8)
-    if len(roles) and roles[-1] == COMPLETION and int(sequence.tokens[-1]) == separator:
-        roles[-1] = SEPARATOR
-    return roles
 
 
 def _checksum(path: Path) -> dict[str, Any]:

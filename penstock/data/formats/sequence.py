@@ -45,6 +45,19 @@ def weights_or_none(weights: NDArray[Any]) -> NDArray[np.float32] | None:
     return None if bool((weights == 1).all()) else np.asarray(weights, np.float32)
 
 
+def roles_of(sequence: TokenSequence, separator: int) -> NDArray[np.uint8]:
+    """Its roles; where a format has none, those its weights imply."""
+    return implied_roles(sequence, separator) if sequence.roles is None else sequence.roles
+
+
+def implied_roles(sequence: TokenSequence, separator: int) -> NDArray[np.uint8]:
+    """Completions weigh and prompts do not; a last token that weighs and is `separator` is one."""
+    roles = np.where(sequence.loss_weights() > 0, COMPLETION, PROMPT).astype(np.uint8)
+    if len(roles) and roles[-1] == COMPLETION and int(sequence.tokens[-1]) == separator:
+        roles[-1] = SEPARATOR
+    return roles
+
+
 @dataclasses.dataclass(frozen=True)
 class Facts:
     """What a reader can tell without reading everything."""
@@ -126,7 +139,7 @@ class Joined:
 
     def __init__(self, readers: Sequence[Reader]) -> None:
         """Take readers of at least one file."""
-        self._readers = readers
+        self.readers = readers
         facts = [reader.facts for reader in readers]
         self.facts = dataclasses.replace(
             facts[0],
@@ -138,7 +151,7 @@ class Joined:
 
     def sequences(self) -> Iterator[TokenSequence]:
         """Yield the sequences of each reader."""
-        for reader in self._readers:
+        for reader in self.readers:
             yield from reader.sequences()
 
 

@@ -1,0 +1,89 @@
+"""The tokenizer a conversion knows of, and columns of raw text turned into token sequences by it.
+
+`convert.py` calls it. It must never train a tokenizer: conversion adds nothing of its own.
+"""
+
+import dataclasses
+import itertools
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Protocol, runtime_checkable
+
+import numpy as np
+
+from penstock.config.schema import TokenizerSection
+from penstock.data.formats.sequence import Facts, Joined, Reader, TokenSequence
+from penstock.data.tokenizer import Tokenizer
+from penstock.errors import ConfigError
+
+_BATCH_TEXTS = 256
+_TOKENIZER = "tokenizer.json"
+
+
+@dataclasses.dataclass(frozen=True)
+class Vocabulary:
+    """The tokenizer of a dataset, as far as it is known."""
+
+    tokenizer: Tokenizer | None
+
+    @property
+    def size(self) -> int | None:
+        """Tokens, or None."""
+        return None if self.tokenizer is None else self.tokenizer.vocab_size
+
+    @property
+    def padding(self) -> int | None:
+        """End-of-text, which rows are padded with; or None."""
+        return None if self.tokenizer is None else self.tokenizer.end_of_text
+
+
+@runtime_checkable
+class _HasText(Protocol):
+    text_column: str | None
+
+    def texts(self) -> Iterator[str]: ...
+
+
+def find_vocabulary(source: Path, section: TokenizerSection) -> Vocabulary:
+    """The tokenizer the user names, or the one that lies beside the data."""
+    if section.from_ is not None:
+        return Vocabulary(Tokenizer.load(section.from_))
+    folder = source if source.is_dir() else source.parent
+    for place in (folder / _TOKENIZER, folder / "tokenizer" / _TOKENIZER):
+        if place.is_file():
+            return Vocabulary(Tokenizer.load(place))
+    return Vocabulary(None)
+
+
+def tokenized(reader: Reader, vocabulary: Vocabulary) -> Reader:
+    """The reader itself, or its text tokenized where it has no token ids.
+
+    Raises:
+        ConfigError: text, and no tokenizer.
+    """
+    parts = reader.readers if isinstance(reader, Joined) else [reader]
+    texts = [part for part in parts if isinstance(part, _HasText) and part.text_column is not None]
+    if not texts:
+        return reader
+    if vocabulary.tokenizer is None:
+        raise ConfigError(
+            "the source is text, no token ids",
+            where="tokenizer.from",
+            do="set tokenizer.from=FOLDER",
+        )
+    return _Tokenized(texts, vocabulary.tokenizer, reader.facts)
+
+
+class _Tokenized:
+    """Texts as sequences: the tokens of each, and end-of-text."""
+
+    def __init__(self, sources: Sequence[_HasText], tokenizer: Tokenizer, facts: Facts) -> None:
+        self._sources, self._tokenizer = sources, tokenizer
+        self.facts = dataclasses.replace(facts, dtype="int32", vocab_size=tokenizer.vocab_size)
+
+    def sequences(self) -> Iterator[TokenSequence]:
+        """Yield one sequence a text."""
+        texts = itertools.chain.from_iterable(source.texts() for source in self._sources)
+        while batch := list(itertools.islice(texts, _BATCH_TEXTS)):
+            for ids in self._tokenizer.encode_batch(batch):
+                yield TokenSequence(np.array([*ids, self._tokenizer.end_of_text], np.int32))
