@@ -5,14 +5,14 @@
 
 import dataclasses
 import itertools
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Protocol, runtime_checkable
 
 import numpy as np
 
 from penstock.config.schema import TokenizerSection
-from penstock.data.formats.sequence import Facts, Joined, Reader, TokenSequence
+from penstock.data.formats.isolation import IsolatedReader
+from penstock.data.formats.sequence import Reader, TokenSequence
 from penstock.data.tokenizer import Tokenizer
 from penstock.errors import ConfigError
 
@@ -37,13 +37,6 @@ class Vocabulary:
         return None if self.tokenizer is None else self.tokenizer.end_of_text
 
 
-@runtime_checkable
-class _HasText(Protocol):
-    text_column: str | None
-
-    def texts(self) -> Iterator[str]: ...
-
-
 def find_vocabulary(source: Path, section: TokenizerSection) -> Vocabulary:
     """The tokenizer the user names, or the one that lies beside the data."""
     if section.from_ is not None:
@@ -61,9 +54,7 @@ def tokenized(reader: Reader, vocabulary: Vocabulary) -> Reader:
     Raises:
         ConfigError: text, and no tokenizer.
     """
-    parts = reader.readers if isinstance(reader, Joined) else [reader]
-    texts = [part for part in parts if isinstance(part, _HasText) and part.text_column is not None]
-    if not texts:
+    if not isinstance(reader, IsolatedReader) or not reader.is_text:
         return reader
     if vocabulary.tokenizer is None:
         raise ConfigError(
@@ -71,19 +62,21 @@ def tokenized(reader: Reader, vocabulary: Vocabulary) -> Reader:
             where="tokenizer.from",
             do="set tokenizer.from=FOLDER",
         )
-    return _Tokenized(texts, vocabulary.tokenizer, reader.facts)
+    return _Tokenized(reader, vocabulary.tokenizer)
 
 
 class _Tokenized:
     """Texts as sequences: the tokens of each, and end-of-text."""
 
-    def __init__(self, sources: Sequence[_HasText], tokenizer: Tokenizer, facts: Facts) -> None:
-        self._sources, self._tokenizer = sources, tokenizer
-        self.facts = dataclasses.replace(facts, dtype="int32", vocab_size=tokenizer.vocab_size)
+    def __init__(self, source: IsolatedReader, tokenizer: Tokenizer) -> None:
+        self._source, self._tokenizer = source, tokenizer
+        self.facts = dataclasses.replace(
+            source.facts, dtype="int32", vocab_size=tokenizer.vocab_size
+        )
 
     def sequences(self) -> Iterator[TokenSequence]:
         """Yield one sequence a text."""
-        texts = itertools.chain.from_iterable(source.texts() for source in self._sources)
+        texts = self._source.texts()
         while batch := list(itertools.islice(texts, _BATCH_TEXTS)):
             for ids in self._tokenizer.encode_batch(batch):
                 yield TokenSequence(np.array([*ids, self._tokenizer.end_of_text], np.int32))

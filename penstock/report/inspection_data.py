@@ -6,6 +6,7 @@
 from pathlib import Path
 from typing import Any
 
+from penstock.data.formats.isolation import IsolatedReader
 from penstock.data.formats.recognize import recognize
 from penstock.data.formats.registry import FORMATS
 from penstock.data.formats.sequence import LARGEST_ID, Reader
@@ -60,7 +61,7 @@ def _split(reader: Reader, files: list[Path], split: str) -> dict[str, Any]:
         "loss_weights": None,
         "begins": None,
     }
-    if getattr(reader, "text_column", None) is not None or values["bytes"] > _LARGEST_READ:
+    if (isinstance(reader, IsolatedReader) and reader.is_text) or values["bytes"] > _LARGEST_READ:
         return values
     largest = LARGEST_ID if facts.vocab_size is None else facts.vocab_size - 1
     counted = measure(reader.sequences(), f"the {split} split", facts.padding or 0, largest)

@@ -49,6 +49,17 @@ def hdf5_file(path: Path) -> Generator[h5py.File]:
         raise damaged(path, f"is not a readable HDF5 file ({type(error).__name__})") from None
 
 
+def dataset_names(path: Path) -> set[str]:
+    """Names in the root of a file.
+
+    Raises:
+        DataError: it is damaged.
+    """
+    with hdf5_file(path) as file:
+        # A name that is not UTF-8 comes as bytes.
+        return {name if isinstance(name, str) else repr(name) for name in file}
+
+
 class Rows:
     """One dataset of int32, row by row along its first dimension."""
 

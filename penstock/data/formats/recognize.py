@@ -21,8 +21,9 @@ from penstock.data.formats import (
     sambanova,
     tfrecord,
 )
-from penstock.data.formats.hdf5 import SIGNATURE, hdf5_file
+from penstock.data.formats.hdf5 import SIGNATURE
 from penstock.data.formats.indexed import WEIGHTS_SUFFIX
+from penstock.data.formats.isolation import hdf5_names
 from penstock.data.formats.registry import FORMATS
 from penstock.data.formats.sequence import damaged
 from penstock.errors import DataError
@@ -183,8 +184,7 @@ def _saved_files(folder: Path) -> list[Path]:
 
 def _hdf5_kind(path: Path) -> str:
     """SambaNova's or Cerebras', by the names of the datasets."""
-    with hdf5_file(path) as file:
-        names = set(file)
+    names = hdf5_names(path)
     if sambanova.recognises(names):
         return "sambanova"
     if cerebras.recognises(names):

@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Literal
 
 from penstock.data.formats import (
-    arrow,
     arrow_writers,
     cerebras,
     indexed,
@@ -21,6 +20,7 @@ from penstock.data.formats import (
     sambanova,
     tfrecord,
 )
+from penstock.data.formats.isolation import IsolatedReader
 from penstock.data.formats.sequence import LARGEST_ID, Joined, Layout, Reader, Writer
 
 
@@ -55,13 +55,18 @@ def _each(reader: Callable[[Path], Reader]) -> Callable[[Sequence[Path]], Reader
     return lambda paths: Joined([reader(path) for path in paths])
 
 
+def _isolated(kind: str) -> Callable[[Sequence[Path]], Reader]:
+    """Open files in the process that reads risky formats."""
+    return lambda paths: IsolatedReader(kind, paths)
+
+
 FORMATS: dict[str, Format] = {
     "megatron": Format(
         "Megatron indexed .bin/.idx", _each(indexed.Reader), indexed.Writer, weights="any"
     ),
     "sambanova": Format(
         "SambaNova HDF5 (generative_data_prep)",
-        _each(sambanova.Reader),
+        _isolated("sambanova"),
         sambanova.Writer,
         weights="zero or one",
         roles=True,
@@ -69,7 +74,7 @@ FORMATS: dict[str, Format] = {
     ),
     "cerebras": Format(
         "Cerebras HDF5",
-        cerebras.Reader,
+        _isolated("cerebras"),
         cerebras.Writer,
         weights="zero or one",
         fixed_width=True,
@@ -84,11 +89,11 @@ FORMATS: dict[str, Format] = {
         roles=True,
     ),
     "parquet": Format(
-        "Parquet", _each(arrow.Reader), arrow_writers.ParquetWriter, weights="any", roles=True
+        "Parquet", _isolated("table"), arrow_writers.ParquetWriter, weights="any", roles=True
     ),
     "arrow": Format(
         "Arrow, saved datasets folder",
-        _each(arrow.Reader),
+        _isolated("table"),
         arrow_writers.SavedFolderWriter,
         weights="any",
         roles=True,
