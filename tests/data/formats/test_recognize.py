@@ -107,3 +107,11 @@ def test_a_saved_folder_may_name_only_its_own_files(name: str, tmp_path: Path) -
     state.write_text(state.read_text().replace("data-00000-of-00001.arrow", name))
     with pytest.raises(DataError, match="which is not in the folder"):
         recognize(tmp_path / "d")
+
+
+def test_the_documentation_has_a_row_for_each_format() -> None:
+    page = Path(__file__).resolve().parents[3] / "docs" / "formats.md"
+    rows = [
+        line.split("|")[1].strip() for line in page.read_text().splitlines() if line[:3] == "| `"
+    ]
+    assert [row.strip("`") for row in rows[1:]] == list(FORMATS)
