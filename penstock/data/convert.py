@@ -8,12 +8,13 @@ know any file layout.
 import dataclasses
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 from penstock.config.schema import DataSection, TokenizerSection
 from penstock.console import Console, get_console
+from penstock.data.convert_manifest import make_dataset
 from penstock.data.convert_text import Vocabulary, find_vocabulary, tokenized
 from penstock.data.formats.recognize import Found, recognize
 from penstock.data.formats.registry import FORMATS, Format
@@ -127,7 +128,8 @@ def convert_dataset(
         job, losses = _plan(split, reader, target, data, vocabulary, packed)
         jobs.append(job)
         lost.update(dict.fromkeys(losses))
-    files = _write_all(jobs, target, out)
+    finish = _finisher(jobs, found, data, vocabulary, notes)
+    files = _write_all(jobs, target, out, finish)
     _say(notes, list(lost), target)
     splits = {
         job.split: {"sequences": job.found.sequences, "tokens": job.found.tokens} for job in jobs
@@ -135,11 +137,37 @@ def convert_dataset(
     return DatasetConversion(found.format, data.format, out, splits, files, list(lost), notes)
 
 
-def _write_all(jobs: list[_Job], target: Format, out: Path) -> list[Path]:
+def _finisher(
+    jobs: list[_Job], found: Found, data: DataSection, vocabulary: Vocabulary, notes: list[str]
+) -> Callable[[Path], list[Path]]:
+    """What makes the written folder whole: a dataset of ours, where the tokenizer is known."""
+    tokenizer = vocabulary.tokenizer
+    if data.format != "megatron":
+        return lambda folder: []
+    if tokenizer is None:
+        notes.append("set tokenizer.from=FOLDER too to make a dataset that `train` opens")
+        return lambda folder: []
+    rows = FORMATS[found.format].fixed_width or any(job.found.weighted for job in jobs)
+    kind = "each sequence is a sample" if rows else "sequences are one stream"
+    notes.append(f"the folder is a dataset that `train` opens: {kind}")
+    return lambda folder: make_dataset(
+        folder,
+        tokenizer,
+        rows=rows,
+        sequence_length=data.sequence_length
+        or (max(1, *(job.found.longest - 1 for job in jobs)) if rows else None),
+        source=found.format,
+    )
+
+
+def _write_all(
+    jobs: list[_Job], target: Format, out: Path, finish: Callable[[Path], list[Path]]
+) -> list[Path]:
     """Write every split into a folder beside `out`, which takes its place once it is whole."""
     staging = out.with_name(f".{out.name}.{os.getpid()}.tmp")
     try:
         files = [path for job in jobs for path in _write(job, target, staging)]
+        files += finish(staging)
         if out.exists():
             out.rmdir()
         staging.rename(out)

@@ -295,3 +295,58 @@ def test_a_failed_conversion_leaves_nothing(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="train.jsonl:3"):
         convert(tmp_path / "in", tmp_path / "out", "parquet")
     assert [p.name for p in tmp_path.iterdir()] == ["in"]
+
+
+@pytest.mark.data
+def test_data_of_others_becomes_a_dataset_to_train_on(test_data: Path, tmp_path: Path) -> None:
+    from penstock.data.dataset import Dataset
+    from penstock.data.loader import Loader
+
+    golden = test_data / "sambanova-prep" / "generative_tuning" / "expected.hdf5"
+    gpt2 = TokenizerSection.model_validate({"from": str(test_data / "gpt2-tokenizer")})
+    convert_dataset(golden, tmp_path / "out", DataSection(), gpt2)
+    dataset = Dataset.open(tmp_path / "out")
+    split = dataset.split("train")
+    with h5py.File(golden) as file:
+        ids, roles = file["input_ids"][:], file["token_type_ids"][:]
+    assert split.samples(1023) == split.documents == len(ids)
+    for row in (0, 50, 98):
+        inputs, targets, weights = split.sample(row, 1023)
+        real = roles[row] != 2
+        np.testing.assert_array_equal(inputs[real[:-1]], ids[row, :-1][real[:-1]])
+        np.testing.assert_array_equal(targets[real[1:]], ids[row, 1:][real[1:]])
+        np.testing.assert_array_equal(weights, np.isin(roles[row, 1:], (1, 3)))
+    assert dataset.split("validation").token_count == 0
+    batch = next(Loader(split, sequence_length=1023, batch_size=2, micro=2, seed=0).steps(0))[1][0]
+    assert batch.tokens.shape == (2, 1023)
+
+
+@pytest.mark.data
+def test_text_becomes_the_dataset_prepare_makes(test_data: Path, tmp_path: Path) -> None:
+    import pyarrow as pa
+    import pyarrow.parquet
+
+    import penstock
+    from penstock.data.dataset import Dataset
+
+    lines = (
+        (test_data / "sst2" / "dev.tsv").read_text().splitlines()[:200]
+        if (test_data / "sst2" / "dev.tsv").is_file()
+        else [f"line {n} of text" for n in range(200)]
+    )
+    (tmp_path / "x.txt").write_text("\n".join(lines))
+    penstock.prepare(
+        source={"path": str(tmp_path / "x.txt"), "documents": "line"},
+        tokenizer={"from": str(test_data / "gpt2-tokenizer")},
+        data={"path": str(tmp_path / "prepared"), "splits": [1, 0, 0]},
+        prepare={"workers": 1},
+    )
+    pyarrow.parquet.write_table(pa.table({"text": lines}), tmp_path / "x.parquet")
+    gpt2 = TokenizerSection.model_validate({"from": str(test_data / "gpt2-tokenizer")})
+    convert_dataset(tmp_path / "x.parquet", tmp_path / "out", DataSection(), gpt2)
+    ours, theirs = Dataset.open(tmp_path / "out"), Dataset.open(tmp_path / "prepared")
+    np.testing.assert_array_equal(ours.split("train").tokens, theirs.split("train").tokens)
+    assert (
+        ours.manifest["splits"]["train"]["tokens"] == theirs.manifest["splits"]["train"]["tokens"]
+    )
+    assert ours.tokenizer_sha256 == theirs.tokenizer_sha256
