@@ -329,11 +329,7 @@ def test_text_becomes_the_dataset_prepare_makes(test_data: Path, tmp_path: Path)
     import penstock
     from penstock.data.dataset import Dataset
 
-    lines = (
-        (test_data / "sst2" / "dev.tsv").read_text().splitlines()[:200]
-        if (test_data / "sst2" / "dev.tsv").is_file()
-        else [f"line {n} of text" for n in range(200)]
-    )
+    lines = (test_data / "sst2" / "dev.tsv").read_text().splitlines()[:200]
     (tmp_path / "x.txt").write_text("\n".join(lines))
     penstock.prepare(
         source={"path": str(tmp_path / "x.txt"), "documents": "line"},
