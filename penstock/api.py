@@ -3,46 +3,45 @@
 Every function accepts a `Config`, a mapping, a YAML file, or keyword sections, such as
 `penstock.train(data={"path": "DATASET"}, run="RUN", train={"steps": 100})`. Results have
 `.json()` for machines and `.show(console)` for people.
+
+A verb imports what it needs when it is called: torch takes two seconds to load, which is most of
+what `plan`, and a mistake in a config, would cost.
 """
 
-import json
 import time
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from penstock import jobs
-from penstock.compiler.executable import Executable, write_executable
-from penstock.compiler.plan import Plan
-from penstock.compiler.toolchain import build_kernels
+from penstock import planning
 from penstock.config.load import as_config
 from penstock.config.schema import Config
 from penstock.console import get_console
-from penstock.data.convert import DatasetConversion, convert_dataset
-from penstock.data.dataset import MANIFEST, Dataset
-from penstock.data.formats.recognize import is_data_file
-from penstock.data.prepare import PrepareResult
-from penstock.data.prepare import prepare as prepare_dataset
 from penstock.errors import CheckpointError, ConfigError
-from penstock.evaluation.compression import compressor_bits
-from penstock.evaluation.perplexity import evaluate_split
-from penstock.files import atomic_write
-from penstock.inference.prompts import converse, read_prompts, write_completions
-from penstock.models.huggingface import save_weights
-from penstock.report.doctor import DoctorReport, examine
-from penstock.report.inspection import Inspection, inspect_executable, inspect_run
-from penstock.report.inspection_data import inspect_data
-from penstock.report.page import ReportFiles, write_report
-from penstock.report.summary import RunSummary
-from penstock.results import CompileResult, ConversionResult, EvaluationResult, GenerationResult
-from penstock.train_run import train_run
-from penstock.training.run_folder import RunFolder
+
+if TYPE_CHECKING:
+    from penstock.compiler.plan import Plan
+    from penstock.data.convert import DatasetConversion
+    from penstock.data.dataset import Dataset
+    from penstock.data.prepare import PrepareResult
+    from penstock.report.doctor import DoctorReport
+    from penstock.report.inspection import Inspection
+    from penstock.report.page import ReportFiles
+    from penstock.report.summary import RunSummary
+    from penstock.results import (
+        CompileResult,
+        ConversionResult,
+        EvaluationResult,
+        GenerationResult,
+    )
 
 ConfigLike = Config | Mapping[str, Any] | str | Path | None
 
 
-def prepare(config: ConfigLike = None, **sections: Any) -> PrepareResult:  # noqa: ANN401 - sections of any kind
+def prepare(config: ConfigLike = None, **sections: Any) -> "PrepareResult":  # noqa: ANN401 - sections of any kind
     """Make the dataset `data.path` from `source`."""
+    from penstock.data.prepare import prepare as prepare_dataset
+
     c = as_config(config, **sections)
     if c.data.format != "megatron":
         raise ConfigError(
@@ -53,26 +52,35 @@ def prepare(config: ConfigLike = None, **sections: Any) -> PrepareResult:  # noq
     return prepare_dataset(c.source, c.tokenizer, c.data, c.prepare)
 
 
-def plan(config: ConfigLike = None, **sections: Any) -> Plan:  # noqa: ANN401 - sections of any kind
-    """Decide how a training step maps to the machine, and predict memory, FLOPs and time."""
+def plan(config: ConfigLike = None, **sections: Any) -> "Plan":  # noqa: ANN401 - sections of any kind
+    """Decide how a training step maps to the machine, and predict memory, FLOPs and time.
+
+    With `out`, also write plan.json, its pictures and a page there.
+    """
     c = as_config(config, **sections)
-    result = jobs.plan_of(c, _dataset_if_there(c))
+    result = planning.plan_of(c, _dataset_if_there(c), c.mode)
     if c.out is not None:
-        path = Path(c.out) / "plan.json"
-        atomic_write(path, json.dumps(result.to_json(), indent=1))
-        get_console().path("plan", path)
+        from penstock.report.plan_page import write_plan
+
+        files = write_plan(result, Path(c.out))
+        get_console().path("plan", files.plan)
+        get_console().path("pictures", files.page)
     return result
 
 
-def compile(config: ConfigLike = None, **sections: Any) -> CompileResult:  # noqa: ANN401 - the verb's name
+def compile(config: ConfigLike = None, **sections: Any) -> "CompileResult":  # noqa: ANN401 - the verb's name
     """Compile the plan's regions into the file `executable`."""
+    from penstock.compiler.executable import write_executable
+    from penstock.compiler.toolchain import build_kernels
+    from penstock.results import CompileResult
+
     started = time.monotonic()
     c = as_config(config, **sections)
     if c.executable is None:
         raise ConfigError("no file to write", where="executable", do="set executable=FILE.penstock")
     path = Path(c.executable)
-    wanted = jobs.plan_of(c, _dataset_if_there(c))
-    jobs.require_fit(wanted)
+    wanted = planning.plan_of(c, _dataset_if_there(c), c.mode)
+    planning.require_fit(wanted)
     if wanted.device != "cpu":
         raise ConfigError(
             "executables are made for CPUs only so far",
@@ -91,35 +99,44 @@ def train(
     *,
     origins: Mapping[str, str] | None = None,
     **sections: Any,  # noqa: ANN401 - sections of any kind
-) -> RunSummary:
+) -> "RunSummary":
     """Train, or go on training, the run folder `run`.
 
     `origins`: where each setting came from, by dotted key, for the run's config.yaml.
     """
+    from penstock.train_run import train_run
+
     return train_run(as_config(config, **sections), origins or {})
 
 
-def _dataset_if_there(config: Config) -> Dataset | None:
+def _dataset_if_there(config: Config) -> "Dataset | None":
     """The dataset, for its vocabulary, where one is named."""
-    return None if config.data.path is None else jobs.open_dataset(config)
+    return None if config.data.path is None else planning.open_dataset(config)
 
 
-def evaluate(config: ConfigLike = None, **sections: Any) -> EvaluationResult:  # noqa: ANN401 - sections of any kind
+def evaluate(config: ConfigLike = None, **sections: Any) -> "EvaluationResult":  # noqa: ANN401 - sections of any kind
     """Score a run, or a model in the Hugging Face layout, on held-out text."""
+    from penstock import jobs, runs
+    from penstock.evaluation.compression import compressor_bits
+    from penstock.evaluation.perplexity import evaluate_split
+    from penstock.report.page import write_report
+    from penstock.report.summary import RunSummary
+    from penstock.results import EvaluationResult
+
     c = as_config(config, **sections)
-    dataset = jobs.open_dataset(c)
+    dataset = planning.open_dataset(c)
     split = dataset.split(c.evaluate.split)
-    device = jobs.device_of(c)
+    device = planning.device_of(c)
     if c.model.from_ is not None:
-        chosen = jobs.plan_of(c, dataset)
+        chosen = planning.plan_of(c, dataset)
         model, _ = jobs.new_model(c, chosen, None)
         batch = c.evaluate.batch
     else:
-        loaded = jobs.load_run(c)
-        jobs.require_same_tokenizer(loaded.tokenizer.sha256, dataset, f"the run {c.run}")
+        loaded = runs.load_run(c)
+        runs.require_same_tokenizer(loaded.tokenizer.sha256, dataset, f"the run {c.run}")
         chosen = loaded.plan
         model = loaded.model(c.precision.compute or chosen.compute, device)
-        batch = jobs.attach_for_evaluation(c, loaded, model)
+        batch = runs.attach_for_evaluation(c, loaded, model)
     scores = evaluate_split(
         model,
         split,
@@ -139,12 +156,16 @@ def evaluate(config: ConfigLike = None, **sections: Any) -> EvaluationResult:  #
     return result
 
 
-def generate(config: ConfigLike = None, **sections: Any) -> GenerationResult | None:  # noqa: ANN401 - sections of any kind
+def generate(config: ConfigLike = None, **sections: Any) -> "GenerationResult | None":  # noqa: ANN401 - sections of any kind
     """Continue `generate.prompt`, every prompt of `generate.input`, or what a person types."""
+    from penstock import runs
+    from penstock.inference.prompts import converse, read_prompts, write_completions
+    from penstock.results import GenerationResult
+
     c = as_config(config, **sections)
     section, console = c.generate, get_console()
     prompts = read_prompts(Path(section.input)) if section.input is not None else None
-    engine = jobs.open_engine(c)
+    engine = runs.open_engine(c)
     if prompts is not None:
         completions = engine.generate(prompts, section, c.seed)
         if section.output is not None:
@@ -173,11 +194,16 @@ def convert(
     what: str,
     config: ConfigLike = None,
     **sections: Any,  # noqa: ANN401 - sections of any kind
-) -> ConversionResult | DatasetConversion:
+) -> "ConversionResult | DatasetConversion":
     """Write a run's weights for `transformers`, or a dataset in another format.
 
     `what` is "checkpoint" or "dataset".
     """
+    from penstock import runs
+    from penstock.data.convert import convert_dataset
+    from penstock.models.huggingface import save_weights
+    from penstock.results import ConversionResult
+
     c = as_config(config, **sections)
     if what not in ("checkpoint", "dataset"):
         raise ConfigError(
@@ -189,7 +215,7 @@ def convert(
         if c.from_ is None:
             raise ConfigError("no dataset to read", where="from", do="set from=PATH")
         return convert_dataset(Path(c.from_), Path(c.out), c.data, c.tokenizer)
-    loaded = jobs.load_run(c)
+    loaded = runs.load_run(c)
     save_weights(
         Path(c.out),
         loaded.weights(),
@@ -200,8 +226,15 @@ def convert(
     return ConversionResult(Path(c.out))
 
 
-def inspect(path: str | Path, config: ConfigLike = None, **sections: Any) -> Inspection | Dataset:  # noqa: ANN401 - sections of any kind
+def inspect(path: str | Path, config: ConfigLike = None, **sections: Any) -> "Inspection | Dataset":  # noqa: ANN401 - sections of any kind
     """What an executable, a dataset in any format, or a run holds. Runs nothing in it."""
+    from penstock.compiler.executable import Executable
+    from penstock.data.dataset import MANIFEST, Dataset
+    from penstock.data.formats.recognize import is_data_file
+    from penstock.report.inspection import inspect_executable, inspect_run
+    from penstock.report.inspection_data import inspect_data
+    from penstock.training.run_folder import RunFolder
+
     c = as_config(config, **sections)
     path = Path(path)
     if path.is_file() and not is_data_file(path):
@@ -213,8 +246,11 @@ def inspect(path: str | Path, config: ConfigLike = None, **sections: Any) -> Ins
     return inspect_data(path)
 
 
-def report(config: ConfigLike = None, **sections: Any) -> ReportFiles:  # noqa: ANN401 - sections of any kind
+def report(config: ConfigLike = None, **sections: Any) -> "ReportFiles":  # noqa: ANN401 - sections of any kind
     """Write a run's loss curve and HTML report again."""
+    from penstock import jobs
+    from penstock.report.page import write_report
+
     c = as_config(config, **sections)
     run = jobs.run_folder(c)
     if not run.metrics.is_file():
@@ -224,7 +260,9 @@ def report(config: ConfigLike = None, **sections: Any) -> ReportFiles:  # noqa: 
     return write_report(run.path)
 
 
-def doctor(config: ConfigLike = None, **sections: Any) -> DoctorReport:  # noqa: ANN401 - sections of any kind
+def doctor(config: ConfigLike = None, **sections: Any) -> "DoctorReport":  # noqa: ANN401 - sections of any kind
     """Examine this machine: processor, memory, compiler, OpenMP, allocator, measured speeds."""
+    from penstock.report.doctor import examine
+
     c = as_config(config, **sections)
-    return examine(jobs.device_of(c))
+    return examine(planning.device_of(c))

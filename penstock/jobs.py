@@ -1,114 +1,29 @@
-"""How a config becomes the things a verb works with: plans, models, kernels, runs.
+"""How a config and a plan become the things a verb works with: models, kernels, runs.
 
-`api.py` is the only caller, and with it the only module that sees the whole `Config`.
+`api.py` and `train_run.py` call it. Like them and `planning.py`, and no other module, it sees the
+whole `Config`.
 """
 
-import dataclasses
-import json
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor
 
-from penstock.checkpoint import CheckpointState, load_newest
 from penstock.compiler.executable import Executable, load_built, write_executable
-from penstock.compiler.plan import Plan, make_plan
-from penstock.compiler.probe import detected_target
+from penstock.compiler.plan import Plan
 from penstock.compiler.runtime import CompiledKernel, attach
 from penstock.compiler.toolchain import build_kernels, has_compiler
 from penstock.config.schema import Config
 from penstock.console import get_console
-from penstock.data.dataset import Dataset
-from penstock.data.tokenizer import Tokenizer
-from penstock.errors import CheckpointError, ConfigError, DoesNotFitError, ExecutableError
-from penstock.hardware.detect import gpus
-from penstock.hardware.target import Target, load_target
-from penstock.inference.engine import Engine
+from penstock.errors import ConfigError, ExecutableError
+from penstock.models.hub import model_folder
 from penstock.models.huggingface import load_weights
 from penstock.models.initialization import initialize
-from penstock.models.resolve import resolve_architecture
 from penstock.models.transformer import Transformer
 from penstock.training.run_folder import RunFolder
 
 DTYPES = {"bf16": torch.bfloat16, "fp32": torch.float32}
 """Dtype of weights by the plan's compute format."""
-
-
-def device_of(config: Config) -> str:
-    """Cpu or cuda; a clear refusal where CUDA was asked for and is not there."""
-    if config.device == "cpu" or (config.device == "auto" and not gpus()):
-        return "cpu"
-    if torch.cuda.is_available():
-        return "cuda"
-    if config.device == "cuda":
-        raise ConfigError(
-            "this torch finds no CUDA device", where="device", do="use device=cpu, or install CUDA"
-        )
-    return "cpu"
-
-
-def target_of(config: Config) -> Target:
-    """The machine to plan for."""
-    if config.plan.target == "detect":
-        return detected_target(device_of(config))
-    return load_target(config.plan.target)
-
-
-def open_dataset(config: Config) -> Dataset:
-    """The dataset `data.path` names."""
-    if config.data.path is None:
-        raise ConfigError("no dataset", where="data.path", do="set data.path=FOLDER")
-    return Dataset.open(config.data.path, config.data.verify)
-
-
-def plan_of(config: Config, dataset: Dataset | None) -> Plan:
-    """Decide the step for what the config describes; the vocabulary is the dataset's."""
-    vocab_size = None if dataset is None else dataset.vocab_size
-    architecture = resolve_architecture(config.model, vocab_size)
-    length = config.data.sequence_length
-    if length is None and dataset is not None:
-        length = dataset.manifest.get("sequence_length")
-    return make_plan(
-        architecture,
-        batch=config.batch,
-        plan=config.plan,
-        compute=config.precision.compute,
-        sequence_length=length or architecture.max_positions,
-        target=target_of(config),
-    )
-
-
-def require_fit(plan: Plan) -> None:
-    """Refuse a plan that needs more memory than there is."""
-    if not plan.fits:
-        needed, limit = (size / 2**30 for size in (plan.memory["total"], plan.memory_limit_bytes))
-        raise DoesNotFitError(
-            f"one step needs {needed:.1f} GiB, {plan.target} has {limit:.1f} GiB",
-            where="plan",
-            do=" ".join(plan.advice),
-        )
-
-
-def follow_executable(config: Config, plan: Plan) -> Config:
-    """Fill in what the user left open with what an executable was compiled for."""
-    model = config.model.model_dump(exclude_unset=True)
-    if not {"preset", "from_", "from"} & model.keys():
-        shape = dataclasses.asdict(plan.architecture)
-        known = set(type(config.model).model_fields) - {"preset", "from_"}
-        model = {**{k: v for k, v in shape.items() if k in known}, **model}
-    given = {
-        "model": model,
-        "batch": {"micro": plan.micro, **config.batch.model_dump(exclude_unset=True)},
-        "data": {
-            "sequence_length": plan.sequence_length,
-            **config.data.model_dump(exclude_unset=True),
-        },
-        "precision": {"compute": plan.compute, **config.precision.model_dump(exclude_unset=True)},
-        "plan": {"loss_chunks": plan.loss_chunks, **config.plan.model_dump(exclude_unset=True)},
-    }
-    sections = {name: type(getattr(config, name)).model_validate(v) for name, v in given.items()}
-    return config.model_copy(update=sections)
 
 
 def compiled_kernels(
@@ -143,10 +58,10 @@ def training_kernels(
     if executable is not None:
         executable.require(plan)
         return executable.kernels()
-    return _kept_kernels(run, plan, config) or compiled_kernels(config, plan, run.executable)
+    return kept_kernels(run, plan, config) or compiled_kernels(config, plan, run.executable)
 
 
-def _kept_kernels(run: RunFolder, plan: Plan, config: Config) -> dict[str, CompiledKernel] | None:
+def kept_kernels(run: RunFolder, plan: Plan, config: Config) -> dict[str, CompiledKernel] | None:
     """The run's own executable, where it exists and fits this machine and plan."""
     if not run.executable.is_file() or config.compile.mode == "off":
         return None
@@ -165,7 +80,7 @@ def new_model(
     """A model in the compute format with its kernels, and its weights in float32 by name."""
     model = Transformer(plan.architecture)
     if config.model.from_ is not None:
-        load_weights(Path(config.model.from_), model)
+        load_weights(model_folder(config.model.from_), model)
     else:
         initialize(model, config.seed)
     masters: dict[str, Tensor] = {}
@@ -180,111 +95,8 @@ def new_model(
     return model, masters
 
 
-@dataclasses.dataclass(frozen=True)
-class LoadedRun:
-    """A trained run, ready to be used."""
-
-    folder: RunFolder
-    plan: Plan
-    tokenizer: Tokenizer
-    state: CheckpointState
-
-    def weights(self) -> dict[str, Tensor]:
-        """Float32 weights by parameter name."""
-        return {
-            name.removeprefix("master."): tensor
-            for name, tensor in self.state.tensors.items()
-            if name.startswith("master.")
-        }
-
-    def model(self, compute: str, device: str) -> Transformer:
-        """The trained model, in the given format."""
-        model = Transformer(self.plan.architecture)
-        weights = self.weights()
-        with torch.no_grad():
-            for name, parameter in model.named_parameters():
-                parameter.copy_(weights[name])
-        return model.to(device, DTYPES[compute]).requires_grad_(False)
-
-
 def run_folder(config: Config) -> RunFolder:
     """The run folder `run` names; it need not exist."""
     if config.run is None:
         raise ConfigError("no run folder", where="run", do="set run=FOLDER")
     return RunFolder(config.run)
-
-
-def load_run(config: Config) -> LoadedRun:
-    """Open a run folder at its newest whole checkpoint.
-
-    Raises:
-        CheckpointError: not a run, or damaged.
-    """
-    folder = run_folder(config)
-    folder.require()
-    try:
-        plan = Plan.from_json(json.loads(folder.plan.read_bytes()))
-    except (OSError, ValueError, KeyError, TypeError, AttributeError):
-        raise CheckpointError(
-            f"{folder.plan} is missing or damaged", where="run", do="restore it from a copy"
-        ) from None
-    state = load_newest(folder.checkpoints, weights_only=True)
-    if state is None:
-        raise CheckpointError(f"{folder.path} has no checkpoint", where="run", do="train first")
-    return LoadedRun(folder, plan, Tokenizer.load(folder.tokenizer), state)
-
-
-def require_same_tokenizer(expected: str, dataset: Dataset, where: str) -> None:
-    """Refuse data made with another tokenizer than the weights were trained with."""
-    if dataset.tokenizer_sha256 != expected:
-        raise CheckpointError(
-            f"{dataset.path} was made with another tokenizer than {where}",
-            where="data.path",
-            do="prepare the data with tokenizer.from=RUN, or choose the right dataset",
-        )
-
-
-def require_same_job(identity: dict[str, Any], state: CheckpointState) -> None:
-    """Refuse to resume a checkpoint of another architecture or tokenizer."""
-    before = state.values.get("identity", {})
-    for name, value in json.loads(json.dumps(identity)).items():
-        if before.get(name) != value:
-            raise CheckpointError(
-                f"the checkpoint has {name}={before.get(name)}, this job {name}={value}",
-                where="run",
-                do="give the same settings as before, or another run folder",
-            )
-
-
-def attach_for_evaluation(config: Config, loaded: LoadedRun, model: Transformer) -> int:
-    """Give a loaded model kernels where there are any; returns the rows it takes at a time."""
-    plan = loaded.plan
-    if plan.device != "cpu" or (config.precision.compute or plan.compute) != plan.compute:
-        return config.evaluate.batch
-    if config.executable is not None:
-        executable = Executable.open(config.executable, config.trust)
-        executable.require(plan)
-        kernels = executable.kernels()
-    else:
-        kernels = _kept_kernels(loaded.folder, plan, config)
-    if kernels is None:
-        return config.evaluate.batch
-    attach(model, kernels, recompute=False)
-    return plan.micro
-
-
-def open_engine(config: Config) -> Engine:
-    """A generator over a run, or over a model in the Hugging Face layout.
-
-    Weights are float32 unless `precision.compute` asks for bf16: text then does not depend on
-    what else is in the batch.
-    """
-    device, compute = device_of(config), config.precision.compute or "fp32"
-    if config.model.from_ is None:
-        loaded = load_run(config)
-        return Engine(loaded.model(compute, device), loaded.tokenizer)
-    folder = Path(config.model.from_)
-    model = Transformer(resolve_architecture(config.model))
-    load_weights(folder, model)
-    tokenizer = Tokenizer.load(config.tokenizer.from_ or folder)
-    return Engine(model.to(device, DTYPES[compute]).requires_grad_(False), tokenizer)

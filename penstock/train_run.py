@@ -12,7 +12,7 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
-from penstock import jobs
+from penstock import jobs, planning, runs
 from penstock.checkpoint import AsyncSaver, CheckpointState
 from penstock.compiler.executable import Executable
 from penstock.compiler.plan import Plan
@@ -84,10 +84,11 @@ def _settle(config: Config) -> _Setting:
     executable = None
     if config.executable is not None:
         executable = Executable.open(config.executable, config.trust)
-        config = jobs.follow_executable(config, executable.plan)
-    dataset = jobs.open_dataset(config)
-    chosen = jobs.plan_of(config, dataset)
-    jobs.require_fit(chosen)
+        config = planning.follow_executable(config, executable.plan)
+    dataset = planning.open_dataset(config)
+    chosen = planning.plan_of(config, dataset)
+    planning.require_here(config, chosen)
+    planning.require_fit(chosen)
     loader = Loader(
         dataset.split(config.data.split),
         sequence_length=chosen.sequence_length,
@@ -108,8 +109,8 @@ def _check_resumed(setting: _Setting, resume: CheckpointState) -> RunSummary | N
     """Refuse another job's checkpoint; the summary, if there is nothing left to train."""
     where = setting.run.path
     trained_with = str(resume.values["identity"]["tokenizer"])
-    jobs.require_same_tokenizer(trained_with, setting.dataset, f"the run {where}")
-    jobs.require_same_job(setting.identity, resume)
+    runs.require_same_tokenizer(trained_with, setting.dataset, f"the run {where}")
+    runs.require_same_job(setting.identity, resume)
     finished = RunSummary.read(where)
     if resume.step >= setting.total_steps and finished.values.get("complete"):
         get_console().info(f"{where} is trained to step {resume.step} already: reused")

@@ -5,8 +5,11 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from jaxtyping import install_import_hook
 
-from penstock.hardware.process import prepare_process
+install_import_hook(["penstock.models", "penstock.inference"], "beartype.beartype")
+
+from penstock.hardware.process import prepare_process  # noqa: E402 - the hook comes first
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -93,5 +96,22 @@ def dropout_executable(tmp_path_factory: pytest.TempPathFactory) -> Path:
         data={"sequence_length": 64},
         precision={"compute": "bf16"},
         executable=str(path),
+    )
+    return path
+
+
+@pytest.fixture(scope="session")
+def trained_run(
+    tiny_executable: Path, dataset_folder: Path, tmp_path_factory: pytest.TempPathFactory
+) -> Path:
+    """A run folder of gpt2-tiny after three steps."""
+    import penstock
+
+    path = tmp_path_factory.mktemp("runs") / "run"
+    penstock.train(
+        executable=tiny_executable,
+        data={"path": dataset_folder},
+        run=path,
+        train={"steps": 3, "report": False, "tensorboard": False},
     )
     return path

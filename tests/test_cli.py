@@ -108,9 +108,27 @@ def test_help_lists_keys_with_defaults_and_meaning(capsys: pytest.CaptureFixture
     assert "prepare" in capsys.readouterr().out
 
 
-def test_help_loads_no_torch() -> None:
-    code = "import sys; from penstock.cli import main; main(['train', '--help']); assert 'torch' not in sys.modules"
-    subprocess.run([sys.executable, "-c", code], check=True, stdout=subprocess.DEVNULL, timeout=60)
+@pytest.mark.parametrize(
+    ("words", "code"),
+    [
+        (["train", "--help"], 0),
+        (["plan", "model.preset=gpt2-tiny", "plan.target=zen5-2core"], 0),
+        (["plan", "model.preset=gpt2-xl", "plan.target=rtx-4090", "batch.micro=64"], 0),
+        (["plan", "model.preset=gpt2", "plan.target=graphcore-pod16", "plan.stages=4"], 0),
+        (["plan", "model.preset=gtp2"], 2),
+        (["train", "train.setps=3"], 2),
+        (["prepare", "source.path=/nowhere"], 2),
+        (["train", "model.preset=gpt2-tiny", "train.steps=1", "run=RUN", "--config", "/no"], 2),
+    ],
+)
+def test_what_needs_no_torch_loads_none(words: list[str], code: int) -> None:
+    program = (
+        f"import sys; from penstock.cli import main; assert main({words!r}) == {code}; "
+        "assert 'torch' not in sys.modules"
+    )
+    subprocess.run(
+        [sys.executable, "-c", program], check=True, stdout=subprocess.DEVNULL, timeout=60
+    )
 
 
 def test_faults_of_ours_exit_1_with_a_report(

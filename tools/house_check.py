@@ -11,9 +11,8 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
 MODULE_LINES, FUNCTION_LINES = 300, 60
-LONGER = {"penstock/training/optimizer.py": 320, "penstock/config/schema.py": 340}
-"""Modules over the limit: the optimizer's state and its update, which belong together; every key
-in one place, which is what the schema is for."""
+LONGER = {"penstock/training/optimizer.py": 320}
+"""Modules over the limit: the optimizer's state and its update, which belong together."""
 MAY_READ_ENVIRONMENT = {
     "penstock/config/folders.py",
     "penstock/hardware/process.py",

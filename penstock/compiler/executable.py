@@ -34,7 +34,7 @@ def write_executable(path: Path, plan: Plan, kernels: Mapping[str, BuiltKernel])
     members = {_PLAN: json.dumps(plan.to_json(), indent=1).encode()}
     for name, kernel in kernels.items():
         members[f"kernels/{name}.so"] = kernel.code
-        members[f"graphs/{name}.txt"] = kernel.graph.encode()
+        members[f"graphs/{name}.json"] = kernel.graph.encode()
     manifest = {
         "format_version": FORMAT_VERSION,
         "regions": plan.region_fields(),

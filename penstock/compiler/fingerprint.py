@@ -17,7 +17,7 @@ import penstock.models
 
 _SOURCES = (
     (penstock.models, ("transformer.py", "attention.py", "blockwise.py", "layers.py", "loss.py")),
-    (penstock.compiler, ("graphs.py", "regions.py")),
+    (penstock.compiler, ("generation.py", "graphs.py", "portable.py", "regions.py", "thin.py")),
 )
 """Files whose meaning is baked into the kernels."""
 

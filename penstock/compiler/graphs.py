@@ -13,6 +13,8 @@ from torch import Tensor, fx
 from torch._decomp import core_aten_decompositions
 from torch.fx.experimental.proxy_tensor import make_fx
 
+from penstock.compiler.thin import THIN_PRODUCTS
+
 _KEPT_OPERATORS = (
     "mm",
     "addmm",
@@ -60,12 +62,17 @@ class ForwardBackward:
     differentiable: tuple[int, ...]
 
 
-def trace(function: Callable[..., Sequence[Tensor]], inputs: Sequence[Tensor]) -> Graph:
-    """Trace `function` on fake or real tensors into a graph of ATen operators."""
+def trace(
+    function: Callable[..., Sequence[Tensor]], inputs: Sequence[Tensor], *, thin: bool = False
+) -> Graph:
+    """Trace `function` on fake or real tensors into a graph of ATen operators.
+
+    `thin` turns products of a single row into sums: see `compiler/thin.py`.
+    """
     module = make_fx(
         lambda *args: tuple(function(*args)),
         tracing_mode="fake",
-        decomposition_table=_decompositions(),
+        decomposition_table=_decompositions() | (THIN_PRODUCTS if thin else {}),
     )(*inputs)
     return _graph(module)
 

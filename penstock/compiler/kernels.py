@@ -109,7 +109,7 @@ class RegionContract:
 
 @dataclasses.dataclass(frozen=True)
 class BuiltKernel:
-    """Machine code of one kernel, its description, and its graph as readable text."""
+    """Machine code of one kernel, its description, and its graph (`compiler/portable.py`)."""
 
     spec: KernelSpec
     contract: RegionContract

@@ -1,7 +1,10 @@
 """Predicted memory of one training step, by kind, in bytes.
 
-`compiler/plan.py` adds it up. Pure arithmetic: it must never import torch or allocate.
+`compiler/layout.py` asks for each device's. Pure arithmetic: it must never import torch or
+allocate.
 """
+
+import dataclasses
 
 from penstock.models.architecture import Architecture
 
@@ -10,43 +13,152 @@ ELEMENT_BYTES = {"bf16": 2, "fp32": 4}
 
 PROCESS_BYTES = {"cpu": 430 << 20, "cuda": 900 << 20}
 """Resident size of a process that has torch and Penstock loaded: measured on torch 2.13 CPU;
-the figure for CUDA is an estimate of the context."""
+the figure for CUDA is an estimate of the context. Other devices hold no process."""
+
+OPTIMIZER_BYTES = {"adamw": 12, "muon": 8}
+"""Float32 state per parameter, the master counted; muon's is of the blocks' matrices."""
 
 
-def step_memory(
-    architecture: Architecture,
-    *,
-    micro: int,
-    sequence_length: int,
-    accumulation: int,
-    compute: str,
-    recompute: str,
-    loss_chunks: int,
-    device: str,
-) -> dict[str, int]:
-    """Peak bytes of weights, gradients, optimizer, activations, logits, workspace, and total.
+@dataclasses.dataclass(frozen=True)
+class StageMemory:
+    """What one device holds at its peak, and what it has outside."""
+
+    device: dict[str, int]
+    """By kind, with the total."""
+    outside: dict[str, int]
+    """In the target's streaming memory, or in the host's where the device has its own."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class MemoryModel:
+    """Bytes of a model's step on devices of one kind.
 
     - weights: parameters in the compute format;
     - gradients: the same again, and float32 sums besides when micro-batches accumulate in bf16;
-    - optimizer: two float32 moments, and float32 masters when the weights are not float32;
-    - activations: what each block keeps for the backward pass;
+    - optimizer: float32 moments, and float32 masters when the weights are not float32;
+    - activations: what the blocks keep for the backward pass, of every micro-batch under way;
     - logits: one piece of the loss in float32 and its gradient, and the projection's float32 sum;
-    - workspace: the process itself, and the largest block's temporaries.
+    - workspace: the process itself, and the largest block's temporaries;
+    - checkpoint: the copy that is written while training goes on.
     """
-    element = ELEMENT_BYTES[compute]
-    parameters = architecture.parameter_count(padded=True)
-    rows = micro * sequence_length
-    masters = 0 if compute == "fp32" else 4
-    memory = {
-        "weights": element * parameters,
-        "gradients": element * parameters
-        + (4 * parameters if accumulation > 1 and compute != "fp32" else 0),
-        "optimizer": (8 + masters) * parameters,
-        "activations": _activations(architecture, micro, sequence_length, element, recompute),
-        "logits": _logits(architecture, rows, element, loss_chunks),
-        "workspace": PROCESS_BYTES[device] + _temporaries(architecture, rows, element),
-    }
-    return {**memory, "total": sum(memory.values())}
+
+    architecture: Architecture
+    micro: int
+    sequence_length: int
+    accumulation: int
+    compute: str
+    recompute: str
+    loss_chunks: int
+    device: str
+    optimizer: str = "adamw"
+    saves: bool = False
+    """Whether checkpoints are saved during training, not only at its end."""
+    replicas: int = 1
+    shard: str = "none"
+    streams: tuple[str, ...] = ()
+    """Kinds that live in the target's streaming memory."""
+    sums: str = "fp32"
+    """Format in which gradients are summed over micro-batches and pieces of the loss."""
+
+    def stage(self, layers: int, *, embedding: bool, head: bool, block_passes: int) -> StageMemory:
+        """One device with these regions; at its peak so many passes of single blocks wait for
+        their backward.
+        """
+        parameters = self.parameters(layers, embedding=embedding, head=head)
+        held = self._kinds_by_parameter(parameters, layers)
+        element = ELEMENT_BYTES[self.compute]
+        rows = self.micro * self.sequence_length
+        held["activations"] = self._activations(block_passes, rows, element)
+        held["logits"] = self._logits(rows, element) if head else 0
+        held["workspace"] = PROCESS_BYTES.get(self.device, 0)
+        held["workspace"] += self._temporaries(rows, element) if layers else 0
+        held["workspace"] += self._gathered(embedding=embedding or head)
+        outside = {kind: held.pop(kind) for kind in self.streams}
+        copy = self._state_bytes(parameters, layers) if self.saves else 0
+        if self.device == "cpu":
+            held["checkpoint"] = copy
+        elif copy:
+            outside["checkpoint"] = copy
+        return StageMemory({**held, "total": sum(held.values())}, outside)
+
+    def parameters(self, layers: int, *, embedding: bool, head: bool) -> int:
+        """Parameters of these regions, the padded vocabulary counted; a tied table once."""
+        a = self.architecture
+        table = a.padded_vocab_size * a.hidden_size
+        count = layers * a.block_parameters()
+        if embedding:
+            count += table + a.max_positions * a.hidden_size
+        if head:
+            count += 2 * a.hidden_size
+            count += 0 if a.tie_embeddings and embedding else table
+        return count
+
+    def _activations(self, block_passes: int, rows: int, element: int) -> int:
+        """Kept by a device's blocks for the backward pass: all, or with recompute the blocks'
+        inputs, and one block's in full.
+        """
+        full = self._block(rows, element)
+        if self.recompute == "blocks" and block_passes:
+            return block_passes * rows * element * self.architecture.hidden_size + full
+        return block_passes * full
+
+    def _kinds_by_parameter(self, parameters: int, layers: int) -> dict[str, int]:
+        """Weights, gradients, optimizer: replicas may divide them."""
+        element = ELEMENT_BYTES[self.compute]
+        sums = ELEMENT_BYTES[self.sums] if self._has_sums(self.accumulation) else 0
+        all_share = self.replicas if self.shard == "full" else 1
+        return {
+            "weights": element * parameters // all_share,
+            "gradients": (element + sums) * parameters // all_share,
+            "optimizer": self._state_bytes(parameters, layers)
+            - (4 * parameters if self.compute == "fp32" else 0) // self._optimizer_share(),
+        }
+
+    def _has_sums(self, addends: int) -> bool:
+        """Whether gradients are summed beside the gradients themselves: in another format."""
+        return addends > 1 and self.compute != self.sums
+
+    def _optimizer_share(self) -> int:
+        return 1 if self.shard == "none" else self.replicas
+
+    def _state_bytes(self, parameters: int, layers: int) -> int:
+        """Masters and moments of one device: what a checkpoint holds of it."""
+        a = self.architecture
+        matrices = layers * (4 * a.hidden_size**2 + 2 * a.hidden_size * a.mlp_size)
+        saved = OPTIMIZER_BYTES["adamw"] - OPTIMIZER_BYTES[self.optimizer]
+        return (OPTIMIZER_BYTES["adamw"] * parameters - saved * matrices) // self._optimizer_share()
+
+    def _block(self, rows: int, element: int) -> int:
+        """What one block keeps of one micro-batch; dropped attention keeps its weights too."""
+        kept = block_activations(self.architecture, rows, element)
+        if self.architecture.dropout > 0:
+            a = self.architecture
+            kept += self.micro * a.heads * self.sequence_length**2 * (element + 4)
+        return kept
+
+    def _logits(self, rows: int, element: int) -> int:
+        """One piece's logits (compute format, float32) and gradient; the projection's sum."""
+        a = self.architecture
+        piece = -(-rows // self.loss_chunks) * a.padded_vocab_size
+        projection = a.padded_vocab_size * a.hidden_size
+        sums = ELEMENT_BYTES[self.sums] if self.loss_chunks > 1 else 0
+        return piece * (4 + 2 * element) + sums * projection
+
+    def _temporaries(self, rows: int, element: int) -> int:
+        """Gradients inside one block's backward pass: three of the residual's width, two the
+        MLP's.
+        """
+        return rows * element * (3 * self.architecture.hidden_size + 2 * self.architecture.mlp_size)
+
+    def _gathered(self, *, embedding: bool) -> int:
+        """Weights and gradients of the largest region, whole while it computes, where replicas
+        share them otherwise.
+        """
+        if self.shard != "full" or self.replicas == 1:
+            return 0
+        a = self.architecture
+        table = a.padded_vocab_size * a.hidden_size if embedding else 0
+        return 2 * ELEMENT_BYTES[self.compute] * max(table, a.block_parameters())
 
 
 def block_activations(architecture: Architecture, rows: int, element: int) -> int:
@@ -58,26 +170,17 @@ def block_activations(architecture: Architecture, rows: int, element: int) -> in
     return rows * per_row
 
 
-def _activations(
-    architecture: Architecture, micro: int, sequence_length: int, element: int, recompute: str
-) -> int:
-    """All blocks' kept activations; with recompute their inputs, and one block's in full."""
-    rows = micro * sequence_length
-    full = block_activations(architecture, rows, element)
-    if architecture.dropout > 0:
-        full += micro * architecture.heads * sequence_length**2 * (element + 4)
-    if recompute == "blocks":
-        return architecture.layers * rows * element * architecture.hidden_size + full
-    return architecture.layers * full
-
-
-def _logits(architecture: Architecture, rows: int, element: int, chunks: int) -> int:
-    """One piece's logits (compute format, float32) and their gradient; the projection's sum."""
-    piece = -(-rows // chunks) * architecture.padded_vocab_size
-    projection = architecture.padded_vocab_size * architecture.hidden_size
-    return piece * (4 + 2 * element) + (4 * projection if chunks > 1 else 0)
-
-
-def _temporaries(architecture: Architecture, rows: int, element: int) -> int:
-    """Gradients inside one block's backward pass: three of the residual's width, two the MLP's."""
-    return rows * element * (3 * architecture.hidden_size + 2 * architecture.mlp_size)
+def generation_memory(
+    architecture: Architecture, *, rows: int, capacity: int, compute: str, device: str
+) -> dict[str, int]:
+    """Peak bytes of generating `rows` texts of `capacity` tokens: weights, key-value cache,
+    logits, workspace, and total.
+    """
+    element = ELEMENT_BYTES[compute]
+    memory = {
+        "weights": element * architecture.parameter_count(padded=True),
+        "cache": 2 * element * architecture.layers * rows * capacity * architecture.hidden_size,
+        "logits": 4 * rows * architecture.padded_vocab_size,
+        "workspace": PROCESS_BYTES[device],
+    }
+    return {**memory, "total": sum(memory.values())}

@@ -1,21 +1,17 @@
 """The plan: how one training step maps to a machine, with predicted memory, FLOPs and time.
 
-`api` makes one before anything is compiled or allocated; the compiler and the trainer follow it.
-It must never import torch, so that planning answers at once.
+`compiler/planner.py` makes one before anything is compiled or allocated; the compiler and the
+trainer follow it. It must never import torch, so that planning answers at once.
 """
 
 import dataclasses
 from typing import Any
 
-from penstock.compiler.memory import ELEMENT_BYTES, step_memory
-from penstock.config.schema import BatchSection, PlanSection
+from penstock.compiler.generation import GenerationShapes
+from penstock.compiler.layout import DevicePlan
+from penstock.compiler.pipeline import Piece, Schedule
 from penstock.console import Console
-from penstock.errors import ConfigError
-from penstock.hardware.target import Target
 from penstock.models.architecture import Architecture
-
-_CHUNK_BYTES = 64 << 20
-"""Largest piece of float32 logits the loss works on at a time."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -29,17 +25,53 @@ class Plan:
     micro: int
     size: int
     accumulation: int
+    """Micro-batches of one step, on each replica."""
     sequence_length: int
     recompute: str
     loss_chunks: int
     target: str
     memory: dict[str, int]
+    """Of the device that needs most."""
     memory_limit_bytes: int
+    """Of each device."""
     fits: bool
     flops_per_token: int
     step_seconds: float
-    """Predicted time of one optimizer step."""
+    """Predicted time of one optimizer step, or of one token of every text when generating."""
     advice: tuple[str, ...] = ()
+    mode: str = "train"
+    """train, evaluate or generate. For generating, `micro` is the most texts at once and
+    `sequence_length` the longest."""
+    replicas: int = 1
+    layers_per_stage: tuple[int, ...] = ()
+    schedule: str = "1f1b"
+    shard: str = "none"
+    devices: tuple[DevicePlan, ...] = ()
+    """Of one replica, in the order of the stages."""
+    pieces: tuple[Piece, ...] = ()
+    """The way of a micro-batch through them."""
+    bubble: float = 0.0
+    """Share of the pipeline's time in which devices wait."""
+    seconds: dict[str, float] = dataclasses.field(default_factory=dict[str, float])
+    """The busiest device's step: compute, memory bandwidth, link, waiting."""
+    measured: bool = True
+    """Whether the target's speeds were measured; else times are lower bounds."""
+
+    @property
+    def stages(self) -> int:
+        """Devices of one replica."""
+        return max(1, len(self.layers_per_stage))
+
+    @property
+    def limited_by(self) -> str:
+        """What most of the busiest device's time goes to: compute, memory bandwidth or link."""
+        work = {name: time for name, time in self.seconds.items() if name != "waiting"}
+        return max(work, key=work.__getitem__) if work else "compute"
+
+    @property
+    def timeline(self) -> Schedule:
+        """The pipeline's schedule, to simulate."""
+        return Schedule(self.pieces, self.schedule)
 
     @property
     def tokens_per_step(self) -> int:
@@ -57,7 +89,12 @@ class Plan:
             "micro": self.micro,
             "sequence_length": self.sequence_length,
             "loss_chunks": self.loss_chunks,
+            "mode": self.mode,
         }
+
+    def generation_shapes(self) -> GenerationShapes:
+        """Shapes of the kernels that generate text under this plan."""
+        return GenerationShapes.of(self.sequence_length, self.micro)
 
     def overrides(self) -> list[str]:
         """The command line's key=value arguments that lead to these regions."""
@@ -72,7 +109,8 @@ class Plan:
             "dropout": a.dropout,
         }
         return [f"model.{name}={value}" for name, value in model.items()] + [
-            f"batch.micro={self.micro}",
+            f"mode={self.mode}",
+            f"{'generate.batch' if self.mode == 'generate' else 'batch.micro'}={self.micro}",
             f"data.sequence_length={self.sequence_length}",
             f"precision.compute={self.compute}",
             f"plan.loss_chunks={self.loss_chunks}",
@@ -89,6 +127,9 @@ class Plan:
         fields["architecture"] = Architecture(**value["architecture"])
         fields["memory"] = {str(k): int(v) for k, v in value["memory"].items()}
         fields["advice"] = tuple(str(line) for line in value["advice"])
+        fields["layers_per_stage"] = tuple(value.get("layers_per_stage", ()))
+        fields["devices"] = tuple(DevicePlan.from_json(d) for d in value.get("devices", ()))
+        fields["pieces"] = tuple(Piece(**piece) for piece in value.get("pieces", ()))
         return Plan(**fields)
 
     def json(self) -> dict[str, Any]:
@@ -107,147 +148,81 @@ class Plan:
                 for name in ("micro", "size", "accumulation", "sequence_length", "compute")
             },
             **{name: getattr(self, name) for name in ("recompute", "loss_chunks", "target")},
+            **{name: getattr(self, name) for name in ("replicas", "stages", "schedule", "shard")},
+            "layers_per_stage": list(self.layers_per_stage),
+            "devices": [dataclasses.asdict(device) for device in self.devices],
+            "bubble": self.bubble,
+            "seconds": self.seconds,
+            "limited_by": self.limited_by,
+            "measured": self.measured,
             "advice": list(self.advice),
         }
 
+    def facts(self) -> list[tuple[str, str]]:
+        """What was decided and predicted, less the memory, as names and values."""
+        a = self.architecture
+        bound = "" if self.measured else "at least "
+        rows = [
+            ("model", f"{a.layers} layers × {a.hidden_size} wide, {a.heads} heads"),
+            ("vocabulary", f"{a.vocab_size:,} tokens"),
+            ("parameters", f"{a.parameter_count():,}"),
+            ("compute", self.compute),
+            ("recompute", self.recompute),
+            ("step", f"{self.size} × {self.sequence_length} tokens"),
+            ("micro-batches", f"{self.accumulation} of {self.micro}"),
+            ("training FLOPs", f"{self.flops_per_token / 1e9:,.3f} GFLOP per token"),
+            ("predicted", f"{bound}{self.step_seconds:.3g} s per step"),
+            ("limited by", f"{self.limited_by} ({', '.join(self._shares())})"),
+        ]
+        if self.replicas > 1:
+            rows.append(("replicas", f"{self.replicas}, sharded: {self.shard}"))
+        if self.stages > 1:
+            rows.append(("stages", f"{list(self.layers_per_stage)}, {self.schedule}"))
+            rows.append(("bubble", f"{self.bubble:.1%} of the devices' time"))
+        return rows
+
     def show(self, console: Console) -> None:
         """The plan as two tables and a verdict."""
-        a = self.architecture
-        console.table(
-            f"Plan for {self.target}",
-            ["", ""],
-            [
-                ["model", f"{a.layers} layers × {a.hidden_size} wide, {a.heads} heads"],
-                ["vocabulary", f"{a.vocab_size:,} tokens"],
-                ["parameters", f"{a.parameter_count():,}"],
-                ["compute", self.compute],
-                ["step", f"{self.size} × {self.sequence_length} tokens"],
-                ["micro-batches", f"{self.accumulation} of {self.micro}"],
-                ["training FLOPs", f"{self.flops_per_token / 1e9:,.3f} GFLOP per token"],
-                ["predicted", f"{self.step_seconds:.2f} s per step"],
-            ],
-        )
-        console.table(
-            "Predicted memory",
-            ["kind", "MiB"],
-            [[kind, f"{size / 2**20:,.0f}"] for kind, size in self.memory.items()],
-        )
-        limit = f"{self.memory_limit_bytes / 2**30:.1f} GiB"
-        console.info("It fits" if self.fits else "It does NOT fit" + f" into {limit}.")
+        rows = [list(row) for row in self.facts()]
+        console.table(f"Plan for {self.target}", ["", ""], rows)
+        self._show_memory(console)
+        limit = f"{self.memory_limit_bytes / 2**30:.3g} GiB"
+        verdict = "It fits" if self.fits else "It does NOT fit"
+        console.info(f"{verdict} into {limit}{' per device' * (self.stages > 1)}.")
         for line in self.advice:
             console.info(line)
 
+    def _shares(self) -> list[str]:
+        """Where the busiest device's step goes, largest first."""
+        shares = sorted(self.seconds.items(), key=lambda item: -item[1])
+        return [
+            f"{name} {time / self.step_seconds:.0%}"
+            for name, time in shares
+            if time > 0.005 * self.step_seconds
+        ]
 
-def make_plan(
-    architecture: Architecture,
-    *,
-    batch: BatchSection,
-    plan: PlanSection,
-    compute: str | None,
-    sequence_length: int,
-    target: Target,
-) -> Plan:
-    """Decide how to train `architecture` on `target`.
-
-    `compute` None takes bf16 where the target is fast at it.
-
-    Raises:
-        ConfigError: shapes that contradict each other.
-    """
-    _check_shapes(architecture, batch, sequence_length)
-    compute = compute or ("bf16" if target.fast_bf16 else "fp32")
-    size = batch.size or batch.micro
-    rows = batch.micro * sequence_length
-    chunks = plan.loss_chunks or min(rows, _loss_chunks(architecture, rows))
-    accumulation = size // batch.micro
-    memory = step_memory(
-        architecture,
-        micro=batch.micro,
-        sequence_length=sequence_length,
-        accumulation=accumulation,
-        compute=compute,
-        recompute=plan.recompute,
-        loss_chunks=chunks,
-        device=target.device,
-    )
-    flops = architecture.flops_per_token(sequence_length)
-    fits = memory["total"] <= target.memory_bytes
-    return Plan(
-        architecture=architecture,
-        device=target.device,
-        compute=compute,
-        micro=batch.micro,
-        size=size,
-        accumulation=accumulation,
-        sequence_length=sequence_length,
-        recompute=plan.recompute,
-        loss_chunks=chunks,
-        target=target.name,
-        memory=memory,
-        memory_limit_bytes=target.memory_bytes,
-        fits=fits,
-        flops_per_token=flops,
-        step_seconds=_step_seconds(
-            architecture, size * sequence_length, flops, compute, plan, target
-        ),
-        advice=() if fits else _advice(batch, plan),
-    )
+    def _show_memory(self, console: Console) -> None:
+        """By kind on one device; by stage where there are several."""
+        if self.stages == 1:
+            outside = self.devices[0].outside if self.devices else {}
+            sizes = {**self.memory, **{f"{kind}, outside": n for kind, n in outside.items()}}
+            rows = [[kind, _mebibytes(size)] for kind, size in sizes.items() if size]
+            console.table("Predicted memory", ["kind", "MiB"], rows)
+            return
+        names = ["stage", "holds", "model", "activations", "other", "total", "outside"]
+        rows = [[str(stage), d.holds, *_columns(d)] for stage, d in enumerate(self.devices)]
+        console.table("Predicted memory, in MiB", names, rows)
 
 
-def _check_shapes(architecture: Architecture, batch: BatchSection, sequence_length: int) -> None:
-    """Refuse what cannot be, naming the key."""
-    if sequence_length > architecture.max_positions:
-        raise ConfigError(
-            f"data.sequence_length={sequence_length} is longer than the model's "
-            f"{architecture.max_positions} positions",
-            where="data.sequence_length",
-            do=f"use at most {architecture.max_positions}, or raise model.max_positions",
-        )
-    if batch.size is not None and batch.size % batch.micro:
-        raise ConfigError(
-            f"batch.size={batch.size} is not a multiple of batch.micro={batch.micro}",
-            where="batch.size",
-            do=f"use {-(-batch.size // batch.micro) * batch.micro}",
-        )
+def _columns(device: DevicePlan) -> list[str]:
+    """Model state, activations, the rest, the total, and what is outside."""
+    memory = device.memory
+    model = sum(memory.get(kind, 0) for kind in ("weights", "gradients", "optimizer"))
+    rest = memory["total"] - model - memory["activations"]
+    outside = sum(device.outside.values())
+    sizes = (model, memory["activations"], rest, memory["total"], outside)
+    return [_mebibytes(size) for size in sizes]
 
 
-def _loss_chunks(architecture: Architecture, rows: int) -> int:
-    """Fewest equal pieces of rows whose float32 logits stay under `_CHUNK_BYTES`."""
-    largest = max(1, _CHUNK_BYTES // (4 * architecture.padded_vocab_size))
-    return -(-rows // largest)
-
-
-def _step_seconds(
-    architecture: Architecture,
-    tokens: int,
-    flops: int,
-    compute: str,
-    plan: PlanSection,
-    target: Target,
-) -> float:
-    """Roofline: matrix products at the measured peak, plus traffic at the memory's bandwidth.
-
-    Per token and layer about 30 activations of the width cross memory forward and backward; per
-    step the optimizer reads and writes about 28 bytes per parameter.
-    """
-    element = ELEMENT_BYTES[compute]
-    extra = 4 / 3 if plan.recompute == "blocks" else 1.0
-    compute_seconds = tokens * flops * extra / target.peak_flops[compute]
-    a = architecture
-    activations = 30 * a.layers * tokens * a.hidden_size * element * extra
-    activations += 10 * tokens * a.padded_vocab_size
-    optimizer = 28 * a.parameter_count(padded=True)
-    return compute_seconds + (activations + optimizer) / target.bandwidth_bytes_per_second
-
-
-def _advice(batch: BatchSection, plan: PlanSection) -> tuple[str, ...]:
-    """What would need less memory."""
-    lines: list[str] = []
-    if plan.recompute == "none":
-        lines.append("plan.recompute=blocks keeps far fewer activations, for a third more time.")
-    if batch.micro > 1:
-        lines.append(
-            f"batch.micro={batch.micro // 2} batch.size={batch.size or batch.micro} "
-            "gives the same steps in smaller pieces."
-        )
-    return tuple(lines) or ("Choose a smaller model or a shorter data.sequence_length.",)
+def _mebibytes(size: int) -> str:
+    return f"{size / 2**20:,.0f}"

@@ -6,7 +6,7 @@ by the `RegionContract` it carries. It must never know about machine code, files
 
 import dataclasses
 import functools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -16,6 +16,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from penstock.compiler.graphs import Graph, trace, trace_joint
 from penstock.compiler.kernels import RegionContract
 from penstock.compiler.plan import Plan
+from penstock.models.architecture import Architecture
 from penstock.models.loss import loss_and_gradients, token_losses
 from penstock.models.transformer import Block, Embed, Head
 
@@ -37,7 +38,9 @@ class TracedKernel:
 def trace_kernel(plan: Plan, name: str) -> TracedKernel:
     """Trace one of `toolchain.kernel_names(plan)`; no weights are allocated."""
     with FakeTensorMode():
-        return _TRACERS[name](plan)
+        if name in _TRACERS:
+            return _TRACERS[name](plan)
+        return _trace_decoding(plan, *plan.generation_shapes().kernels()[name])
 
 
 def _shape(plan: Plan) -> tuple[int, int, int]:
@@ -62,27 +65,33 @@ def _parameters(module: nn.Module, plan: Plan) -> dict[str, Tensor]:
     }
 
 
-def _region(
-    kind: Callable[..., nn.Module], activations: Sequence[Tensor], sites: int, plan: Plan
-) -> tuple[Callable[..., tuple[Tensor]], list[Tensor], tuple[str, ...]]:
-    """Embed or Block as (a function of tensors, its inputs, its parameters' names).
+class _Method(nn.Module):
+    """A module's method as a module of its own, so that it can be called with other weights."""
 
-    The inputs are the parameters, the activations, and with `sites` the dropout keys (B, sites).
-    """
+    def __init__(self, inner: nn.Module, method: str) -> None:
+        super().__init__()
+        self.inner = inner
+        self.method = method
+
+    def forward(self, *inputs: Any) -> Any:  # noqa: ANN401 - whatever the method takes and gives
+        return getattr(self.inner, self.method)(*inputs)
+
+
+def _function(
+    kind: Callable[[Architecture], nn.Module], method: str, plan: Plan
+) -> tuple[Callable[..., Any], dict[str, Tensor]]:
+    """A region's method as a function of (parameters…, inputs…), and its parameters by name."""
     with torch.device("meta"):
         module = kind(plan.architecture)
     parameters = _parameters(module, plan)
-    names = tuple(parameters)
-    inputs = [*parameters.values(), *activations]
-    if sites:
-        inputs.append(torch.empty(plan.micro, sites, dtype=torch.int64, device=plan.device))
+    called = _Method(module, method)
 
-    def function(*tensors: Tensor) -> tuple[Tensor]:
-        weights = dict(zip(names, tensors, strict=False))
-        arguments = (*tensors[len(names) :], *(() if sites else (None,)))
-        return (torch.func.functional_call(module, weights, arguments),)
+    def function(*tensors: Tensor | None) -> Any:  # noqa: ANN401 - whatever the method gives
+        named = zip(parameters, tensors, strict=False)
+        weights = {f"inner.{name}": tensor for name, tensor in named if tensor is not None}
+        return torch.func.functional_call(called, weights, tensors[len(parameters) :])
 
-    return function, inputs, names
+    return function, parameters
 
 
 def _trace_region(part: str, region: str, plan: Plan) -> TracedKernel:
@@ -91,8 +100,16 @@ def _trace_region(part: str, region: str, plan: Plan) -> TracedKernel:
         "embed": (Embed, [_tokens(plan)], _EMBED_SITES, 1),
         "block": (Block, [_activations(plan)], _BLOCK_SITES, 0),
     }[region]
+    call, parameters = _function(kind, "forward", plan)
+    names = tuple(parameters)
+    inputs = [*parameters.values(), *activations]
     in_training = part != "evaluate" and plan.architecture.dropout > 0
-    function, inputs, names = _region(kind, activations, sites if in_training else 0, plan)
+    if in_training:
+        inputs.append(torch.empty(plan.micro, sites, dtype=torch.int64, device=plan.device))
+
+    def function(*tensors: Tensor) -> tuple[Tensor]:
+        return (call(*tensors, *(() if in_training else (None,))),)
+
     if part == "evaluate":
         return TracedKernel(trace(function, inputs), RegionContract(names, 1))
     differentiable = tuple(range(len(names) + len(activations) - skipped))
@@ -135,6 +152,25 @@ def _trace_head_evaluate(plan: Plan) -> TracedKernel:
         return (token_losses(*tensors, **_head_options(plan)),)
 
     return TracedKernel(trace(function, _head_inputs(plan)), RegionContract(_HEAD_PARAMETERS, 1))
+
+
+def _trace_decoding(plan: Plan, rows: int, count: int, length: int) -> TracedKernel:
+    """A block over `count` new positions of `rows` texts after `length` cached ones, or, without
+    any cached, the head over one position of each.
+    """
+    a, dtype, device = plan.architecture, COMPUTE_DTYPES[plan.compute], plan.device
+    if length == 0:
+        x = torch.empty(rows, a.hidden_size, dtype=dtype, device=device)
+        call, parameters = _function(Head, "logits", plan)
+        graph = trace(lambda *t: (call(*t).float(),), [*parameters.values(), x], thin=True)
+        return TracedKernel(graph, RegionContract(tuple(parameters), 1))
+    x = torch.empty(rows, count, a.hidden_size, dtype=dtype, device=device)
+    shape = (rows, a.heads, plan.sequence_length, a.head_size)
+    cached = [torch.empty(shape, dtype=dtype, device=device)[:, :, :length] for _ in range(2)]
+    mask = torch.empty(rows, 1, count, length + count, dtype=torch.bool, device=device)
+    call, parameters = _function(Block, "decode", plan)
+    graph = trace(call, [*parameters.values(), x, *cached, mask], thin=True)
+    return TracedKernel(graph, RegionContract(tuple(parameters), 3))
 
 
 _TRACERS: dict[str, Callable[[Plan], TracedKernel]] = {

@@ -43,7 +43,7 @@ def attach(model: Transformer, kernels: Mapping[str, CompiledKernel], *, recompu
     model.head.token_losses = functools.partial(head.token_losses, model.head)  # type: ignore[method-assign]
 
 
-def _parameters(module: nn.Module, contract: RegionContract) -> list[Tensor]:
+def parameters_of(module: nn.Module, contract: RegionContract) -> list[Tensor]:
     """A module's parameters in the order its kernels take them."""
     return [module.get_parameter(name) for name in contract.parameters]
 
@@ -54,28 +54,31 @@ class _Region:
     def __init__(
         self, kernels: Mapping[str, CompiledKernel], name: str, *, recompute: bool
     ) -> None:
-        self.forward = kernels[f"{name}_forward"]
-        self.backward = kernels[f"{name}_backward"]
-        self.evaluate = kernels.get(f"{name}_evaluate", self.forward)
+        self.evaluate = kernels.get(f"{name}_evaluate") or kernels[f"{name}_forward"]
+        # An executable for evaluation has no other kernels.
+        self.forward = kernels.get(f"{name}_forward", self.evaluate)
+        self.backward = kernels.get(f"{name}_backward")
         self.recompute = recompute
-        self.has_dropout = f"{name}_evaluate" in kernels
+        self.has_dropout = self.forward is not self.evaluate
         # Equal tokens add to one row of the embedding's gradient; torch's parallel sum of them
         # changes its order from call to call.
         self.needs_ordered_sums = name == "embed"
 
     def __call__(self, module: nn.Module, x: Tensor, keys: Tensor | None = None) -> Tensor:
         """What `module.forward(x, keys)` computes."""
-        parameters = _parameters(module, self.forward.contract)
+        parameters = parameters_of(module, self.forward.contract)
         if not self.has_dropout:
             keys = None
         if torch.is_grad_enabled():
+            if self.backward is None:
+                raise ExecutableError("the executable is for evaluation: it has no gradients")
             if self.has_dropout and keys is None:
                 raise ExecutableError(
                     "the executable trains with dropout, but no dropout keys were given",
                     do="give keys, or compile with model.dropout=0",
                 )
             inputs = (*parameters, x) if keys is None else (*parameters, x, keys)
-            return _RegionFunction.apply(self, *inputs)
+            return _RegionFunction.apply(self, self.backward, *inputs)
         kernel = self.forward if keys is not None else self.evaluate
         return kernel.run([*parameters, x] if keys is None else [*parameters, x, keys])[0]
 
@@ -97,12 +100,18 @@ class _RegionFunction(torch.autograd.Function):
     """One call of a region, with its gradient."""
 
     @staticmethod
-    def forward(ctx: Any, region: _Region, *inputs: Tensor) -> Tensor:  # noqa: ANN401 - torch's context type is not public
-        contract = region.backward.contract
+    def forward(
+        ctx: Any,  # noqa: ANN401 - torch's context type is not public
+        region: _Region,
+        backward: CompiledKernel,
+        *inputs: Tensor,
+    ) -> Tensor:
+        contract = backward.contract
         results = region.forward.run(inputs)
         outputs = results[: contract.output_count]
         saved = results[contract.output_count :]
         ctx.region = region
+        ctx.backward = backward
         ctx.input_count = len(inputs)
         if region.recompute:
             ctx.save_for_backward(*inputs)
@@ -114,7 +123,8 @@ class _RegionFunction(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Tensor | None, ...]:  # noqa: ANN401 # pyright: ignore[reportIncompatibleMethodOverride] - the decorator hides its signature
         region: _Region = ctx.region
-        contract = region.backward.contract
+        backward: CompiledKernel = ctx.backward
+        contract = backward.contract
         saved = ctx.saved_tensors
         if region.recompute:
             results = region.forward.run(saved)
@@ -122,18 +132,18 @@ class _RegionFunction(torch.autograd.Function):
             saved = (*kept, *results[contract.output_count :])
             del results, kept
         with _ordered_sums(region.needs_ordered_sums):
-            results = region.backward.run([*saved, *grad_outputs])
+            results = backward.run([*saved, *grad_outputs])
         by_input: list[Tensor | None] = [None] * ctx.input_count
         for index, gradient in zip(contract.differentiable, results, strict=True):
             by_input[index] = gradient
-        return (None, *by_input)
+        return (None, None, *by_input)
 
 
 class _Head:
     """The head: loss with gradients in one kernel, and losses per token."""
 
     def __init__(self, kernels: Mapping[str, CompiledKernel]) -> None:
-        self.train = kernels["head_train"]
+        self.train = kernels.get("head_train")
         self.evaluate = kernels["head_evaluate"]
 
     def loss(
@@ -146,8 +156,8 @@ class _Head:
     ) -> Tensor:
         """What `Head.forward` computes: () float32."""
         z_loss = x.new_zeros((), dtype=torch.float32) if z_loss is None else z_loss
-        parameters = _parameters(module, self.train.contract)
-        if torch.is_grad_enabled():
+        if torch.is_grad_enabled() and self.train is not None:
+            parameters = parameters_of(module, self.train.contract)
             return _HeadFunction.apply(
                 self.train.run, targets, loss_weights, z_loss, x, *parameters
             )
@@ -156,7 +166,7 @@ class _Head:
 
     def token_losses(self, module: nn.Module, x: Tensor, targets: Tensor) -> Tensor:
         """What `Head.token_losses` computes: (B, T) float32."""
-        return self.evaluate.run([*_parameters(module, self.evaluate.contract), x, targets])[0]
+        return self.evaluate.run([*parameters_of(module, self.evaluate.contract), x, targets])[0]
 
 
 class _HeadFunction(torch.autograd.Function):

@@ -48,7 +48,11 @@ def build_kernels(
 
 
 def kernel_names(plan: Plan) -> tuple[str, ...]:
-    """The kernels training and evaluation need under this plan, those slow to compile first."""
+    """The kernels the plan's mode needs, those slow to compile first."""
+    if plan.mode == "generate":
+        return tuple(plan.generation_shapes().kernels())
+    if plan.mode == "evaluate":
+        return ("head_evaluate", "block_evaluate", "embed_evaluate")
     names = ["head_train", "block_backward", "block_forward", "head_evaluate"]
     names += ["embed_backward", "embed_forward"]
     if plan.architecture.dropout > 0:
@@ -106,6 +110,7 @@ def _build(plan_json: str, name: str) -> BuiltKernel:
     import torch  # noqa: PLC0415 - only worker processes load the compiler
     from torch._inductor import aot_compile  # noqa: PLC0415 - as above
 
+    from penstock.compiler.portable import write_graph  # noqa: PLC0415 - as above
     from penstock.compiler.regions import trace_kernel  # noqa: PLC0415 - as above
 
     started = time.monotonic()
@@ -121,7 +126,7 @@ def _build(plan_json: str, name: str) -> BuiltKernel:
         tuple(TensorSpec.of(tensor) for tensor in traced.graph.inputs),
         tuple(TensorSpec.of(tensor) for tensor in traced.graph.outputs),
     )
-    text = traced.graph.module.print_readable(print_output=False)
+    text = write_graph(traced.graph.module)
     return BuiltKernel(spec, traced.contract, code, text, time.monotonic() - started, False)
 
 

@@ -35,12 +35,12 @@ VERBS: dict[str, Verb] = {
     "plan": Verb(
         "Whether a training step fits this machine, with numbers, before anything is allocated.",
         "penstock plan model.preset=gpt2 batch.micro=4 data.sequence_length=512",
-        (*_MODEL, "out"),
+        (*_MODEL, "optimizer", "checkpoint", "mode", "generate", "run", "out"),
     ),
     "compile": Verb(
         "Compile a plan's regions to one signed file of machine code.",
         "penstock compile model.preset=gpt2 data.sequence_length=512 executable=FILE",
-        (*_MODEL, "compile", "executable"),
+        (*_MODEL, "mode", "generate", "run", "compile", "executable"),
     ),
     "train": Verb(
         "Train, resuming where an earlier run stopped.",
@@ -71,6 +71,7 @@ VERBS: dict[str, Verb] = {
             "batch",
             "precision",
             "plan",
+            "checkpoint",
             "compile",
             "device",
             "trust",
@@ -79,13 +80,24 @@ VERBS: dict[str, Verb] = {
     "generate": Verb(
         "Continue prompts: one, a file of them, or interactively.",
         "penstock generate run=RUN generate.prompt='def add(' generate.tokens=40",
-        ("generate", "run", "model", "tokenizer", "precision", "seed", "device"),
+        (
+            "generate",
+            "run",
+            "checkpoint",
+            "executable",
+            "model",
+            "tokenizer",
+            "precision",
+            "seed",
+            "device",
+            "trust",
+        ),
     ),
     "convert": Verb(
         "A run's weights for `transformers`, or a dataset's format into another.",
         "penstock convert checkpoint run=RUN out=FOLDER, or "
         "penstock convert dataset from=PATH out=FOLDER data.format=FORMAT",
-        ("run", "from_", "out", "data", "tokenizer"),
+        ("run", "checkpoint", "from_", "out", "data", "tokenizer"),
     ),
     "inspect": Verb(
         "What an executable, a dataset (in any format) or a run holds.",

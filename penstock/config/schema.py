@@ -4,27 +4,12 @@
 section it needs. This module must never import torch or know what the keys do.
 """
 
-from typing import Annotated, Literal
+from typing import Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
 
-
-class Section(BaseModel):
-    """Settings shared by every section: immutable, and unknown keys are errors."""
-
-    model_config = ConfigDict(
-        frozen=True,
-        extra="forbid",
-        use_attribute_docstrings=True,
-        populate_by_name=True,
-        protected_namespaces=(),
-        allow_inf_nan=False,
-    )
-
-
-Probability = Annotated[float, Field(ge=0, lt=1)]
-"""A number from 0 up to, not including, 1."""
-Share = Annotated[float, Field(ge=0)]
+from penstock.config.planning import PlanSection
+from penstock.config.section import PositiveShare, Probability, Section, Share
 
 
 class ModelSection(Section):
@@ -48,7 +33,7 @@ class ModelSection(Section):
     """Longest sequence the model allows, in tokens."""
     vocab_size: int | None = Field(default=None, ge=1)
     """Vocabulary, in tokens; taken from the dataset when there is one."""
-    dropout: float | None = Field(default=None, ge=0, lt=1)
+    dropout: Probability | None = None
     """Probability of dropping an activation (embedding, attention, residual) in training."""
     norm_epsilon: float | None = Field(default=None, gt=0)
     """Constant added to the variance in layer norms."""
@@ -102,9 +87,8 @@ class DataSection(Section):
         "nanogpt",
     ] = "megatron"
     """Storage format to write: `convert dataset` writes every one, `prepare` writes megatron."""
-    splits: tuple[Annotated[float, Field(gt=0)], Share, Share] = (0.9, 0.05, 0.05)
-    """Fractions of the documents for train, validation and test, in relation to their sum; divided
-    by a stable hash. The first must be above 0."""
+    splits: tuple[PositiveShare, Share, Share] = (0.9, 0.05, 0.05)
+    """Fractions of the documents for train (not 0), validation and test, by a stable hash."""
     split: str = "train"
     """Split to train on."""
     validation_split: str = "validation"
@@ -128,26 +112,14 @@ class BatchSection(Section):
     micro: int = Field(default=4, ge=1)
     """Sequences per device pass."""
     size: int | None = Field(default=None, ge=1)
-    """Sequences per optimizer step over all replicas; `micro` when not given."""
+    """Sequences per optimizer step over all replicas; `micro` of each replica when not given."""
 
 
 class PrecisionSection(Section):
     """Number formats."""
 
     compute: Literal["bf16", "fp32"] | None = None
-    """Format of weights and activations in compute (masters and optimizer stay fp32); bf16 where
-    the device is fast at it, else fp32, when not given."""
-
-
-class PlanSection(Section):
-    """How one step maps to the machine."""
-
-    target: str = "detect"
-    """Machine to plan for: detect (this one), a name of hardware/targets, or a YAML file."""
-    recompute: Literal["none", "blocks"] = "none"
-    """Activations to recompute in the backward pass instead of keeping."""
-    loss_chunks: int | None = Field(default=None, ge=1)
-    """Pieces in which projection and loss are computed; chosen from the sizes when not given."""
+    """Format of weights and activations (masters stay fp32); bf16 where the device does it fast."""
 
 
 class CompileSection(Section):
@@ -238,6 +210,8 @@ class CheckpointSection(Section):
     resume: Literal["auto", "must", "never"] = "auto"
     """With checkpoints in the run folder: go on from the newest (auto), fail when there is none
     (must), or refuse to touch them (never)."""
+    use: Literal["newest", "best"] = "newest"
+    """Checkpoint of a run that `evaluate`, `generate` and `convert` read; best: by validation."""
 
 
 class EvaluateSection(Section):
@@ -272,10 +246,10 @@ class GenerateSection(Section):
     """Sample from the smallest set of tokens whose probability reaches this."""
     repetition_penalty: float = Field(default=1.0, gt=0, allow_inf_nan=False)
     """Divide the logits of tokens already seen by this (CTRL, arXiv 1909.05858, §4.1)."""
-    stop: list[str] = []
+    stop: list[str] = Field(default=[])
     """Strings that end the text; not part of it."""
     batch: int = Field(default=8, ge=1)
-    """Prompts per device pass, for `input`."""
+    """Most prompts per device pass, for `input`."""
 
 
 class Config(Section):
@@ -288,14 +262,16 @@ class Config(Section):
     run: str | None = None
     """Run folder: written by `train`, read by `evaluate`, `generate` and `convert`."""
     executable: str | None = None
-    """Executable file: written by `compile`, read by `train` and `evaluate`."""
+    """Executable file: written by `compile`, read by `train`, `evaluate` and `generate`."""
+    mode: Literal["train", "evaluate", "generate"] = "train"
+    """What `plan` and `compile` work for; the model is that of `run` where it is not training."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
     """Where to run; auto: CUDA when there is a GPU."""
     from_: str | None = Field(default=None, alias="from")
     """Dataset to convert: a file, a folder, a glob or a Megatron prefix, in any known format."""
     out: str | None = None
     """Folder to write, for `convert` and `plan`."""
-    trust: list[str] = []
+    trust: list[str] = Field(default=[])
     """SHA-256 of executable files made by others that may run here; also `--trust SHA256`."""
     model: ModelSection = ModelSection()
     source: SourceSection = SourceSection()

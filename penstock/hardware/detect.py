@@ -24,11 +24,7 @@ def processor_flags() -> frozenset[str]:
 
 
 def _cpuinfo(key: str) -> str | None:
-    try:
-        text = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace")
-    except OSError:
-        return None
-    for line in text.splitlines():
+    for line in _lines(Path("/proc/cpuinfo")):
         name, _, value = line.partition(":")
         if name.strip() == key:
             return value.strip()
@@ -42,14 +38,40 @@ def usable_cores() -> int:
 
 @functools.cache
 def memory_bytes() -> int:
-    """Main memory this process may use: the smaller of the machine's and the control group's."""
+    """Main memory this process may use: the machine's, or less where its control group says so."""
     total = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    for path in ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_bytes"):
-        try:
-            total = min(total, int(Path(path).read_text(encoding="ascii")))
-        except (OSError, ValueError):
+    limit = control_group_limit(Path("/sys/fs/cgroup"), Path("/proc/self/cgroup"))
+    return total if limit is None else min(total, limit)
+
+
+def control_group_limit(mount: Path, membership: Path) -> int | None:
+    """Smallest memory limit, in bytes, of the control groups a process is in; None without one.
+
+    `mount` is where the hierarchy is, `membership` lists the groups as /proc/PID/cgroup does. A
+    group is bound by those above it too. Inside a container the group's own path may not exist
+    under the mount; the mount's root then is the group.
+    """
+    limits: list[int] = []
+    for line in _lines(membership):
+        _, _, rest = line.partition(":")
+        controllers, _, path = rest.partition(":")
+        if controllers not in ("", "memory") and "memory" not in controllers.split(","):
             continue
-    return total
+        root = mount if not controllers else mount / "memory"
+        name = "memory.limit_in_bytes" if controllers else "memory.max"
+        group = root / path.strip().lstrip("/")
+        for folder in (group, *group.parents):
+            if folder.is_relative_to(root):
+                limits += [int(text) for text in _lines(folder / name) if text.strip().isdigit()]
+    return min(limits, default=None)
+
+
+def _lines(path: Path) -> list[str]:
+    """A text file's lines; none where it cannot be read."""
+    try:
+        return path.read_text(encoding="utf-8", errors="replace").splitlines()
+    except OSError:
+        return []
 
 
 @functools.cache
@@ -63,8 +85,13 @@ def gpus() -> tuple[tuple[str, int], ...]:
         result = subprocess.run(command, capture_output=True, text=True, timeout=20, check=True)  # noqa: S603 - a fixed command
     except (OSError, subprocess.SubprocessError):
         return ()
+    return parse_gpus(result.stdout)
+
+
+def parse_gpus(listing: str) -> tuple[tuple[str, int], ...]:
+    """(name, memory in bytes) from nvidia-smi's lines of "name, MiB"; others are passed over."""
     found: list[tuple[str, int]] = []
-    for line in result.stdout.splitlines():
+    for line in listing.splitlines():
         name, _, mebibytes = line.rpartition(",")
         if mebibytes.strip().isdigit():
             found.append((name.strip(), int(mebibytes) << 20))

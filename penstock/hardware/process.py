@@ -15,7 +15,8 @@ _KEEP_BYTES = 1 << 30
 """glibc keeps freed memory up to this instead of returning it to the kernel: training frees and
 allocates the same large buffers every step, and each round trip costs page faults."""
 
-_OPENMP = re.compile(r"/(lib(?:gomp|iomp5|omp)[^/]*\.so[^/]*)$")
+_OPENMP = re.compile(r"/lib(?:gomp|iomp5|omp5?)(?:-[0-9a-f]+)?\.so[^/]*$")
+"""File names of OpenMP runtimes, with the digest that wheels add; not those of Open MPI."""
 _applied: list[str] = []
 
 
@@ -50,7 +51,12 @@ def loaded_openmp() -> list[str]:
     except OSError:
         return []
     paths = {line.split(maxsplit=5)[-1] for line in maps.splitlines() if "/" in line}
-    return sorted(path for path in paths if _OPENMP.search(path))
+    return sorted(path for path in paths if is_openmp(path))
+
+
+def is_openmp(path: str) -> bool:
+    """Whether a shared library is an OpenMP runtime, by its name."""
+    return _OPENMP.search(path) is not None
 
 
 def process_report() -> dict[str, str]:

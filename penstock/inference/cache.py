@@ -1,31 +1,60 @@
 """The static key-value cache of one batch of prompts, and where each place of it may look.
 
-`inference/engine.py` makes one per batch; the model writes into it. It must never know about text
-or tokens.
+`inference/decoding.py` keeps one per batch. It must never know about text or tokens.
 """
 
 import torch
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from penstock.models.architecture import Architecture
 from penstock.models.transformer import Transformer
 
 
-def new_cache(model: Transformer, rows: int, length: int) -> list[tuple[Tensor, Tensor]]:
-    """Per block, zeroed keys and values (B, H, `length`, S) in the model's dtype."""
-    architecture: Architecture = model.architecture
-    weight = model.embed.tokens.weight
-    shape = (rows, architecture.heads, length, architecture.head_size)
-    return [(weight.new_zeros(shape), weight.new_zeros(shape)) for _ in range(architecture.layers)]
+class Cache:
+    """Per block, keys and values (B, H, `capacity`, S) in the model's dtype."""
+
+    def __init__(self, model: Transformer, rows: int, capacity: int) -> None:
+        """Zeroed, for `rows` prompts."""
+        architecture = model.architecture
+        shape = (architecture.layers, 2, rows, architecture.heads, capacity, architecture.head_size)
+        self._tensor = model.embed.tokens.weight.new_zeros(shape)
+
+    def first(
+        self, layer: int, length: int
+    ) -> tuple[Float[Tensor, "B H L S"], Float[Tensor, "B H L S"]]:
+        """Views of the first `length` places of one block, each (B, H, length, S)."""
+        keys, values = self._tensor[layer, :, :, :, :length]
+        return keys, values
+
+    def store(
+        self,
+        layer: int,
+        start: int,
+        keys: Float[Tensor, "B H T S"],
+        values: Float[Tensor, "B H T S"],
+    ) -> None:
+        """Put a block's keys and values (B, H, T, S) at places from `start` on."""
+        end = start + keys.shape[2]
+        self._tensor[layer, 0, :, :, start:end] = keys
+        self._tensor[layer, 1, :, :, start:end] = values
 
 
-def attention_mask(places: Tensor, padding: Tensor) -> Tensor:
-    """Where each new place may look, (B, 1, T, end) bool: itself, and earlier real tokens.
+def attention_mask(
+    start: int, count: int, columns: int, padding: Int[Tensor, " B"]
+) -> Bool[Tensor, "B 1 T LT"]:
+    """Where `count` new places from `start` on may look, (B, 1, count, columns + count) bool.
 
-    places (T,) are consecutive cache places; padding (B,) counts the places before each prompt.
+    The first `columns` are cache places, of which only those before `start` hold anything; then
+    come the new places. Each sees itself and the earlier places that are no padding; padding (B,)
+    counts the places before each prompt.
     """
-    columns = torch.arange(int(places[-1]) + 1, device=places.device)
-    earlier = columns <= places.unsqueeze(1)  # (T, end)
-    real = columns >= padding.view(-1, 1, 1)  # (B, 1, end)
-    itself = columns == places.unsqueeze(1)
+    new = torch.arange(start, start + count, device=padding.device)
+    cached = torch.arange(columns, device=padding.device)
+    places = torch.cat([cached, new])
+    held = torch.cat([cached < start, torch.ones_like(new, dtype=torch.bool)])
+    earlier = held & (places <= new.unsqueeze(1))  # (T, L+T)
+    real = places >= padding.view(-1, 1, 1)  # (B, 1, L+T)
+    itself = torch.arange(columns + count, device=padding.device) == columns + (
+        new - start
+    ).unsqueeze(1)
     return (earlier & real | itself).unsqueeze(1)

@@ -15,7 +15,7 @@ from penstock.config.schema import GenerateSection
 from penstock.console import Console
 from penstock.data.tokenizer import Tokenizer
 from penstock.errors import CheckpointError, UserError
-from penstock.inference.cache import attention_mask, new_cache
+from penstock.inference.decoding import Decoder, EagerDecoder
 from penstock.inference.sampling import next_token, row_generator
 from penstock.models.transformer import Transformer
 
@@ -67,11 +67,14 @@ class _Row:
 class Engine:
     """A model and its tokenizer, ready to continue text."""
 
-    def __init__(self, model: Transformer, tokenizer: Tokenizer) -> None:
-        """The model's device and dtype are used as they are."""
+    def __init__(
+        self, model: Transformer, tokenizer: Tokenizer, decoder: Decoder | None = None
+    ) -> None:
+        """The model's device and dtype are used as they are; without `decoder` it runs eagerly."""
         self._model = model
         self._tokenizer = tokenizer
         self._device = next(model.parameters()).device
+        self._decoder = decoder or EagerDecoder(model)
 
     def generate(
         self,
@@ -91,8 +94,9 @@ class Engine:
         """
         rows = [self._row(prompt, i, section, seed) for i, prompt in enumerate(prompts)]
         completions: list[Completion] = []
-        for first in range(0, len(rows), section.batch):
-            batch = rows[first : first + section.batch]
+        size = min(section.batch, self._decoder.most_rows or section.batch)
+        for first in range(0, len(rows), size):
+            batch = rows[first : first + size]
             started = time.perf_counter()
             self._continue(batch, section, on_text)
             seconds = time.perf_counter() - started
@@ -111,13 +115,13 @@ class Engine:
                 do="give the prompt in UTF-8",
             )
         ids = self._tokenizer.encode(prompt) or [self._tokenizer.end_of_text]
-        limit = self._model.architecture.max_positions
+        limit = self._decoder.most_tokens
         if len(ids) + section.tokens > limit:
             room = limit - len(ids)
             shorten = "shorten the prompt"
             raise UserError(
                 f"prompt {index + 1} has {len(ids)} tokens; with generate.tokens={section.tokens} "
-                f"that is more than the model's {limit} positions",
+                f"that is more than the {limit} there is room for",
                 where="generate.tokens",
                 do=f"ask for at most {room} tokens, or {shorten}" if room > 0 else shorten,
             )
@@ -130,16 +134,12 @@ class Engine:
         longest = max(len(row.ids) for row in rows)
         end = self._tokenizer.end_of_text
         padding = torch.tensor([longest - len(row.ids) for row in rows], device=self._device)
-        cache = new_cache(self._model, len(rows), longest + section.tokens)
+        self._decoder.begin(padding, longest + section.tokens)
         tokens = torch.tensor(
             [[end] * (longest - len(row.ids)) + row.ids for row in rows], device=self._device
         )
-        start = 0
         for _ in range(section.tokens):
-            places = torch.arange(start, start + tokens.shape[1], device=self._device)
-            positions = (places - padding.unsqueeze(1)).clamp(min=0)
-            mask = attention_mask(places, padding)
-            logits = self._model.decode(tokens, positions, cache, start, mask).cpu()
+            logits = self._decoder.extend(tokens).cpu()
             _require_numbers(logits)
             for row, row_logits in zip(rows, logits, strict=True):
                 if row.stopped is None:
@@ -148,7 +148,6 @@ class Engine:
                 _show(rows[0], section, on_text)
             if all(row.stopped for row in rows):
                 break
-            start += tokens.shape[1]
             last = [row.ids[-1] if row.stopped is None else end for row in rows]
             tokens = torch.tensor(last, device=self._device).unsqueeze(1)
         for row in rows:

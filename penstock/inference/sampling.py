@@ -6,6 +6,7 @@
 import hashlib
 
 import torch
+from jaxtyping import Float, Int
 from torch import Tensor
 
 from penstock.config.schema import GenerateSection
@@ -18,10 +19,15 @@ def row_generator(seed: int, prompt: int) -> torch.Generator:
 
 
 def next_token(
-    logits: Tensor, seen: Tensor, section: GenerateSection, generator: torch.Generator
+    logits: Float[Tensor, " V"],
+    seen: Int[Tensor, " n"],
+    section: GenerateSection,
+    generator: torch.Generator,
 ) -> int:
     """Choose a token from finite logits (V,) float32; seen (n,) int64 are the tokens so far."""
     # In float64, and with the largest logit at 0, no temperature and no penalty overflows to NaN.
+    if section.temperature == 0 and section.repetition_penalty == 1.0:
+        return int(logits.argmax())
     logits = penalize(logits.double(), seen, section.repetition_penalty)
     if section.temperature == 0:
         return int(logits.argmax())
@@ -30,7 +36,9 @@ def next_token(
     return int(torch.multinomial(torch.softmax(logits, -1), 1, generator=generator))
 
 
-def penalize(logits: Tensor, seen: Tensor, penalty: float) -> Tensor:
+def penalize(
+    logits: Float[Tensor, " V"], seen: Int[Tensor, " n"], penalty: float
+) -> Float[Tensor, " V"]:
     """Make tokens already seen less likely: positive logits / penalty, negative × penalty.
 
     Source: CTRL (Keskar et al., arXiv 1909.05858, §4.1), with the sign rule of `transformers`.
@@ -44,7 +52,9 @@ def penalize(logits: Tensor, seen: Tensor, penalty: float) -> Tensor:
     return logits.index_put((seen,), changed)
 
 
-def keep_likely(logits: Tensor, top_k: int | None, top_p: float | None) -> Tensor:
+def keep_likely(
+    logits: Float[Tensor, " V"], top_k: int | None, top_p: float | None
+) -> Float[Tensor, " V"]:
     """Minus infinity for all but the `top_k` likeliest, then all outside the smallest set whose
     probability reaches `top_p` (nucleus sampling, Holtzman et al., arXiv 1904.09751, §3.1).
     """

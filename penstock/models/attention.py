@@ -6,6 +6,7 @@ owners; it is handed the cache's tensors.
 
 import torch
 import torch.nn.functional as F
+from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
 from penstock.models.architecture import Architecture
@@ -25,8 +26,10 @@ class Attention(nn.Module):
         self.query_key_value = nn.Linear(hidden_size, 3 * hidden_size)
         self.output = nn.Linear(hidden_size, hidden_size)
 
-    def forward(self, x: Tensor, keys: Tensor | None = None) -> Tensor:
-        """X (B, T, D) → (B, T, D); keys (B, 2) int64 drop probabilities and output."""
+    def forward(
+        self, x: Float[Tensor, "B T D"], keys: Int[Tensor, "B 3"] | None = None
+    ) -> Float[Tensor, "B T D"]:
+        """X (B, T, D) → (B, T, D); keys (B, 3) int64 drop first probabilities, then outputs."""
         query, key, value = self._heads(x)
         if keys is not None and self.rate > 0:
             mixed = self._dropping_attention(query, key, value, keys[:, 0])
@@ -38,31 +41,42 @@ class Attention(nn.Module):
         return result if keys is None else dropout(result, keys[:, 1], self.rate)
 
     def decode(
-        self, x: Tensor, cache_keys: Tensor, cache_values: Tensor, start: int, mask: Tensor
-    ) -> Tensor:
-        """Attend from T new positions to all before them, and store theirs in the cache.
+        self,
+        x: Float[Tensor, "B T D"],
+        cache_keys: Float[Tensor, "B H L S"],
+        cache_values: Float[Tensor, "B H L S"],
+        mask: Bool[Tensor, "B 1 T L+T"],
+    ) -> tuple[Float[Tensor, "B T D"], Float[Tensor, "B H T S"], Float[Tensor, "B H T S"]]:
+        """Attend from T new positions to L cached ones and to themselves.
 
-        x (B, T, D) are positions start…start+T; cache_keys and cache_values (B, H, Tmax, S) are
-        written there; mask (B, 1, T, start+T) bool is true where attention is allowed.
+        x (B, T, D); cache_keys and cache_values (B, H, L, S); mask (B, 1, T, L+T) bool is true
+        where attention is allowed, cached positions first. Returns the result (B, T, D), and the
+        new positions' keys and values (B, H, T, S) for the caller to cache.
         """
         query, key, value = self._heads(x)
-        end = start + x.shape[1]
-        cache_keys[:, :, start:end] = key
-        cache_values[:, :, start:end] = value
-        mixed = F.scaled_dot_product_attention(
-            query, cache_keys[:, :, :end], cache_values[:, :, :end], attn_mask=mask
-        )
-        return self.output(mixed.transpose(1, 2).flatten(2))
+        query = query * query.shape[3] ** -0.5
+        cached = query @ cache_keys.transpose(2, 3)  # (B, H, T, L)
+        scores = torch.cat([cached, query @ key.transpose(2, 3)], 3).float()
+        weights = torch.softmax(torch.where(mask, scores, float("-inf")), -1).to(query.dtype)
+        length = cache_keys.shape[2]
+        mixed = weights[..., :length] @ cache_values + weights[..., length:] @ value
+        return self.output(mixed.transpose(1, 2).flatten(2)), key, value
 
-    def _heads(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    def _heads(
+        self, x: Float[Tensor, "B T D"]
+    ) -> tuple[Float[Tensor, "B H T S"], Float[Tensor, "B H T S"], Float[Tensor, "B H T S"]]:
         """Query, key and value, each (B, H, T, S)."""
         projected = self.query_key_value(x).unflatten(-1, (3, self.heads, -1))  # (B, T, 3, H, S)
         query, key, value = projected.permute(2, 0, 3, 1, 4)
         return query, key, value
 
     def _dropping_attention(
-        self, query: Tensor, key: Tensor, value: Tensor, dropout_key: Tensor
-    ) -> Tensor:
+        self,
+        query: Float[Tensor, "B H T S"],
+        key: Float[Tensor, "B H T S"],
+        value: Float[Tensor, "B H T S"],
+        dropout_key: Int[Tensor, " B"],
+    ) -> Float[Tensor, "B H T S"]:
         """Attention with dropped probabilities, (B, H, T, S); the scores exist whole here."""
         positions = query.shape[2]
         scores = (query * query.shape[3] ** -0.5) @ key.transpose(2, 3)  # (B, H, T, T)

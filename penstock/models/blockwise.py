@@ -13,13 +13,16 @@ pass, which computes the scores again (FlashAttention, arXiv 2205.14135, algorit
 from typing import Any
 
 import torch
+from jaxtyping import Float
 from torch import Tensor
 
 QUERY_BLOCK = 256
 """Queries per block; 128 and 512 were slower at T = 512 on the machine above."""
 
 
-def causal_attention(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+def causal_attention(
+    query: Float[Tensor, "B H T S"], key: Float[Tensor, "B H T S"], value: Float[Tensor, "B H T S"]
+) -> Float[Tensor, "B H T S"]:
     """Softmax attention over earlier positions; all tensors (B, H, T, S), one float dtype.
 
     Scores are scaled by 1/sqrt(S), the softmax is in float32 (Vaswani et al., arXiv 1706.03762,
@@ -34,7 +37,9 @@ def causal_attention(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
     return result.view(shape)
 
 
-def _scores(query: Tensor, key: Tensor, start: int) -> Tensor:
+def _scores(
+    query: Float[Tensor, "N block S"], key: Float[Tensor, "N end S"], start: int
+) -> Float[Tensor, "N block end"]:
     """Masked float32 scores (N, block, end) of queries start… against keys 0…end."""
     scores = torch.bmm(query, key.transpose(1, 2)).float()
     rows = torch.arange(start, start + query.shape[1], device=query.device).unsqueeze(1)
@@ -46,7 +51,13 @@ class _BlockwiseAttention(torch.autograd.Function):
     """Forward and backward by blocks of queries; tensors are (N = B·H, T, S)."""
 
     @staticmethod
-    def forward(ctx: Any, query: Tensor, key: Tensor, value: Tensor, block: int) -> Tensor:  # noqa: ANN401 - torch's context type is not public
+    def forward(
+        ctx: Any,  # noqa: ANN401 - torch's context type is not public
+        query: Float[Tensor, "N T S"],
+        key: Float[Tensor, "N T S"],
+        value: Float[Tensor, "N T S"],
+        block: int,
+    ) -> Float[Tensor, "N T S"]:
         outputs: list[Tensor] = []
         normalizers: list[Tensor] = []
         for start, end in _blocks(query.shape[1], block):

@@ -8,6 +8,7 @@ import hashlib
 
 import torch
 import torch.nn.functional as F
+from jaxtyping import Float, Int
 from torch import Tensor
 
 _MASK32 = 0xFFFFFFFF
@@ -15,7 +16,12 @@ _SITE_STRIDE = 0x9E3779B9
 """2^32 / golden ratio: spreads consecutive counters (Knuth, TAOCP 3, §6.4)."""
 
 
-def layer_norm(x: Tensor, weight: Tensor, bias: Tensor, epsilon: float) -> Tensor:
+def layer_norm(
+    x: Float[Tensor, "... D"],
+    weight: Float[Tensor, " D"],
+    bias: Float[Tensor, " D"],
+    epsilon: float,
+) -> Float[Tensor, "... D"]:
     """Normalize the last dimension of x (..., D), computed in float32, in x's dtype.
 
     Source: Ba et al., arXiv 1607.06450, equation 4.
@@ -24,7 +30,9 @@ def layer_norm(x: Tensor, weight: Tensor, bias: Tensor, epsilon: float) -> Tenso
     return result.to(x.dtype)
 
 
-def dropout(x: Tensor, key: Tensor, rate: float) -> Tensor:
+def dropout(
+    x: Float[Tensor, "B ..."], key: Int[Tensor, " B"], rate: float
+) -> Float[Tensor, "B ..."]:
     """Zero each element of x (B, ...) with probability `rate`, scaling the rest by 1/(1-rate).
 
     key (B,) int64 names each sequence's stream; the mask depends on the key and the element's
@@ -39,7 +47,9 @@ def dropout(x: Tensor, key: Tensor, rate: float) -> Tensor:
     return torch.where(keep, x * (1.0 / (1.0 - rate)), 0.0).to(x.dtype)
 
 
-def dropout_keys(seed: int, step: int, sequences: Tensor, layer: int, sites: int) -> Tensor:
+def dropout_keys(
+    seed: int, step: int, sequences: Int[Tensor, " B"], layer: int, sites: int
+) -> Int[Tensor, "B sites"]:
     """Keys (B, sites) int64 of one layer: a pure function of all its arguments.
 
     sequences (B,) int64 are places in the step's global batch; layer -1 is the embedding. The
@@ -55,7 +65,7 @@ def dropout_keys(seed: int, step: int, sequences: Tensor, layer: int, sites: int
     return first | ((second & 0x7FFFFFFF) << 32)
 
 
-def _hash32(x: Tensor) -> Tensor:
+def _hash32(x: Int[Tensor, "..."]) -> Int[Tensor, "..."]:
     """Mix 32-bit values held in int64: every output bit depends on every input bit.
 
     The second factor is lowbias32's less 2^32, equal in the low 32 bits that are kept, because

@@ -8,6 +8,7 @@ are. The forward pass computes the gradients too, since each piece's logits are 
 from typing import NamedTuple
 
 import torch
+from jaxtyping import Float, Int
 from torch import Tensor
 
 from penstock.models.layers import layer_norm
@@ -31,13 +32,13 @@ class HeadGradients(NamedTuple):
 
 
 def loss_and_gradients(
-    norm_weight: Tensor,
-    norm_bias: Tensor,
-    projection: Tensor,
-    x: Tensor,
-    targets: Tensor,
-    loss_weights: Tensor,
-    z_loss: Tensor,
+    norm_weight: Float[Tensor, " D"],
+    norm_bias: Float[Tensor, " D"],
+    projection: Float[Tensor, "V D"],
+    x: Float[Tensor, "B T D"],
+    targets: Int[Tensor, "B T"],
+    loss_weights: Float[Tensor, "B T"],
+    z_loss: Float[Tensor, ""],
     *,
     epsilon: float,
     vocab_size: int,
@@ -79,8 +80,13 @@ def loss_and_gradients(
 
 
 def _piece(
-    rows: Tensor, projection: Tensor, targets: Tensor, weights: Tensor, z_loss: Tensor, vocab: int
-) -> tuple[Tensor, Tensor, Tensor]:
+    rows: Float[Tensor, "n D"],
+    projection: Float[Tensor, "V D"],
+    targets: Int[Tensor, " n"],
+    weights: Float[Tensor, " n"],
+    z_loss: Float[Tensor, ""],
+    vocab: int,
+) -> tuple[Float[Tensor, " n"], Float[Tensor, " n"], Float[Tensor, "n V"]]:
     """Negative log-likelihood (n,), log-partition (n,), gradient of the logits (n, Vpadded)."""
     logits = _logits(rows, projection, vocab)
     normalizer = torch.logsumexp(logits, -1)
@@ -93,7 +99,9 @@ def _piece(
     return nll, normalizer, gradient.to(rows.dtype)
 
 
-def _logits(rows: Tensor, projection: Tensor, vocab: int) -> Tensor:
+def _logits(
+    rows: Float[Tensor, "n D"], projection: Float[Tensor, "V D"], vocab: int
+) -> Float[Tensor, "n V"]:
     """Float32 logits (n, Vpadded), minus infinity beyond the vocabulary."""
     logits = (rows @ projection.t()).float()
     columns = torch.arange(projection.shape[0], device=rows.device)
@@ -101,16 +109,16 @@ def _logits(rows: Tensor, projection: Tensor, vocab: int) -> Tensor:
 
 
 def token_losses(
-    norm_weight: Tensor,
-    norm_bias: Tensor,
-    projection: Tensor,
-    x: Tensor,
-    targets: Tensor,
+    norm_weight: Float[Tensor, " D"],
+    norm_bias: Float[Tensor, " D"],
+    projection: Float[Tensor, "V D"],
+    x: Float[Tensor, "B T D"],
+    targets: Int[Tensor, "B T"],
     *,
     epsilon: float,
     vocab_size: int,
     chunks: int,
-) -> Tensor:
+) -> Float[Tensor, "B T"]:
     """Negative log-likelihood in nats of each target (B, T) float32, without gradients."""
     rows = layer_norm(x, norm_weight, norm_bias, epsilon).flatten(0, 1)
     size = -(-rows.shape[0] // chunks)

@@ -10,6 +10,7 @@ from penstock.config.schema import ModelSection
 from penstock.errors import CheckpointError, ConfigError
 from penstock.models.architecture import Architecture
 from penstock.models.families import FAMILIES, PRESETS
+from penstock.models.hub import model_folder
 
 
 def resolve_architecture(section: ModelSection, vocab_size: int | None = None) -> Architecture:
@@ -41,7 +42,7 @@ def resolve_architecture(section: ModelSection, vocab_size: int | None = None) -
 def _base(section: ModelSection) -> tuple[str, dict[str, Any], bool]:
     """Family, fields to start from, and whether weights fix the vocabulary."""
     if section.from_ is not None:
-        family, fields = read_hf_config(Path(section.from_))
+        family, fields = read_hf_config(model_folder(section.from_))
         return family, fields, True
     if section.preset is not None:
         if section.preset not in PRESETS:

@@ -7,10 +7,11 @@ Tensor letters: B batch, T positions, D hidden, H heads, S head size, F mlp, V v
 """
 
 from collections.abc import Sequence
-from typing import Any, cast
+from typing import Any
 
 import torch
 import torch.nn.functional as F
+from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
 from penstock.models.architecture import Architecture
@@ -32,7 +33,7 @@ class Norm(nn.Module):
         self.weight = nn.Parameter(torch.ones(architecture.hidden_size))
         self.bias = nn.Parameter(torch.zeros(architecture.hidden_size))
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Float[Tensor, "... D"]) -> Float[Tensor, "... D"]:
         """Normalize x (..., D)."""
         return layer_norm(x, self.weight, self.bias, self.epsilon)
 
@@ -46,7 +47,7 @@ class Mlp(nn.Module):
         self.up = nn.Linear(architecture.hidden_size, architecture.mlp_size)
         self.down = nn.Linear(architecture.mlp_size, architecture.hidden_size)
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Float[Tensor, "... D"]) -> Float[Tensor, "... D"]:
         """X (..., D) → (..., D)."""
         return self.down(F.gelu(self.up(x), approximate="tanh"))
 
@@ -61,12 +62,16 @@ class Embed(nn.Module):
         self.tokens = nn.Embedding(architecture.padded_vocab_size, architecture.hidden_size)
         self.positions = nn.Embedding(architecture.max_positions, architecture.hidden_size)
 
-    def forward(self, tokens: Tensor, keys: Tensor | None = None) -> Tensor:
+    def forward(
+        self, tokens: Int[Tensor, "B T"], keys: Int[Tensor, "B 1"] | None = None
+    ) -> Float[Tensor, "B T D"]:
         """Tokens (B, T) int64 → (B, T, D); keys (B, 1) int64 drop from the sum."""
         x = self.tokens(tokens) + self.positions.weight[: tokens.shape[1]]
         return x if keys is None else dropout(x, keys[:, 0], self.rate)
 
-    def at(self, tokens: Tensor, positions: Tensor) -> Tensor:
+    def at(
+        self, tokens: Int[Tensor, "B T"], positions: Int[Tensor, "B T"]
+    ) -> Float[Tensor, "B T D"]:
         """Embed tokens (B, T) at given positions (B, T) int64, without dropout: (B, T, D)."""
         return self.tokens(tokens) + self.positions(positions)
 
@@ -83,19 +88,27 @@ class Block(nn.Module):
         self.mlp_norm = Norm(architecture)
         self.mlp = Mlp(architecture)
 
-    def forward(self, x: Tensor, keys: Tensor | None = None) -> Tensor:
+    def forward(
+        self, x: Float[Tensor, "B T D"], keys: Int[Tensor, "B 3"] | None = None
+    ) -> Float[Tensor, "B T D"]:
         """X (B, T, D) → (B, T, D); keys (B, 3) int64: probabilities, attention, MLP dropout."""
         x = x + self.attention(self.attention_norm(x), keys)
         update = self.mlp(self.mlp_norm(x))
         return x + (update if keys is None else dropout(update, keys[:, 2], self.rate))
 
     def decode(
-        self, x: Tensor, cache_keys: Tensor, cache_values: Tensor, start: int, mask: Tensor
-    ) -> Tensor:
-        """The same for new positions against a cache; see `Attention.decode`."""
-        normalized = self.attention_norm(x)
-        x = x + self.attention.decode(normalized, cache_keys, cache_values, start, mask)
-        return x + self.mlp(self.mlp_norm(x))
+        self,
+        x: Float[Tensor, "B T D"],
+        cache_keys: Float[Tensor, "B H L S"],
+        cache_values: Float[Tensor, "B H L S"],
+        mask: Bool[Tensor, "B 1 T L+T"],
+    ) -> tuple[Float[Tensor, "B T D"], Float[Tensor, "B H T S"], Float[Tensor, "B H T S"]]:
+        """The same for new positions after cached ones; see `Attention.decode`."""
+        update, key, value = self.attention.decode(
+            self.attention_norm(x), cache_keys, cache_values, mask
+        )
+        x = x + update
+        return x + self.mlp(self.mlp_norm(x)), key, value
 
 
 class Head(nn.Module):
@@ -110,13 +123,17 @@ class Head(nn.Module):
             architecture.hidden_size, architecture.padded_vocab_size, bias=False
         )
 
-    def logits(self, x: Tensor) -> Tensor:
+    def logits(self, x: Float[Tensor, "... D"]) -> Float[Tensor, "... V"]:
         """X (..., D) → logits (..., V) in x's dtype, the padding cut off."""
         return self.projection(self.norm(x))[..., : self.vocab_size]
 
     def forward(
-        self, x: Tensor, targets: Tensor, loss_weights: Tensor, z_loss: Tensor | None = None
-    ) -> Tensor:
+        self,
+        x: Float[Tensor, "B T D"],
+        targets: Int[Tensor, "B T"],
+        loss_weights: Float[Tensor, "B T"],
+        z_loss: Float[Tensor, ""] | None = None,
+    ) -> Float[Tensor, ""]:
         """Sum of loss_weights × cross entropy, () float32, in nats.
 
         x (B, T, D); targets (B, T) int64; loss_weights (B, T) float32; z_loss () float32 is the
@@ -127,7 +144,9 @@ class Head(nn.Module):
             *self._parameters_in_order(), x, targets, loss_weights, z_loss, *self._options(x)
         )
 
-    def token_losses(self, x: Tensor, targets: Tensor) -> Tensor:
+    def token_losses(
+        self, x: Float[Tensor, "B T D"], targets: Int[Tensor, "B T"]
+    ) -> Float[Tensor, "B T"]:
         """Negative log-likelihood of each target in nats, (B, T) float32, without gradients."""
         epsilon, vocab_size, chunks = self._options(x)
         return token_losses(
@@ -182,12 +201,12 @@ class Transformer(nn.Module):
 
     def forward(
         self,
-        tokens: Tensor,
-        targets: Tensor | None = None,
-        loss_weights: Tensor | None = None,
+        tokens: Int[Tensor, "B T"],
+        targets: Int[Tensor, "B T"] | None = None,
+        loss_weights: Float[Tensor, "B T"] | None = None,
         keys: Sequence[Tensor] | None = None,
-        z_loss: Tensor | None = None,
-    ) -> Tensor:
+        z_loss: Float[Tensor, ""] | None = None,
+    ) -> Float[Tensor, "B T V"] | Float[Tensor, ""]:
         """Logits (B, T, V), or with targets the weighted loss () float32.
 
         tokens, targets (B, T) int64; loss_weights (B, T) float32, all 1 when not given; keys:
@@ -200,7 +219,9 @@ class Transformer(nn.Module):
             loss_weights = torch.ones_like(targets, dtype=torch.float32)
         return self.head(x, targets, loss_weights, z_loss)
 
-    def dropout_keys(self, seed: int, step: int, sequences: Tensor) -> list[Tensor] | None:
+    def dropout_keys(
+        self, seed: int, step: int, sequences: Int[Tensor, " B"]
+    ) -> list[Tensor] | None:
         """Keys for `forward`, int64: (B, 1) for the embedding, (B, 3) per block; None without
         dropout. A pure function of seed, step, each sequence's place in the step's global batch
         (B,) int64, layer and site, so that any split of the batch drops the same elements.
@@ -211,30 +232,15 @@ class Transformer(nn.Module):
         return keys + [dropout_keys(seed, step, sequences, i, 3) for i in range(len(self.blocks))]
 
     @torch.no_grad()
-    def token_losses(self, tokens: Tensor, targets: Tensor) -> Tensor:
+    def token_losses(
+        self, tokens: Int[Tensor, "B T"], targets: Int[Tensor, "B T"]
+    ) -> Float[Tensor, "B T"]:
         """Negative log-likelihood of each target in nats, (B, T) float32."""
         return self.head.token_losses(self._hidden(tokens, None), targets)
 
-    @torch.no_grad()
-    def decode(
-        self,
-        tokens: Tensor,
-        positions: Tensor,
-        cache: Sequence[tuple[Tensor, Tensor]],
-        start: int,
-        mask: Tensor,
-    ) -> Tensor:
-        """Logits (B, V) float32 after the last of T new tokens, storing them in the cache.
-
-        tokens, positions (B, T) int64; cache: per block keys and values (B, H, Tmax, S); start:
-        first cache place to write; mask (B, 1, T, start+T) bool: where attention is allowed.
-        """
-        x = self.embed.at(tokens, positions)
-        for block, (cache_keys, cache_values) in zip(self.blocks, cache, strict=True):
-            x = cast(Block, block).decode(x, cache_keys, cache_values, start, mask)
-        return self.head.logits(x[:, -1]).float()
-
-    def _hidden(self, tokens: Tensor, keys: Sequence[Tensor] | None) -> Tensor:
+    def _hidden(
+        self, tokens: Int[Tensor, "B T"], keys: Sequence[Tensor] | None
+    ) -> Float[Tensor, "B T D"]:
         """The residual stream after the last block, (B, T, D)."""
         x = self.embed(tokens, None if keys is None else keys[0])
         for index, block in enumerate(self.blocks):

@@ -6,6 +6,7 @@ The train step uses it like `AdamW`. It must never know the model's structure be
 from collections.abc import Iterable, Mapping, Sequence
 
 import torch
+from jaxtyping import Float
 from torch import Tensor
 from torch.nn import Parameter
 
@@ -157,7 +158,7 @@ def _is_hidden_matrix(name: str, parameter: Parameter) -> bool:
     return parameter.requires_grad and parameter.ndim == 2 and name.startswith("blocks.")
 
 
-def orthogonalize(matrices: Tensor) -> Tensor:
+def orthogonalize(matrices: Float[Tensor, "... rows columns"]) -> Float[Tensor, "... rows columns"]:
     """Replace the singular values of each (N, rows, columns) float32 by about 1, in bf16.
 
     Five Newton–Schulz steps bring them into 0.7…1.2, which is as good as exact for training.

@@ -4,11 +4,13 @@
 """
 
 import fcntl
+import json
 import os
 from pathlib import Path
 from types import TracebackType
 
 from penstock.checkpoint import CheckpointState, list_checkpoints, load_newest
+from penstock.compiler.plan import Plan
 from penstock.errors import CheckpointError
 
 
@@ -67,6 +69,20 @@ class RunFolder:
                 do="check the run folder, or set checkpoint.resume=auto",
             )
         return state
+
+    def read_plan(self) -> Plan:
+        """What the run was trained by.
+
+        Raises:
+            CheckpointError: not a run, or its plan is damaged.
+        """
+        self.require()
+        try:
+            return Plan.from_json(json.loads(self.plan.read_bytes()))
+        except (OSError, ValueError, KeyError, TypeError, AttributeError):
+            raise CheckpointError(
+                f"{self.plan} is missing or damaged", where="run", do="restore it from a copy"
+            ) from None
 
     def require(self) -> None:
         """Refuse a folder that is no run.

@@ -289,4 +289,4 @@ def test_inspect_shows_what_is_inside(tiny_executable: Path) -> None:
     values = penstock.inspect(tiny_executable).json()
     assert values["kind"] == "executable"
     assert {"block_forward", "block_backward", "head_train"} <= values["kernels"].keys()
-    assert "graphs/block_backward.txt" in values["members"]
+    assert "graphs/block_backward.json" in values["members"]

@@ -6,7 +6,8 @@ import sys
 
 import pytest
 
-from penstock.compiler.plan import Plan, make_plan
+from penstock.compiler.plan import Plan
+from penstock.compiler.planner import make_plan
 from penstock.config.schema import BatchSection, ModelSection, PlanSection
 from penstock.errors import ConfigError
 from penstock.hardware.target import load_target, target_names

@@ -90,7 +90,7 @@ def test_streamed_text_is_the_text(engine: Engine) -> None:
 
 
 def test_too_long_requests_are_refused(engine: Engine) -> None:
-    with pytest.raises(UserError, match="more than the model's 128 positions"):
+    with pytest.raises(UserError, match="more than the 128 there is room for"):
         engine.generate(["x"], GenerateSection(tokens=128), 0)
 
 
@@ -127,12 +127,14 @@ def test_no_prompts_give_no_texts(engine: Engine) -> None:
 
 
 def test_padding_is_never_looked_at_and_every_place_sees_itself() -> None:
-    mask = attention_mask(torch.arange(3, 5), torch.tensor([0, 2, 4]))[:, 0].int().tolist()
-    assert mask == [
+    exact = attention_mask(3, 2, 3, torch.tensor([0, 2, 4]))[:, 0].int().tolist()
+    assert exact == [
         [[1, 1, 1, 1, 0], [1, 1, 1, 1, 1]],
         [[0, 0, 1, 1, 0], [0, 0, 1, 1, 1]],
         [[0, 0, 0, 1, 0], [0, 0, 0, 0, 1]],
     ]
+    roomy = attention_mask(3, 2, 5, torch.tensor([1]))[:, 0].int().tolist()
+    assert roomy == [[[0, 1, 1, 0, 0, 1, 0], [0, 1, 1, 0, 0, 1, 1]]]
 
 
 def reciter(engine: Engine, prompt: str, text: str, end: bool = False) -> Engine:

@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from jaxtyping import TypeCheckError
 
 from penstock.models.blockwise import causal_attention
 from penstock.models.layers import dropout, dropout_keys, layer_norm
@@ -118,3 +119,8 @@ def test_blockwise_attention_matches_float64(length: int) -> None:
     ):
         if b.abs().max() > 0:
             assert_matches(a, b, 1e-5)
+
+
+def test_shapes_in_signatures_are_checked_in_tests() -> None:
+    with pytest.raises(TypeCheckError):
+        layer_norm(torch.zeros(2, 3), torch.ones(4), torch.zeros(3), 1e-5)

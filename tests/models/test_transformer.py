@@ -8,6 +8,7 @@ import torch.nn.functional as F
 from torch.func import functional_call
 from torch.fx.experimental.proxy_tensor import make_fx
 
+from penstock.inference.decoding import EagerDecoder
 from penstock.models.layers import dropout
 from penstock.models.transformer import Transformer
 from tests.models.test_parity import architecture, ours_from, reference_model, tokens_for
@@ -24,44 +25,27 @@ def model_for(**fields: object) -> Transformer:
     return model.requires_grad_(False)
 
 
-def cache_for(model: Transformer, rows: int, length: int) -> list[tuple[torch.Tensor, ...]]:
-    a = model.architecture
-    shape = (rows, a.heads, length, a.head_size)
-    return [(torch.zeros(shape), torch.zeros(shape)) for _ in range(a.layers)]
-
-
-def causal_mask(rows: int, start: int, end: int) -> torch.Tensor:
-    places = torch.arange(start, end).unsqueeze(1)
-    return (torch.arange(end) <= places).expand(rows, 1, end - start, end)
-
-
 @pytest.mark.parametrize("pieces", [[33], [20, 13], [1] * 33, [30, 1, 1, 1]])
 def test_decoding_in_pieces_equals_the_full_forward_pass(pieces: list[int]) -> None:
     model = model_for()
     tokens = tokens_for(model.architecture)
-    cache = cache_for(model, len(tokens), 35)
+    decoder = EagerDecoder(model)
+    decoder.begin(torch.zeros(len(tokens), dtype=torch.int64), 33)
     whole = model(tokens)
     start = 0
     for size in pieces:
         end = start + size
-        positions = torch.arange(start, end).expand(len(tokens), -1)
-        mask = causal_mask(len(tokens), start, end)
-        logits = model.decode(tokens[:, start:end], positions, cache, start, mask)
-        assert_matches(logits, whole[:, end - 1], 1e-5)
+        assert_matches(decoder.extend(tokens[:, start:end]), whole[:, end - 1], 1e-5)
         start = end
 
 
 def test_left_padding_changes_no_logits() -> None:
     model = model_for()
-    a = model.architecture
-    tokens = tokens_for(a, rows=3, length=12)
+    tokens = tokens_for(model.architecture, rows=3, length=12)
     padding = torch.tensor([0, 5, 11])
-    places = torch.arange(12)
-    positions = (places - padding.unsqueeze(1)).clamp(min=0)
-    columns = places.view(1, 1, -1)
-    real = columns >= padding.view(-1, 1, 1)
-    mask = (columns <= places.unsqueeze(1)) & real | (columns == places.unsqueeze(1))
-    logits = model.decode(tokens, positions, cache_for(model, 3, 12), 0, mask.unsqueeze(1))
+    decoder = EagerDecoder(model)
+    decoder.begin(padding, 12)
+    logits = decoder.extend(tokens)
     for row, count in enumerate(padding.tolist()):
         alone = model(tokens[row : row + 1, count:])
         assert_matches(logits[row], alone[0, -1], 1e-5)
@@ -70,16 +54,14 @@ def test_left_padding_changes_no_logits() -> None:
 def test_greedy_ids_equal_transformers(tmp_path: Path) -> None:
     a = architecture()
     reference = reference_model(a)
-    model = ours_from(reference, a, tmp_path)
+    decoder = EagerDecoder(ours_from(reference, a, tmp_path))
     prompt = tokens_for(a, rows=1, length=7)
     expected = reference.generate(prompt, max_new_tokens=20, do_sample=False, pad_token_id=0)
-    ids, cache, start = prompt, cache_for(model, 1, 40), 0
+    decoder.begin(torch.zeros(1, dtype=torch.int64), 27)
+    ids, new = prompt, prompt
     while ids.shape[1] < expected.shape[1]:
-        end = ids.shape[1]
-        positions = torch.arange(start, end).unsqueeze(0)
-        mask = causal_mask(1, start, end)
-        logits = model.decode(ids[:, start:], positions, cache, start, mask)
-        ids, start = torch.cat([ids, logits.argmax(-1, keepdim=True)], 1), end
+        new = decoder.extend(new).argmax(-1, keepdim=True)
+        ids = torch.cat([ids, new], 1)
     assert torch.equal(ids, expected)
 
 

@@ -67,7 +67,7 @@ def from_hf_config(config: dict[str, Any]) -> dict[str, Any]:
         "mlp_size": int(config.get("n_inner") or 4 * hidden_size),
         "max_positions": int(config.get("n_positions", 1024)),
         "vocab_size": int(config.get("vocab_size", 50257)),
-        "dropout": 0.0,
+        "dropout": float(config.get("resid_pdrop", 0.0)),
         "norm_epsilon": float(config.get("layer_norm_epsilon", 1e-5)),
         "tie_embeddings": bool(config.get("tie_word_embeddings", True)),
     }

@@ -1,0 +1,35 @@
+"""The keys of the `plan` section: how one step maps to a machine.
+
+`config/schema.py` gathers it with the others, the planner receives it. It must never import torch.
+"""
+
+from typing import Annotated, Literal
+
+from pydantic import Field
+
+from penstock.config.section import Section
+
+
+class PlanSection(Section):
+    """How one step maps to the machine."""
+
+    target: str = "detect"
+    """Machine to plan for: detect or cpu (this one), a name of hardware/targets, or a YAML file."""
+    recompute: Literal["none", "blocks"] = "none"
+    """Activations to recompute in the backward pass instead of keeping."""
+    loss_chunks: int | None = Field(default=None, ge=1)
+    """Pieces in which projection and loss are computed; chosen from the sizes when not given."""
+    stages: int | None = Field(default=None, ge=1)
+    """Pipeline stages, a device each; which blocks each holds is found by balancing time and
+    memory. One when neither this nor layers_per_stage is given."""
+    layers_per_stage: list[Annotated[int, Field(ge=0)]] | None = Field(default=None, min_length=1)
+    """Blocks of each stage, as [0, 4, 4, 4]; the first stage also holds the embedding, and the
+    head where its weights are the embedding's."""
+    schedule: Literal["1f1b", "gpipe", "interleaved"] = "1f1b"
+    """Order of a pipeline's micro-batches: backward as soon as possible; all forward, then all
+    backward; or two pieces of the depth per stage, each with backward as soon as possible."""
+    replicas: int = Field(default=1, ge=1)
+    """Copies of the model, each with its share of batch.size."""
+    shard: Literal["none", "optimizer", "full"] = "none"
+    """What replicas divide among themselves instead of each holding all of it: nothing, the
+    optimizer's state, or also weights and gradients (ZeRO 1 and 3, arXiv 1910.02054)."""

@@ -1,0 +1,139 @@
+"""From a config to a plan: device, target, dataset, architecture, and what a plan may be used for.
+
+`api.py` and `train_run.py` call it before anything is compiled or allocated. It must not import
+torch, so that planning answers at once; it does so only to ask a GPU's driver.
+"""
+
+import dataclasses
+
+from penstock.compiler.plan import Plan
+from penstock.compiler.planner import make_generation_plan, make_plan
+from penstock.compiler.probe import detected_target
+from penstock.config.schema import Config
+from penstock.data.dataset import Dataset
+from penstock.errors import ConfigError, DoesNotFitError
+from penstock.hardware.detect import gpus
+from penstock.hardware.target import Target, load_target
+from penstock.models.resolve import resolve_architecture
+
+
+def device_of(config: Config) -> str:
+    """Cpu or cuda; a clear refusal where CUDA was asked for and is not there."""
+    if config.device == "cpu" or (config.device == "auto" and not gpus()):
+        return "cpu"
+    import torch  # noqa: PLC0415 - only where there is a GPU, or one is asked for
+
+    if torch.cuda.is_available():
+        return "cuda"
+    if config.device == "cuda":
+        raise ConfigError(
+            "this torch finds no CUDA device", where="device", do="use device=cpu, or install CUDA"
+        )
+    return "cpu"
+
+
+def target_of(config: Config) -> Target:
+    """The machine to plan for."""
+    if config.plan.target == "detect":
+        return detected_target(device_of(config))
+    if config.plan.target == "cpu":
+        return detected_target("cpu")
+    return load_target(config.plan.target)
+
+
+def open_dataset(config: Config) -> Dataset:
+    """The dataset `data.path` names."""
+    if config.data.path is None:
+        raise ConfigError("no dataset", where="data.path", do="set data.path=FOLDER")
+    return Dataset.open(config.data.path, config.data.verify)
+
+
+def plan_of(config: Config, dataset: Dataset | None, mode: str = "train") -> Plan:
+    """Decide the step for what the config describes; the vocabulary is the dataset's, and for
+    evaluating or generating the whole model is the run's, where they are named.
+    """
+    run = None if mode == "train" or config.run is None else _plan_of_run(config.run)
+    if run is None:
+        vocab_size = None if dataset is None else dataset.vocab_size
+        architecture = resolve_architecture(config.model, vocab_size)
+    else:
+        architecture = run.architecture
+    length = config.data.sequence_length
+    if length is None and dataset is not None:
+        length = dataset.manifest.get("sequence_length")
+    length = length or architecture.max_positions
+    compute = config.precision.compute or (None if run is None else run.compute)
+    target = target_of(config)
+    if mode == "generate":
+        rows = config.generate.batch
+        return make_generation_plan(
+            architecture, batch=rows, compute=compute, capacity=length, target=target
+        )
+    plan = make_plan(
+        architecture,
+        batch=config.batch,
+        plan=config.plan,
+        compute=compute,
+        sequence_length=length,
+        target=target,
+        optimizer=config.optimizer.name,
+        saves=config.checkpoint.every is not None,
+    )
+    return dataclasses.replace(plan, mode=mode)
+
+
+def _plan_of_run(path: str) -> Plan:
+    """What the run in a folder was trained by."""
+    from penstock.training.run_folder import RunFolder  # noqa: PLC0415 - it loads torch
+
+    return RunFolder(path).read_plan()
+
+
+def require_fit(plan: Plan) -> None:
+    """Refuse a plan that needs more memory than there is."""
+    if not plan.fits:
+        needed, limit = (size / 2**30 for size in (plan.memory["total"], plan.memory_limit_bytes))
+        raise DoesNotFitError(
+            f"one step needs {needed:.2f} GiB, {plan.target} has {limit:.2f} GiB",
+            where="plan",
+            do=" ".join(plan.advice),
+        )
+
+
+def require_here(config: Config, plan: Plan) -> None:
+    """Refuse to train a plan that is for another kind of device, or for several."""
+    here = device_of(config)
+    if plan.device != here:
+        raise ConfigError(
+            f"the plan is for {plan.target} ({plan.device}), training runs on {here}",
+            where="plan.target",
+            do="leave plan.target out to train; `penstock plan` plans for any machine",
+        )
+    if plan.stages * plan.replicas > 1:
+        raise ConfigError(
+            f"the plan is for {plan.stages} stages × {plan.replicas} replicas, training runs on "
+            "one device so far",
+            where="plan.stages" if plan.stages > 1 else "plan.replicas",
+            do="leave them out to train; `penstock plan` plans for any number",
+        )
+
+
+def follow_executable(config: Config, plan: Plan) -> Config:
+    """Fill in what the user left open with what an executable was compiled for."""
+    model = config.model.model_dump(exclude_unset=True)
+    if not {"preset", "from_", "from"} & model.keys():
+        shape = dataclasses.asdict(plan.architecture)
+        known = set(type(config.model).model_fields) - {"preset", "from_"}
+        model = {**{k: v for k, v in shape.items() if k in known}, **model}
+    given = {
+        "model": model,
+        "batch": {"micro": plan.micro, **config.batch.model_dump(exclude_unset=True)},
+        "data": {
+            "sequence_length": plan.sequence_length,
+            **config.data.model_dump(exclude_unset=True),
+        },
+        "precision": {"compute": plan.compute, **config.precision.model_dump(exclude_unset=True)},
+        "plan": {"loss_chunks": plan.loss_chunks, **config.plan.model_dump(exclude_unset=True)},
+    }
+    sections = {name: type(getattr(config, name)).model_validate(v) for name, v in given.items()}
+    return config.model_copy(update=sections)

@@ -1,0 +1,148 @@
+"""Memory and time by region: closed forms, sharding, streaming, and what saving costs."""
+
+import dataclasses
+
+import pytest
+
+from penstock.compiler.cost import CostModel
+from penstock.compiler.memory import MemoryModel, block_activations
+from penstock.config.schema import ModelSection
+from penstock.hardware.target import Target, load_target
+from penstock.models.architecture import Architecture
+from penstock.models.resolve import resolve_architecture
+
+GPT2 = resolve_architecture(ModelSection(preset="gpt2"))
+PARAMETERS = GPT2.parameter_count(padded=True)
+
+
+def memory(**fields: object) -> MemoryModel:
+    values = {
+        "architecture": GPT2, "micro": 4, "sequence_length": 512, "accumulation": 1,
+        "compute": "bf16", "recompute": "none", "loss_chunks": 7, "device": "cpu",
+    }  # fmt: skip
+    return MemoryModel(**{**values, **fields})
+
+
+def whole(**fields: object) -> dict[str, int]:
+    return memory(**fields).stage(12, embedding=True, head=True, block_passes=12).device
+
+
+def cost(target: Target | None = None, **fields: object) -> CostModel:
+    values = {
+        "architecture": GPT2, "target": target or load_target("zen5-2core"), "micro": 4,
+        "sequence_length": 512, "compute": "bf16", "recompute": "none",
+    }  # fmt: skip
+    return CostModel(**{**values, **fields})
+
+
+@pytest.mark.parametrize(
+    ("optimizer", "compute", "expected"),
+    [
+        ("adamw", "bf16", 12 * PARAMETERS),
+        # Float32 weights are their own masters.
+        ("adamw", "fp32", 8 * PARAMETERS),
+        # Muon has one moment less for the blocks' matrices: 12 times 12 D².
+        ("muon", "bf16", 12 * PARAMETERS - 4 * 12 * 12 * 768**2),
+        ("muon", "fp32", 8 * PARAMETERS - 4 * 12 * 12 * 768**2),
+    ],
+)
+def test_optimizer_state_by_the_closed_form(optimizer: str, compute: str, expected: int) -> None:
+    assert whole(optimizer=optimizer, compute=compute)["optimizer"] == expected
+
+
+@pytest.mark.parametrize("compute", ["bf16", "fp32"])
+def test_saving_while_training_holds_a_copy_of_masters_and_moments(compute: str) -> None:
+    assert whole(compute=compute)["checkpoint"] == 0
+    saved = whole(compute=compute, saves=True)
+    assert saved["checkpoint"] == 12 * PARAMETERS
+    assert saved["total"] == whole(compute=compute)["total"] + 12 * PARAMETERS
+
+
+def test_beside_a_gpu_the_copy_is_in_the_hosts_memory() -> None:
+    found = memory(device="cuda", saves=True).stage(12, embedding=True, head=True, block_passes=12)
+    assert "checkpoint" not in found.device
+    assert found.outside == {"checkpoint": 12 * PARAMETERS}
+
+
+def test_gradients_are_summed_beside_themselves_only_in_another_format() -> None:
+    assert whole(accumulation=4)["gradients"] == (2 + 4) * PARAMETERS
+    assert whole(accumulation=4, compute="fp32")["gradients"] == 4 * PARAMETERS
+    assert whole(accumulation=4, sums="bf16")["gradients"] == 2 * PARAMETERS
+
+
+def test_stages_hold_every_parameter_once() -> None:
+    model = memory()
+    for tied in (True, False):
+        architecture = dataclasses.replace(GPT2, tie_embeddings=tied)
+        model = memory(architecture=architecture)
+        first = model.parameters(3, embedding=True, head=tied)
+        last = model.parameters(9, embedding=False, head=not tied)
+        assert first + last == architecture.parameter_count(padded=True)
+
+
+def test_sharding_divides_state_and_full_sharding_gathers_one_region() -> None:
+    alone = whole(replicas=4)
+    optimizer = whole(replicas=4, shard="optimizer")
+    full = whole(replicas=4, shard="full")
+    assert optimizer["optimizer"] == alone["optimizer"] // 4
+    assert optimizer["weights"] == alone["weights"]
+    assert full["weights"] == alone["weights"] // 4
+    assert full["gradients"] == alone["gradients"] // 4
+    # The table of tokens is the largest region: its weights and gradients, whole.
+    assert full["workspace"] - alone["workspace"] == 2 * 2 * GPT2.padded_vocab_size * 768
+
+
+def test_recompute_keeps_inputs_and_one_block() -> None:
+    full = block_activations(GPT2, 4 * 512, 2)
+    assert whole()["activations"] == 12 * full
+    again = whole(recompute="blocks")["activations"]
+    assert again == 12 * 4 * 512 * 768 * 2 + full
+
+
+def test_streamed_kinds_are_outside_and_not_in_the_total() -> None:
+    model = memory(device="ipu", streams=("optimizer", "weights"))
+    found = model.stage(12, embedding=True, head=True, block_passes=12)
+    assert found.outside == {"optimizer": 12 * PARAMETERS, "weights": 2 * PARAMETERS}
+    assert not found.outside.keys() & found.device.keys()
+    kinds = {kind: size for kind, size in found.device.items() if kind != "total"}
+    assert found.device["total"] == sum(kinds.values())
+
+
+@pytest.mark.parametrize("preset", ["gpt2", "gpt2-medium", "gpt2-xl"])
+def test_regions_do_the_flops_of_the_whole(preset: str) -> None:
+    architecture: Architecture = resolve_architecture(ModelSection(preset=preset))
+    target = dataclasses.replace(
+        load_target("h100"), peak_flops={"bf16": 1.0}, bandwidth_bytes_per_second=1e30
+    )
+    model = cost(target, architecture=architecture)
+    seconds = sum(part.compute for part in (*model.embedding(), *model.head()))
+    seconds += architecture.layers * sum(part.compute for part in model.block())
+    assert seconds == pytest.approx(4 * 512 * architecture.flops_per_token(512), rel=1e-12)
+
+
+def test_recompute_costs_one_more_forward_pass() -> None:
+    forward, backward = cost().block()
+    again = cost(recompute="blocks").block()
+    assert again[0] == forward
+    assert again[1].total == pytest.approx(backward.total + forward.total)
+
+
+def test_the_update_moves_28_bytes_per_parameter_and_sums_over_replicas() -> None:
+    target = load_target("h100")
+    alone = cost(target).update(1_000_000)
+    assert alone.bandwidth * target.bandwidth_bytes_per_second == pytest.approx(28e6)
+    assert alone.link == 0
+    # A ring sends 2 (R - 1)/R of 16-bit gradients.
+    four = cost(target, replicas=4).update(1_000_000)
+    assert four.link * target.link_bytes_per_second == pytest.approx(2 * 0.75 * 2e6)
+
+
+def test_streamed_state_crosses_the_link_once_per_step_each_way() -> None:
+    target = load_target("graphcore-pod16")
+    seconds = cost(target).update(1_000_000)
+    assert seconds.link * target.streaming_bytes_per_second == pytest.approx(24e6)
+    streamed = load_target("cerebras-cs2")
+    forward, backward = cost(streamed).block()
+    size = 2 * GPT2.block_parameters()
+    assert forward.link * streamed.streaming_bytes_per_second == pytest.approx(size)
+    assert backward.link * streamed.streaming_bytes_per_second == pytest.approx(2 * size)

@@ -1,0 +1,60 @@
+"""Measured speeds: remembered, the best of them kept, nonsense measured anew."""
+
+import dataclasses
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from penstock.compiler.probe import Speeds, detected_target, measured_speeds
+
+
+@pytest.fixture
+def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    return tmp_path
+
+
+def remembered(cache: Path) -> Path:
+    (path,) = (cache / "penstock" / "probe").glob("*.json")
+    return path
+
+
+def test_speeds_are_measured_once_and_then_need_no_torch(cache: Path) -> None:
+    first = measured_speeds("cpu")
+    assert all(figure > 1e8 for figure in dataclasses.astuple(first))
+    assert measured_speeds("cpu") == first
+    code = (
+        "import sys; from penstock.compiler.probe import detected_target; "
+        "target = detected_target('cpu'); assert target.measured; "
+        "assert 'torch' not in sys.modules"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True, timeout=60)
+
+
+def test_a_busy_moment_does_not_replace_a_better_measurement(cache: Path) -> None:
+    measured_speeds("cpu")
+    path = remembered(cache)
+    path.write_text(json.dumps(dataclasses.asdict(Speeds(1e18, 1.0, 1e18))))
+    now = measured_speeds("cpu", again=True)
+    assert now.bf16_flops < 1e18
+    kept = measured_speeds("cpu")
+    assert (kept.bf16_flops, kept.fp32_flops) == (1e18, now.fp32_flops)
+
+
+@pytest.mark.parametrize(
+    "text", ["", "[]", "{}", '{"bf16_flops": "fast"}', '{"bf16_flops": NaN, "fp32_flops": 1, "bandwidth_bytes_per_second": 1}', '{"bf16_flops": 0, "fp32_flops": 1, "bandwidth_bytes_per_second": 1}']
+)  # fmt: skip
+def test_a_damaged_memory_is_measured_anew(cache: Path, text: str) -> None:
+    measured_speeds("cpu")
+    remembered(cache).write_text(text)
+    assert measured_speeds("cpu").bf16_flops > 1e8
+
+
+def test_this_machine_is_a_target_with_sources() -> None:
+    target = detected_target("cpu")
+    assert target.device == "cpu"
+    assert target.memory_bytes > 1 << 28
+    assert set(target.sources) == {"memory_bytes", "peak_flops", "bandwidth_bytes_per_second"}
