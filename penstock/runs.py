@@ -10,7 +10,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from penstock.checkpoint import CheckpointState, load_newest
+from penstock.checkpoint import (
+    CheckpointState,
+    best_checkpoint,
+    load_checkpoint,
+    load_newest,
+)
 from penstock.compiler.executable import Executable
 from penstock.compiler.plan import Plan
 from penstock.compiler.runtime import attach
@@ -56,17 +61,32 @@ class LoadedRun:
         return model.to(device, DTYPES[compute]).requires_grad_(False)
 
 
+def _chosen_state(folder: RunFolder, use: str) -> CheckpointState:
+    """The newest whole checkpoint, or the best by validation loss."""
+    if use == "best":
+        best = best_checkpoint(folder.checkpoints)
+        if best is None:
+            raise CheckpointError(
+                f"{folder.path} has no best checkpoint: it was never validated",
+                where="checkpoint.use",
+                do="use checkpoint.use=newest, or train with train.evaluate_every",
+            )
+        return load_checkpoint(best, weights_only=True)
+    state = load_newest(folder.checkpoints, weights_only=True)
+    if state is None:
+        raise CheckpointError(f"{folder.path} has no checkpoint", where="run", do="train first")
+    return state
+
+
 def load_run(config: Config) -> LoadedRun:
-    """Open a run folder at its newest whole checkpoint.
+    """Open a run folder at the checkpoint `checkpoint.use` names.
 
     Raises:
         CheckpointError: not a run, or damaged.
     """
     folder = run_folder(config)
     plan = folder.read_plan()
-    state = load_newest(folder.checkpoints, weights_only=True)
-    if state is None:
-        raise CheckpointError(f"{folder.path} has no checkpoint", where="run", do="train first")
+    state = _chosen_state(folder, config.checkpoint.use)
     return LoadedRun(folder, plan, Tokenizer.load(folder.tokenizer), state)
 
 

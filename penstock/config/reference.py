@@ -71,6 +71,7 @@ VERBS: dict[str, Verb] = {
             "batch",
             "precision",
             "plan",
+            "checkpoint",
             "compile",
             "device",
             "trust",
@@ -82,6 +83,7 @@ VERBS: dict[str, Verb] = {
         (
             "generate",
             "run",
+            "checkpoint",
             "executable",
             "model",
             "tokenizer",
@@ -92,12 +94,13 @@ VERBS: dict[str, Verb] = {
         ),
     ),
     "convert": Verb(
-        "A run's weights as a folder `transformers` loads.",
-        "penstock convert checkpoint run=RUN out=FOLDER",
-        ("run", "out"),
+        "A run's weights for `transformers`, or a dataset's format into another.",
+        "penstock convert checkpoint run=RUN out=FOLDER, or "
+        "penstock convert dataset from=PATH out=FOLDER data.format=FORMAT",
+        ("run", "checkpoint", "from_", "out", "data", "tokenizer"),
     ),
     "inspect": Verb(
-        "What an executable, a dataset or a run holds.",
+        "What an executable, a dataset (in any format) or a run holds.",
         "penstock inspect FILE_OR_FOLDER",
         ("trust",),
     ),

@@ -73,8 +73,20 @@ class DataSection(Section):
     packing: str = "full"
     """full: documents back to back, cut anywhere; greedy::drop|truncate_left|truncate_right: whole
     documents per sequence, padded; single::drop|truncate_left|truncate_right: one per sequence."""
-    format: Literal["megatron"] = "megatron"
-    """Storage format of the token files."""
+    format: Literal[
+        "megatron",
+        "sambanova",
+        "cerebras",
+        "tfrecord",
+        "parquet",
+        "arrow",
+        "jsonl",
+        "pickle",
+        "npy",
+        "llmc",
+        "nanogpt",
+    ] = "megatron"
+    """Storage format to write: `convert dataset` writes every one, `prepare` writes megatron."""
     splits: tuple[PositiveShare, Share, Share] = (0.9, 0.05, 0.05)
     """Fractions of the documents for train (not 0), validation and test, by a stable hash."""
     split: str = "train"
@@ -115,6 +127,8 @@ class CompileSection(Section):
 
     mode: Literal["auto", "off"] = "auto"
     """What training does without an executable: compile first, or run eagerly."""
+    toolchain: str = "inductor"
+    """What makes machine code: inductor, eager (none: graphs run as they are), or one installed."""
     workers: int | None = Field(default=None, ge=1)
     """Compiler processes at once; all cores when not given."""
     cache: str | None = None
@@ -198,6 +212,8 @@ class CheckpointSection(Section):
     resume: Literal["auto", "must", "never"] = "auto"
     """With checkpoints in the run folder: go on from the newest (auto), fail when there is none
     (must), or refuse to touch them (never)."""
+    use: Literal["newest", "best"] = "newest"
+    """Checkpoint of a run that `evaluate`, `generate` and `convert` read; best: by validation."""
 
 
 class EvaluateSection(Section):
@@ -253,6 +269,8 @@ class Config(Section):
     """What `plan` and `compile` work for; the model is that of `run` where it is not training."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
     """Where to run; auto: CUDA when there is a GPU."""
+    from_: str | None = Field(default=None, alias="from")
+    """Dataset to convert: a file, a folder, a glob or a Megatron prefix, in any known format."""
     out: str | None = None
     """Folder to write, for `convert` and `plan`."""
     trust: list[str] = Field(default=[])

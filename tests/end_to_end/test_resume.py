@@ -14,7 +14,9 @@ import torch
 
 import penstock
 from penstock.checkpoint import best_checkpoint, list_checkpoints, load_checkpoint
+from penstock.config.load import as_config
 from penstock.errors import CheckpointError
+from penstock.runs import load_run
 from penstock.training.metrics import read_metrics
 from penstock.training.run_folder import RunFolder
 
@@ -198,6 +200,15 @@ def test_only_the_newest_and_the_best_checkpoints_are_kept(undisturbed: Path) ->
     assert kept[-3:] == ["step-00000008", "step-00000010", "step-00000012"]
     best = best_checkpoint(undisturbed / "checkpoints").name
     assert set(kept) == {*kept[-3:], best}
+
+
+def test_the_best_checkpoint_can_be_used(undisturbed: Path, trained_run: Path) -> None:
+    best = best_checkpoint(undisturbed / "checkpoints").name
+    for use, expected in (("best", best), ("newest", "step-00000012")):
+        run = load_run(as_config(run=undisturbed, checkpoint={"use": use}))
+        assert f"step-{run.state.step:08}" == expected
+    with pytest.raises(CheckpointError, match="never validated"):
+        load_run(as_config(run=trained_run, checkpoint={"use": "best"}))
 
 
 def test_a_run_in_use_is_refused(

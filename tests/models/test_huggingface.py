@@ -1,6 +1,9 @@
 """Folders in the Hugging Face layout: what comes back, and what is refused."""
 
 import json
+import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -125,3 +128,28 @@ def test_weights_load_into_a_model_of_another_format(tmp_path: Path) -> None:
     load_weights(tmp_path, narrow)
     for ours, theirs in zip(narrow.parameters(), model.parameters(), strict=True):
         assert torch.equal(ours, theirs.to(torch.bfloat16))
+
+
+def test_a_hub_name_is_found_in_the_hubs_cache(tmp_path: Path) -> None:
+    """The layout huggingface_hub keeps: snapshots by revision, refs naming one."""
+    repository = tmp_path / "models--someone--tiny"
+    snapshot = repository / "snapshots" / ("0" * 40)
+    model = transformers.GPT2LMHeadModel(
+        transformers.GPT2Config(n_embd=32, n_layer=1, n_head=2, vocab_size=60, resid_pdrop=0.25)
+    )
+    model.save_pretrained(snapshot)
+    (repository / "refs").mkdir()
+    (repository / "refs" / "main").write_text("0" * 40)
+    code = (
+        "import sys; from penstock.config.schema import ModelSection;"
+        "from penstock.models.resolve import resolve_architecture;"
+        "a = resolve_architecture(ModelSection(**{'from': sys.argv[1]}));"
+        "print(a.hidden_size, a.vocab_size, a.dropout)"
+    )
+    offline = {"HF_HUB_CACHE": str(tmp_path), "HF_HUB_OFFLINE": "1"}
+    for name, expected in (("someone/tiny", "32 60 0.25"), ("someone/other", "neither a folder")):
+        run = subprocess.run(
+            [sys.executable, "-c", code, name],
+            check=False, capture_output=True, text=True, env={**os.environ, **offline},
+        )  # fmt: skip
+        assert expected in run.stdout + run.stderr
