@@ -5,6 +5,7 @@ planning answers at once.
 """
 
 import dataclasses
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -153,7 +154,7 @@ class _Deciding:
         found = tuple(plan.layers_per_stage or layouter.find(target.memory_bytes))
         if thorough and plan.layers_per_stage is None:
             found = layouter.improve(found)
-        return _plan(layouter, layouter.lay_out(found), target, size)
+        return _plan(layouter, layouter.lay_out(found), target, size, timed=thorough)
 
     def _common(self, batch: BatchSection, plan: PlanSection) -> dict[str, Any]:
         """What costs and memory both depend on."""
@@ -183,10 +184,11 @@ class _Deciding:
         )
 
 
-def _plan(layouter: Layouter, layout: Layout, target: Target, size: int) -> Plan:
-    """Everything decided, as one record."""
+def _plan(layouter: Layouter, layout: Layout, target: Target, size: int, *, timed: bool) -> Plan:
+    """Everything decided, as one record; not `timed`, a plan that does not fit takes for ever."""
     memory, cost = layouter.memory, layouter.cost
-    spent = layout.spent
+    spent, fits = layout.spent, _fits(layout.devices, target)
+    step_seconds = layout.step_seconds if timed or fits else math.inf
     return Plan(
         architecture=cost.architecture,
         device=target.device,
@@ -200,21 +202,21 @@ def _plan(layouter: Layouter, layout: Layout, target: Target, size: int) -> Plan
         target=target.name,
         memory=layout.fullest.memory,
         memory_limit_bytes=target.memory_bytes,
-        fits=_fits(layout.devices, target),
+        fits=fits,
         flops_per_token=cost.architecture.flops_per_token(cost.sequence_length),
-        step_seconds=layout.step_seconds,
+        step_seconds=step_seconds,
         replicas=cost.replicas,
         layers_per_stage=layout.layers_per_stage,
         schedule=layouter.schedule,
         shard=cost.shard,
         devices=layout.devices,
         pieces=layout.schedule.pieces,
-        bubble=layout.bubble,
+        bubble=layout.bubble if timed else 0.0,
         seconds={
             "compute": spent.compute,
             "memory bandwidth": spent.bandwidth,
             "link": spent.link,
-            "waiting": max(0.0, layout.step_seconds - spent.total),
+            "waiting": max(0.0, step_seconds - spent.total),
         },
         measured=target.measured,
     )
