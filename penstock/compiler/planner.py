@@ -10,14 +10,13 @@ from collections.abc import Sequence
 from typing import Any
 
 from penstock.compiler.cost import CostModel
+from penstock.compiler.demands import check_length, check_shapes, require_stages, with_devices
 from penstock.compiler.layout import DevicePlan, Layout, Layouter
 from penstock.compiler.memory import MemoryModel, generation_memory
 from penstock.compiler.plan import Plan
 from penstock.compiler.search import advise
-from penstock.compiler.stages import check_layers_per_stage, check_stages
 from penstock.config.planning import PlanSection
 from penstock.config.schema import BatchSection
-from penstock.errors import ConfigError
 from penstock.hardware.target import Target
 from penstock.models.architecture import Architecture
 
@@ -90,7 +89,7 @@ def make_generation_plan(
     Raises:
         ConfigError: texts longer than the model's positions.
     """
-    _check_length(architecture, capacity)
+    check_length(architecture, capacity)
     compute = compute or ("bf16" if target.fast_bf16 else "fp32")
     memory = generation_memory(
         architecture, rows=batch, capacity=capacity, compute=compute, device=target.device
@@ -140,11 +139,11 @@ class _Deciding:
 
     def decide(self, batch: BatchSection, plan: PlanSection, *, thorough: bool = False) -> Plan:
         """One plan, whether it fits or not; `thorough` also tries other orders of the stages."""
-        _check_shapes(self.architecture, batch, plan, self.sequence_length)
+        check_shapes(self.architecture, batch, plan, self.sequence_length)
         size = batch.size or batch.micro * plan.replicas
         accumulation = size // (batch.micro * plan.replicas)
-        stages = _stages(self.architecture, plan, accumulation)
-        target = _with_devices(self.target, stages, plan.replicas)
+        stages = require_stages(self.architecture, plan, accumulation)
+        target = with_devices(self.target, stages, plan.replicas)
         layouter = Layouter(
             cost=CostModel(**self._common(batch, plan), target=target),
             memory=self._memory(batch, plan, accumulation),
@@ -229,63 +228,6 @@ def _fits(devices: Sequence[DevicePlan], target: Target) -> bool:
         and sum(device.outside[kind] for kind in target.streams) <= target.streaming_memory_bytes
         for device in devices
     )
-
-
-def _with_devices(target: Target, stages: int, replicas: int) -> Target:
-    """The target, or equal parts of it where it is one CPU; a refusal where it is too small."""
-    wanted = stages * replicas
-    if target.devices >= wanted:
-        return target
-    if target.device == "cpu" and target.devices == 1:
-        return target.shared_by(wanted)
-    raise ConfigError(
-        f"plan.stages={stages} × plan.replicas={replicas} needs {wanted} devices, "
-        f"{target.name} has {target.devices}",
-        where="plan.stages" if stages > 1 else "plan.replicas",
-        do=f"use at most {target.devices} in all, or another plan.target",
-    )
-
-
-def _stages(architecture: Architecture, plan: PlanSection, accumulation: int) -> int:
-    """Number of stages, checked against the model and the schedule."""
-    given, layers = plan.layers_per_stage, architecture.layers
-    if given is not None:
-        tied = architecture.tie_embeddings and len(given) > 1
-        check_layers_per_stage(given, layers, plan.stages, tied=tied)
-    stages = len(given or ()) or plan.stages or 1
-    check_stages(stages, layers)
-    if plan.schedule == "interleaved" and stages > 1 and accumulation % stages:
-        raise ConfigError(
-            f"{accumulation} micro-batches are not a multiple of {stages} stages",
-            where="plan.schedule",
-            do="interleaved needs one: change batch.size, or use plan.schedule=1f1b",
-        )
-    return stages
-
-
-def _check_shapes(
-    architecture: Architecture, batch: BatchSection, plan: PlanSection, sequence_length: int
-) -> None:
-    """Refuse what cannot be, naming the key."""
-    _check_length(architecture, sequence_length)
-    unit = batch.micro * plan.replicas
-    if batch.size is not None and batch.size % unit:
-        replicas = f" × plan.replicas={plan.replicas}" if plan.replicas > 1 else ""
-        raise ConfigError(
-            f"batch.size={batch.size} is not a multiple of batch.micro={batch.micro}{replicas}",
-            where="batch.size",
-            do=f"use {-(-batch.size // unit) * unit}",
-        )
-
-
-def _check_length(architecture: Architecture, sequence_length: int) -> None:
-    if sequence_length > architecture.max_positions:
-        raise ConfigError(
-            f"data.sequence_length={sequence_length} is longer than the model's "
-            f"{architecture.max_positions} positions",
-            where="data.sequence_length",
-            do=f"use at most {architecture.max_positions}, or raise model.max_positions",
-        )
 
 
 def _loss_chunks(architecture: Architecture, rows: int) -> int:
