@@ -24,9 +24,6 @@ from penstock.data.packing import parse_packing
 from penstock.errors import ConfigError, DataError
 from penstock.files import fsync_folder
 
-_LONGEST_ROW = 1 << 20
-"""Longer sequences are streams: what is to be made of them must be said."""
-
 
 @dataclasses.dataclass(frozen=True)
 class DatasetConversion:
@@ -233,7 +230,7 @@ def _plan(
             do="choose another format",
         )
     width = cut or max(1, found.longest - target.extra)
-    if target.fixed_width and width > _LONGEST_ROW:
+    if target.longest is not None and found.longest > target.longest + target.extra:
         raise ConfigError(
             f"the {split} split has a sequence of {found.longest:,} tokens",
             where="data.sequence_length",

@@ -238,10 +238,23 @@ def test_mistakes_are_one_line(
     assert [p.name for p in tmp_path.iterdir()] == ["in"]
 
 
-def test_a_stream_needs_a_length_for_rows(tmp_path: Path) -> None:
-    write("llmc", tmp_path / "in", [TokenSequence(np.ones((1 << 20) + 2, np.int64))])
+@pytest.mark.parametrize(
+    ("target", "longest"),
+    [
+        ("sambanova", 1 << 20),
+        ("cerebras", (1 << 20) + 1),
+        ("tfrecord", 1 << 22),
+        ("jsonl", 1 << 22),
+    ],
+)
+def test_a_stream_needs_a_length_for_rows_and_records(
+    target: str, longest: int, tmp_path: Path
+) -> None:
+    write("llmc", tmp_path / "in", [TokenSequence(np.ones(longest + 1, np.int64))])
     with pytest.raises(UserError, match="set data.sequence_length"):
-        convert(tmp_path / "in", tmp_path / "out", "sambanova")
+        convert(tmp_path / "in", tmp_path / "out", target)
+    done = convert(tmp_path / "in", tmp_path / "out", target, sequence_length=1 << 19)
+    assert done.splits["train"]["sequences"] > 2
 
 
 def test_the_command_line_converts_and_inspects(
