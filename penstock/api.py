@@ -70,8 +70,9 @@ def plan(config: ConfigLike = None, **sections: Any) -> "Plan":  # noqa: ANN401 
 
 def compile(config: ConfigLike = None, **sections: Any) -> "CompileResult":  # noqa: ANN401 - the verb's name
     """Compile the plan's regions into the file `executable`."""
+    from penstock.compiler.build import build_kernels, trace_graphs
     from penstock.compiler.executable import write_executable
-    from penstock.compiler.toolchain import build_kernels
+    from penstock.compiler.toolchains import PORTABLE
     from penstock.results import CompileResult
 
     started = time.monotonic()
@@ -82,16 +83,20 @@ def compile(config: ConfigLike = None, **sections: Any) -> "CompileResult":  # n
     wanted = planning.plan_of(c, _dataset_if_there(c), c.mode)
     planning.require_fit(wanted)
     if wanted.device != "cpu":
-        raise ConfigError(
-            "executables are made for CPUs only so far",
-            where="device",
-            do="use device=cpu; training on CUDA runs eagerly",
+        write_executable(path, wanted, trace_graphs(wanted), PORTABLE)
+        get_console().warning(
+            f"no toolchain here makes machine code for {wanted.target}: the file holds the "
+            "portable graphs of its regions only"
         )
-    cache = Path(c.compile.cache) if c.compile.cache else None
-    kernels = build_kernels(wanted, workers=c.compile.workers, cache=cache)
+        return CompileResult(path, wanted, time.monotonic() - started, False, PORTABLE)
+    section = c.compile
+    cache = Path(section.cache) if section.cache else None
+    kernels = build_kernels(
+        wanted, toolchain=section.toolchain, workers=section.workers, cache=cache
+    )
     reused = all(kernel.reused for kernel in kernels.values())
-    write_executable(path, wanted, kernels)
-    return CompileResult(path, wanted, time.monotonic() - started, reused)
+    write_executable(path, wanted, kernels, section.toolchain)
+    return CompileResult(path, wanted, time.monotonic() - started, reused, section.toolchain)
 
 
 def train(

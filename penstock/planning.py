@@ -5,6 +5,7 @@ torch, so that planning answers at once; it does so only to ask a GPU's driver.
 """
 
 import dataclasses
+from pathlib import Path
 
 from penstock.compiler.plan import Plan
 from penstock.compiler.planner import make_generation_plan, make_plan
@@ -77,9 +78,18 @@ def plan_of(config: Config, dataset: Dataset | None, mode: str = "train") -> Pla
         sequence_length=length,
         target=target,
         optimizer=config.optimizer.name,
-        saves=config.checkpoint.every is not None,
+        saves=mode == "train" and config.checkpoint.every is not None,
+        resumes=mode == "train" and _has_checkpoint(config),
+        compiled=config.compile.mode != "off",
     )
     return dataclasses.replace(plan, mode=mode)
+
+
+def _has_checkpoint(config: Config) -> bool:
+    """Whether training would go on from a checkpoint."""
+    if config.run is None or config.checkpoint.resume == "never":
+        return False
+    return any(Path(config.run, "checkpoints").glob("step-*"))
 
 
 def _plan_of_run(path: str) -> Plan:

@@ -34,16 +34,39 @@ def make_plan(
     target: Target,
     optimizer: str = "adamw",
     saves: bool = False,
+    resumes: bool = False,
+    compiled: bool = True,
 ) -> Plan:
     """Decide how to train `architecture` on `target`.
 
-    `compute` None takes bf16 where the target is fast at it; `saves`: whether checkpoints are
-    saved while training goes on. A plan that does not fit says what would.
+    `compute` None takes bf16 where the target is fast at it. A plan that does not fit says what
+    would.
+
+    Args:
+        architecture: the model.
+        batch: as the user gave it.
+        plan: as the user gave it.
+        compute: bf16 or fp32.
+        sequence_length: tokens per sequence.
+        target: the machine.
+        optimizer: its name, for its state.
+        saves: whether checkpoints are saved while training goes on.
+        resumes: whether training starts from one.
+        compiled: whether regions run as kernels where they can; on CUDA they cannot so far.
 
     Raises:
         ConfigError: shapes that contradict each other.
     """
-    deciding = _Deciding(architecture, compute, sequence_length, target, optimizer, saves)
+    deciding = _Deciding(
+        architecture=architecture,
+        compute=compute,
+        sequence_length=sequence_length,
+        target=target,
+        optimizer=optimizer,
+        saves=saves,
+        resumes=resumes,
+        compiled=compiled and target.device != "cuda",
+    )
     decided = deciding.decide(batch, plan, thorough=True)
     if decided.fits:
         return decided
@@ -73,7 +96,10 @@ def make_generation_plan(
     )
     # Every token reads all weights and, at worst, all of the cache.
     read = memory["weights"] + memory["cache"]
-    seconds = read / target.bandwidth_bytes_per_second
+    seconds = {
+        "compute": 2 * batch * architecture.parameter_count() / target.peak(compute),
+        "memory bandwidth": read / target.bandwidth_bytes_per_second,
+    }
     return Plan(
         mode="generate",
         architecture=architecture,
@@ -90,13 +116,15 @@ def make_generation_plan(
         memory_limit_bytes=target.memory_bytes,
         fits=memory["total"] <= target.memory_bytes,
         flops_per_token=architecture.flops_per_token(capacity) // 3,
-        step_seconds=seconds,
-        seconds={"memory bandwidth": seconds},
+        step_seconds=max(seconds.values()),
+        layers_per_stage=(architecture.layers,),
+        devices=(DevicePlan(architecture.layers, True, True, memory, {}),),
+        seconds=seconds,
         measured=target.measured,
     )
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class _Deciding:
     """What stays the same for every plan that is tried."""
 
@@ -106,6 +134,8 @@ class _Deciding:
     target: Target
     optimizer: str
     saves: bool
+    resumes: bool
+    compiled: bool
 
     def decide(self, batch: BatchSection, plan: PlanSection, *, thorough: bool = False) -> Plan:
         """One plan, whether it fits or not; `thorough` also tries other orders of the stages."""
@@ -146,6 +176,8 @@ class _Deciding:
             device=self.target.device,
             optimizer=self.optimizer,
             saves=self.saves,
+            resumes=self.resumes,
+            compiled=self.compiled,
             streams=self.target.streams,
             sums=self.target.sums,
         )

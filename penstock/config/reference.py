@@ -35,7 +35,7 @@ VERBS: dict[str, Verb] = {
     "plan": Verb(
         "Whether a training step fits this machine, with numbers, before anything is allocated.",
         "penstock plan model.preset=gpt2 batch.micro=4 data.sequence_length=512",
-        (*_MODEL, "optimizer", "checkpoint", "mode", "generate", "run", "out"),
+        (*_MODEL, "mode", "generate", "optimizer", "checkpoint", "compile", "run", "out"),
     ),
     "compile": Verb(
         "Compile a plan's regions to one signed file of machine code.",

@@ -127,6 +127,8 @@ class CompileSection(Section):
 
     mode: Literal["auto", "off"] = "auto"
     """What training does without an executable: compile first, or run eagerly."""
+    toolchain: str = "inductor"
+    """What makes machine code: inductor, eager (none: graphs run as they are), or one installed."""
     workers: int | None = Field(default=None, ge=1)
     """Compiler processes at once; all cores when not given."""
     cache: str | None = None
