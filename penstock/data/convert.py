@@ -17,9 +17,11 @@ from penstock.console import Console, get_console
 from penstock.data.convert_manifest import make_dataset
 from penstock.data.convert_plan import Job, plan_conversion
 from penstock.data.convert_text import Vocabulary, find_vocabulary, tokenized
+from penstock.data.dataset import TOKENIZER
 from penstock.data.formats.recognize import Found, recognize
 from penstock.data.formats.registry import FORMATS, Format
 from penstock.data.formats.sequence import Reader
+from penstock.data.tokenizer import Tokenizer
 from penstock.errors import ConfigError
 from penstock.files import fsync_folder
 
@@ -93,8 +95,10 @@ def convert_dataset(
 def _finisher(
     jobs: list[Job], found: Found, data: DataSection, vocabulary: Vocabulary, notes: list[str]
 ) -> Callable[[Path], list[Path]]:
-    """What makes the written folder whole: a dataset of ours, where the tokenizer is known."""
+    """What makes the written folder whole: a dataset of ours, or SambaNova's tokenizer folder."""
     tokenizer = vocabulary.tokenizer
+    if data.format == "sambanova" and tokenizer is not None:
+        return lambda folder: [_save_tokenizer(tokenizer, folder / "tokenizer" / TOKENIZER)]
     if data.format != "megatron":
         return lambda folder: []
     if tokenizer is None:
@@ -111,6 +115,11 @@ def _finisher(
         or (max(1, *(job.found.longest - 1 for job in jobs)) if rows else None),
         source=found.format,
     )
+
+
+def _save_tokenizer(tokenizer: Tokenizer, path: Path) -> Path:
+    tokenizer.save(path)
+    return path
 
 
 def _write_all(

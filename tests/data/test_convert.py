@@ -303,6 +303,9 @@ def test_a_prepared_dataset_is_converted_with_its_splits(
     with h5py.File(tmp_path / "out" / "dev_1_of_1.hdf5") as file:
         assert file["input_ids"].shape[1] == 64
     assert "vocab_size: 512" in (tmp_path / "out" / "metadata.yaml").read_text()
+    # The tokenizer goes along, and is found there again.
+    back = convert(tmp_path / "out", tmp_path / "back", "megatron")
+    assert any("`train` opens" in note for note in back.notes)
 
 
 def test_splits_share_one_width_and_empty_ones_are_left_out(tmp_path: Path) -> None:
