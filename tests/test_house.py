@@ -94,7 +94,7 @@ def test_imports_go_down_only() -> None:
         ("training/step.py", "import transformers", "Only the Hugging Face modules may know"),
         (
             "training/trainer.py",
-            "from penstock.compiler import toolchain",
+            "from penstock.compiler import build",
             "What runs an executable imports no tracer and no compiler",
         ),
     ],
