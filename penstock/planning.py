@@ -13,7 +13,7 @@ from penstock.compiler.probe import detected_target
 from penstock.config.schema import Config
 from penstock.data.dataset import Dataset
 from penstock.errors import ConfigError, DoesNotFitError
-from penstock.hardware.detect import gpus
+from penstock.hardware.detect import free_memory_bytes, gpus
 from penstock.hardware.target import Target, load_target
 from penstock.models.resolve import resolve_architecture
 
@@ -82,7 +82,20 @@ def plan_of(config: Config, dataset: Dataset | None, mode: str = "train") -> Pla
         resumes=mode == "train" and _has_checkpoint(config),
         compiled=config.compile.mode != "off",
     )
-    return dataclasses.replace(plan, mode=mode)
+    is_here = config.plan.target in ("detect", "cpu")
+    advice = (*plan.advice, *_mind_others(plan, free_memory_bytes() if is_here else None))
+    return dataclasses.replace(plan, mode=mode, advice=advice)
+
+
+def _mind_others(plan: Plan, free: int | None) -> tuple[str, ...]:
+    """A word on what other programs leave, where the plan is for this machine's own memory."""
+    needed = plan.memory["total"] * plan.stages * plan.replicas
+    if plan.device != "cpu" or not plan.fits or free is None or needed <= free:
+        return ()
+    return (
+        f"Other programs leave {free / 2**30:.1f} GiB of it free now, less than is needed: "
+        "stop some of them before training.",
+    )
 
 
 def _has_checkpoint(config: Config) -> bool:

@@ -221,3 +221,17 @@ def test_what_a_block_keeps_without_kernels_is_what_is_predicted(
     # Left out: norms' weights in float32 and the causal mask, the same for any batch.
     assert size == pytest.approx(predicted, abs=16 * 64 + 64 * 64)
     assert abs(size - predicted) < 0.03 * size
+
+
+def test_measured_peaks_are_reached_as_whole_steps_were_seen_to() -> None:
+    # docs/benchmarks.md: 417 tokens/s where matrix products reach 430 GFLOP/s and copies 40 GB/s.
+    target = dataclasses.replace(
+        load_target("zen5-2core"),
+        peak_flops={"bf16": 430e9},
+        bandwidth_bytes_per_second=40e9,
+    )
+    model = cost(target)
+    seconds = 12 * sum(part.total for part in model.block())
+    seconds += sum(part.total for part in (*model.embedding(), *model.head()))
+    seconds += model.update(PARAMETERS).total
+    assert 4 * 512 / seconds == pytest.approx(417, rel=0.03)
