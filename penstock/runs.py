@@ -29,7 +29,7 @@ from penstock.inference.decoding import CompiledDecoder
 from penstock.inference.engine import Engine
 from penstock.jobs import DTYPES, kept_kernels, run_folder
 from penstock.models.hub import model_folder
-from penstock.models.huggingface import load_weights
+from penstock.models.huggingface import load_model
 from penstock.models.resolve import resolve_architecture
 from penstock.models.transformer import Transformer
 from penstock.planning import device_of
@@ -160,9 +160,8 @@ def open_engine(config: Config) -> Engine:
         model, tokenizer = loaded.model(compute, device), loaded.tokenizer
     else:
         folder = model_folder(config.model.from_)
-        model = Transformer(resolve_architecture(config.model))
-        load_weights(folder, model)
-        model = model.to(device, DTYPES[compute]).requires_grad_(False)
+        architecture = resolve_architecture(config.model)
+        model = load_model(folder, architecture, device, DTYPES[compute]).requires_grad_(False)
         tokenizer = Tokenizer.load(config.tokenizer.from_ or folder)
     if executable is None:
         return Engine(model, tokenizer)

@@ -16,9 +16,13 @@ class ModelSection(Section):
     """What to build. Choose `preset`, `family` or `from`; any other key overrides it."""
 
     preset: str | None = None
-    """Name of a known shape: gpt2, gpt2-medium, gpt2-large, gpt2-xl, gpt2-demo, gpt2-tiny."""
+    """Name of a known shape: gpt2, gpt2-medium, gpt2-large, gpt2-xl, gpt2-demo, gpt2-tiny,
+    pythia-70m, pythia-160m, pythia-410m, pythia-1b, pythia-1.4b, pythia-2.8b, pythia-6.9b,
+    pythia-12b, gpt-neox-20b, pythia-tiny, gpt-j-6b, gpt-j-tiny, llama-2-7b, llama-2-13b,
+    llama-2-70b, llama-3-8b, llama-3-70b, llama-3.1-8b, llama-3.2-1b, llama-tiny."""
     family: str = "gpt2"
-    """Architecture family, when no preset is named."""
+    """Architecture family, when no preset is named: gpt2, gpt_neox, gptj, llama. Starts from the
+    family's first preset."""
     from_: str | None = Field(default=None, alias="from")
     """Folder in the Hugging Face layout (config.json + weights), or a hub name, to start from."""
     layers: int | None = Field(default=None, ge=1)
@@ -27,8 +31,10 @@ class ModelSection(Section):
     """Width of the residual stream, in elements."""
     heads: int | None = Field(default=None, ge=1)
     """Query heads per block; must divide hidden_size."""
+    kv_heads: int | None = Field(default=None, ge=1)
+    """Key and value heads per block, each shared by heads / kv_heads query heads."""
     mlp_size: int | None = Field(default=None, ge=1)
-    """Width of the MLP, in elements; 4 × hidden_size when not given."""
+    """Width of the MLP, in elements; 4 × hidden_size when neither given nor the preset's."""
     max_positions: int | None = Field(default=None, ge=1)
     """Longest sequence the model allows, in tokens."""
     vocab_size: int | None = Field(default=None, ge=1)
@@ -36,7 +42,13 @@ class ModelSection(Section):
     dropout: Probability | None = None
     """Probability of dropping an activation (embedding, attention, residual) in training."""
     norm_epsilon: float | None = Field(default=None, gt=0)
-    """Constant added to the variance in layer norms."""
+    """Constant added to the variance in norms."""
+    tie_embeddings: bool | None = None
+    """Whether the head's projection is the token embedding."""
+    rotary_fraction: float | None = Field(default=None, gt=0, le=1)
+    """Share of each head that rotary positions rotate."""
+    rotary_base: float | None = Field(default=None, gt=0)
+    """Base of rotary positions' wavelengths."""
 
 
 class SourceSection(Section):
