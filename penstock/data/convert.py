@@ -12,7 +12,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from penstock.config.schema import DataSection, TokenizerSection
+from penstock.config.data import DataSection, TokenizerSection
 from penstock.console import Console, get_console
 from penstock.data.convert_manifest import make_dataset
 from penstock.data.convert_plan import Job, plan_conversion

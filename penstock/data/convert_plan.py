@@ -6,7 +6,7 @@
 import dataclasses
 from collections.abc import Iterator, Mapping
 
-from penstock.config.schema import DataSection
+from penstock.config.data import DataSection
 from penstock.data.convert_text import Vocabulary
 from penstock.data.formats.registry import Format
 from penstock.data.formats.sequence import LARGEST_ID, Layout, Reader, TokenSequence

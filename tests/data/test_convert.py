@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from penstock.cli import main
-from penstock.config.schema import DataSection, TokenizerSection
+from penstock.config.data import DataSection, TokenizerSection
 from penstock.data.convert import DatasetConversion, convert_dataset
 from penstock.data.formats.recognize import recognize
 from penstock.data.formats.registry import FORMATS
