@@ -18,7 +18,7 @@ from penstock.config.schema import Config
 from penstock.console import get_console
 from penstock.errors import ConfigError, ExecutableError
 from penstock.models.hub import model_folder
-from penstock.models.huggingface import load_weights
+from penstock.models.huggingface import load_model
 from penstock.models.initialization import initialize
 from penstock.models.transformer import Transformer
 from penstock.training.run_folder import RunFolder
@@ -81,10 +81,11 @@ def new_model(
     config: Config, plan: Plan, kernels: dict[str, CompiledKernel] | None
 ) -> tuple[Transformer, dict[str, Tensor]]:
     """A model in the compute format with its kernels, and its weights in float32 by name."""
-    model = Transformer(plan.architecture)
     if config.model.from_ is not None:
-        load_weights(model_folder(config.model.from_), model)
+        folder = model_folder(config.model.from_)
+        model = load_model(folder, plan.architecture, "cpu", torch.float32)
     else:
+        model = Transformer(plan.architecture)
         initialize(model, config.seed)
     masters: dict[str, Tensor] = {}
     if plan.compute != "fp32":

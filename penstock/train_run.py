@@ -205,7 +205,7 @@ def _write_provenance(setting: _Setting, origins: Mapping[str, str]) -> None:
     atomic_write(run.config, dump_config(setting.config, origins))
     atomic_write(run.path / "config.json", json.dumps(hf_config, indent=2))
     atomic_write(run.plan, json.dumps(setting.plan.to_json(), indent=1))
-    atomic_write(run.tokenizer, (setting.dataset.path / "tokenizer.json").read_bytes())
+    setting.dataset.tokenizer().save(run.tokenizer)
 
 
 def _results(setting: _Setting, trainer: Trainer, *, compiled: bool) -> dict[str, Any]:

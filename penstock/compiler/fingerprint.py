@@ -17,7 +17,17 @@ import penstock.models
 from penstock.compiler.toolchains import PORTABLE, find_toolchain
 
 _SOURCES = (
-    (penstock.models, ("transformer.py", "attention.py", "blockwise.py", "layers.py", "loss.py")),
+    (
+        penstock.models,
+        (
+            "transformer.py",
+            "attention.py",
+            "blockwise.py",
+            "layers.py",
+            "loss.py",
+            "rotary.py",
+        ),
+    ),
     (penstock.compiler, ("generation.py", "graphs.py", "portable.py", "regions.py", "thin.py")),
 )
 """Files whose meaning is baked into the kernels."""

@@ -98,9 +98,9 @@ class MemoryModel:
         table = a.padded_vocab_size * a.hidden_size
         count = layers * a.block_parameters()
         if embedding:
-            count += table + a.max_positions * a.hidden_size
+            count += table + a.position_parameters()
         if head:
-            count += 2 * a.hidden_size
+            count += a.norm_parameters() + a.padded_vocab_size * a.head_bias
             count += 0 if a.tie_embeddings and embedding else table
         return count
 
@@ -135,7 +135,7 @@ class MemoryModel:
     def _state_bytes(self, parameters: int, layers: int) -> int:
         """Masters and moments of one device: what a checkpoint holds of it."""
         a = self.architecture
-        matrices = layers * (4 * a.hidden_size**2 + 2 * a.hidden_size * a.mlp_size)
+        matrices = layers * a.block_matrix_elements()
         saved = OPTIMIZER_BYTES["adamw"] - OPTIMIZER_BYTES[self.optimizer]
         return (OPTIMIZER_BYTES["adamw"] * parameters - saved * matrices) // self._optimizer_share()
 
@@ -165,9 +165,11 @@ class MemoryModel:
 
     def _temporaries(self, rows: int, element: int) -> int:
         """Gradients inside one block's backward pass: three of the residual's width, two the
-        MLP's.
+        MLP's, for a gated one four.
         """
-        return rows * element * (3 * self.architecture.hidden_size + 2 * self.architecture.mlp_size)
+        a = self.architecture
+        inner = (4 if a.gated_mlp else 2) * a.mlp_size
+        return rows * element * (3 * a.hidden_size + inner)
 
     def _gathered(self, *, embedding: bool) -> int:
         """Weights and gradients of the largest region, whole while it computes, where replicas
@@ -181,12 +183,15 @@ class MemoryModel:
 
 
 def block_activations(architecture: Architecture, rows: int, element: int) -> int:
-    """Bytes one block keeps: its input, the four matrix products' outputs, attention's output
-    and log-sum-exp (`compiler/graphs.py` keeps exactly the outputs of matrix products).
+    """Bytes one block keeps: its input, the matrix products' outputs but the last, attention's
+    output and log-sum-exp (`compiler/graphs.py` keeps exactly the outputs of matrix products).
+    A parallel block's gradients need no sum, hence not what attention's projection gave.
     """
-    d, f = architecture.hidden_size, architecture.mlp_size
-    per_row = element * (d + 3 * d + d + d + f) + 4 * architecture.heads
-    return rows * per_row
+    a = architecture
+    attention = a.hidden_size + 2 * a.kv_size + a.hidden_size
+    projected = a.hidden_size if a.residual == "sequential" else 0
+    inner = (2 if a.gated_mlp else 1) * a.mlp_size
+    return rows * (element * (a.hidden_size + attention + projected + inner) + 4 * a.heads)
 
 
 def generation_memory(
@@ -198,7 +203,7 @@ def generation_memory(
     element = ELEMENT_BYTES[compute]
     memory = {
         "weights": element * architecture.parameter_count(padded=True),
-        "cache": 2 * element * architecture.layers * rows * capacity * architecture.hidden_size,
+        "cache": 2 * element * architecture.layers * rows * capacity * architecture.kv_size,
         "logits": 4 * rows * architecture.padded_vocab_size,
         "workspace": PROCESS_BYTES[device],
     }

@@ -106,14 +106,20 @@ class Plan:
         """The command line's key=value arguments that lead to these regions."""
         a = self.architecture
         model = {
+            "family": a.family,
             "layers": a.layers,
             "hidden_size": a.hidden_size,
             "heads": a.heads,
+            "kv_heads": a.heads // a.group_size,
             "mlp_size": a.mlp_size,
             "max_positions": a.max_positions,
             "vocab_size": a.vocab_size,
             "dropout": a.dropout,
+            "norm_epsilon": a.norm_epsilon,
+            "tie_embeddings": a.tie_embeddings,
         }
+        if a.positions == "rotary":
+            model |= {"rotary_fraction": a.rotary_fraction, "rotary_base": a.rotary_base}
         return [f"model.{name}={value}" for name, value in model.items()] + [
             f"mode={self.mode}",
             f"{'generate.batch' if self.mode == 'generate' else 'batch.micro'}={self.micro}",

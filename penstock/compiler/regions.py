@@ -18,6 +18,7 @@ from penstock.compiler.kernels import RegionContract
 from penstock.compiler.plan import Plan
 from penstock.models.architecture import Architecture
 from penstock.models.loss import loss_and_gradients, token_losses
+from penstock.models.rotary import rotation
 from penstock.models.transformer import Block, Embed, Head
 
 COMPUTE_DTYPES = {"bf16": torch.bfloat16, "fp32": torch.float32}
@@ -65,6 +66,13 @@ def _parameters(module: nn.Module, plan: Plan) -> dict[str, Tensor]:
     }
 
 
+def _turns(plan: Plan, rows: int, count: int) -> list[Tensor]:
+    """The rotation a block is given for `count` positions of so many rows, if there is any."""
+    positions = torch.empty(rows, count, dtype=torch.int64, device=plan.device)
+    turns = rotation(plan.architecture, positions)
+    return [] if turns is None else [turns]
+
+
 class _Method(nn.Module):
     """A module's method as a module of its own, so that it can be called with other weights."""
 
@@ -106,52 +114,50 @@ def _trace_region(part: str, region: str, plan: Plan) -> TracedKernel:
     in_training = part != "evaluate" and plan.architecture.dropout > 0
     if in_training:
         inputs.append(torch.empty(plan.micro, sites, dtype=torch.int64, device=plan.device))
+    turns = _turns(plan, 1, plan.sequence_length) if region == "block" else []
+    inputs += turns
+    before = len(names) + len(activations)
 
     def function(*tensors: Tensor) -> tuple[Tensor]:
-        return (call(*tensors, *(() if in_training else (None,))),)
+        keys = () if in_training else (None,)
+        return (call(*tensors[:before], *keys, *tensors[before:]),)
 
     if part == "evaluate":
         return TracedKernel(trace(function, inputs), RegionContract(names, 1))
-    differentiable = tuple(range(len(names) + len(activations) - skipped))
+    differentiable = tuple(range(before - skipped))
     pair = trace_joint(function, inputs, differentiable, 1)
     contract = RegionContract(names, pair.output_count, pair.kept_inputs, pair.differentiable)
     return TracedKernel(pair.forward if part == "forward" else pair.backward, contract)
 
 
-_HEAD_PARAMETERS = ("norm.weight", "norm.bias", "projection.weight")
-
-
-def _head_inputs(plan: Plan) -> list[Tensor]:
-    """The head's parameters, its input (B, T, D) and the targets (B, T)."""
+def _trace_head(part: str, plan: Plan) -> TracedKernel:
+    """The head's forward and backward in one kernel (see `models/loss.py`), or, to evaluate,
+    losses of each token without gradients.
+    """
     with torch.device("meta"):
         parameters = _parameters(Head(plan.architecture), plan)
-    return [*(parameters[name] for name in _HEAD_PARAMETERS), _activations(plan), _tokens(plan)]
-
-
-def _head_options(plan: Plan) -> dict[str, Any]:
-    return {
+    names = tuple(parameters)
+    inputs = [*parameters.values(), _activations(plan), _tokens(plan)]
+    if part == "train":
+        inputs.append(torch.empty(_shape(plan)[:2], dtype=torch.float32, device=plan.device))
+        inputs.append(torch.empty((), dtype=torch.float32, device=plan.device))
+    options: dict[str, Any] = {
         "epsilon": plan.architecture.norm_epsilon,
         "vocab_size": plan.architecture.vocab_size,
         "chunks": plan.loss_chunks,
     }
 
+    def function(*tensors: Tensor) -> tuple[Tensor, ...]:
+        named = dict(zip(names, tensors, strict=False))
+        first = (named["norm.weight"], named.get("norm.bias"), named["projection.weight"])
+        rest, bias = tensors[len(names) :], named.get("projection.bias")
+        if part == "evaluate":
+            return (token_losses(*first, *rest, bias=bias, **options),)
+        results = loss_and_gradients(*first, *rest, bias=bias, **options)
+        return tuple(result for result in results if result is not None)
 
-def _trace_head_train(plan: Plan) -> TracedKernel:
-    """The head's forward and backward in one kernel: see `models/loss.py`."""
-    weights = torch.empty(_shape(plan)[:2], dtype=torch.float32, device=plan.device)
-    z_loss = torch.empty((), dtype=torch.float32, device=plan.device)
-    function = functools.partial(loss_and_gradients, **_head_options(plan))
-    graph = trace(function, [*_head_inputs(plan), weights, z_loss])
-    return TracedKernel(graph, RegionContract(_HEAD_PARAMETERS, len(graph.outputs)))
-
-
-def _trace_head_evaluate(plan: Plan) -> TracedKernel:
-    """Per-token losses without gradients."""
-
-    def function(*tensors: Tensor) -> tuple[Tensor]:
-        return (token_losses(*tensors, **_head_options(plan)),)
-
-    return TracedKernel(trace(function, _head_inputs(plan)), RegionContract(_HEAD_PARAMETERS, 1))
+    graph = trace(function, inputs)
+    return TracedKernel(graph, RegionContract(names, len(graph.outputs)))
 
 
 def _trace_decoding(plan: Plan, rows: int, count: int, length: int) -> TracedKernel:
@@ -165,11 +171,12 @@ def _trace_decoding(plan: Plan, rows: int, count: int, length: int) -> TracedKer
         graph = trace(lambda *t: (call(*t).float(),), [*parameters.values(), x], thin=True)
         return TracedKernel(graph, RegionContract(tuple(parameters), 1))
     x = torch.empty(rows, count, a.hidden_size, dtype=dtype, device=device)
-    shape = (rows, a.heads, plan.sequence_length, a.head_size)
+    shape = (rows, a.heads // a.group_size, plan.sequence_length, a.head_size)
     cached = [torch.empty(shape, dtype=dtype, device=device)[:, :, :length] for _ in range(2)]
     mask = torch.empty(rows, 1, count, length + count, dtype=torch.bool, device=device)
     call, parameters = _function(Block, "decode", plan)
-    graph = trace(call, [*parameters.values(), x, *cached, mask], thin=True)
+    inputs = [*parameters.values(), x, *cached, mask, *_turns(plan, rows, count)]
+    graph = trace(call, inputs, thin=True)
     return TracedKernel(graph, RegionContract(tuple(parameters), 3))
 
 
@@ -179,6 +186,6 @@ _TRACERS: dict[str, Callable[[Plan], TracedKernel]] = {
         for region in ("embed", "block")
         for part in ("forward", "backward", "evaluate")
     },
-    "head_train": _trace_head_train,
-    "head_evaluate": _trace_head_evaluate,
+    "head_train": functools.partial(_trace_head, "train"),
+    "head_evaluate": functools.partial(_trace_head, "evaluate"),
 }

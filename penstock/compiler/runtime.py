@@ -64,11 +64,18 @@ class _Region:
         # changes its order from call to call.
         self.needs_ordered_sums = name == "embed"
 
-    def __call__(self, module: nn.Module, x: Tensor, keys: Tensor | None = None) -> Tensor:
-        """What `module.forward(x, keys)` computes."""
+    def __call__(
+        self,
+        module: nn.Module,
+        x: Tensor,
+        keys: Tensor | None = None,
+        turns: Tensor | None = None,
+    ) -> Tensor:
+        """What `module.forward(x, keys, turns)` computes; an embedding takes no turns."""
         parameters = parameters_of(module, self.forward.contract)
         if not self.has_dropout:
             keys = None
+        inputs = [*parameters, x, *(given for given in (keys, turns) if given is not None)]
         if torch.is_grad_enabled():
             if self.backward is None:
                 raise ExecutableError("the executable is for evaluation: it has no gradients")
@@ -77,10 +84,9 @@ class _Region:
                     "the executable trains with dropout, but no dropout keys were given",
                     do="give keys, or compile with model.dropout=0",
                 )
-            inputs = (*parameters, x) if keys is None else (*parameters, x, keys)
             return _RegionFunction.apply(self, self.backward, *inputs)
         kernel = self.forward if keys is not None else self.evaluate
-        return kernel.run([*parameters, x] if keys is None else [*parameters, x, keys])[0]
+        return kernel.run(inputs)[0]
 
 
 @contextlib.contextmanager

@@ -8,17 +8,22 @@ from typing import Literal
 
 from pydantic import Field
 
+from penstock.config.data import DataSection, PrepareSection, SourceSection, TokenizerSection
 from penstock.config.planning import PlanSection
-from penstock.config.section import PositiveShare, Probability, Section, Share
+from penstock.config.section import Probability, Section
 
 
 class ModelSection(Section):
     """What to build. Choose `preset`, `family` or `from`; any other key overrides it."""
 
     preset: str | None = None
-    """Name of a known shape: gpt2, gpt2-medium, gpt2-large, gpt2-xl, gpt2-demo, gpt2-tiny."""
+    """Name of a known shape: gpt2, gpt2-medium, gpt2-large, gpt2-xl, gpt2-demo, gpt2-tiny,
+    pythia-70m, pythia-160m, pythia-410m, pythia-1b, pythia-1.4b, pythia-2.8b, pythia-6.9b,
+    pythia-12b, gpt-neox-20b, pythia-tiny, gpt-j-6b, gpt-j-tiny, llama-2-7b, llama-2-13b,
+    llama-2-70b, llama-3-8b, llama-3-70b, llama-3.1-8b, llama-3.2-1b, llama-tiny."""
     family: str = "gpt2"
-    """Architecture family, when no preset is named."""
+    """Architecture family, when no preset is named: gpt2, gpt_neox, gptj, llama. Starts from the
+    family's first preset."""
     from_: str | None = Field(default=None, alias="from")
     """Folder in the Hugging Face layout (config.json + weights), or a hub name, to start from."""
     layers: int | None = Field(default=None, ge=1)
@@ -27,8 +32,10 @@ class ModelSection(Section):
     """Width of the residual stream, in elements."""
     heads: int | None = Field(default=None, ge=1)
     """Query heads per block; must divide hidden_size."""
+    kv_heads: int | None = Field(default=None, ge=1)
+    """Key and value heads per block, each shared by heads / kv_heads query heads."""
     mlp_size: int | None = Field(default=None, ge=1)
-    """Width of the MLP, in elements; 4 × hidden_size when not given."""
+    """Width of the MLP, in elements; 4 × hidden_size when neither given nor the preset's."""
     max_positions: int | None = Field(default=None, ge=1)
     """Longest sequence the model allows, in tokens."""
     vocab_size: int | None = Field(default=None, ge=1)
@@ -36,74 +43,13 @@ class ModelSection(Section):
     dropout: Probability | None = None
     """Probability of dropping an activation (embedding, attention, residual) in training."""
     norm_epsilon: float | None = Field(default=None, gt=0)
-    """Constant added to the variance in layer norms."""
-
-
-class SourceSection(Section):
-    """What `prepare` reads."""
-
-    kind: Literal["stdlib", "text"] = "text"
-    """stdlib: the Python standard library's own source; text: the user's files."""
-    path: str | list[str] | None = None
-    """File, folder or glob (or a list of them) for kind=text: plain text, .gz or .zst."""
-    documents: Literal["file", "line", "blank_line"] = "file"
-    """What one document is: a whole file, a line, or a paragraph between blank lines."""
-    on_error: Literal["replace", "skip", "stop"] = "stop"
-    """On bytes that are not UTF-8: put U+FFFD, leave the file out, or stop and name the offset."""
-
-
-class TokenizerSection(Section):
-    """Where the tokenizer comes from."""
-
-    from_: str | None = Field(default=None, alias="from")
-    """Folder with tokenizer.json, or vocab.json + merges.txt; or a hub name where a network is."""
-    train: bool = False
-    """Train a byte-level BPE tokenizer on the train split."""
-    vocab_size: int = Field(default=8192, ge=257)
-    """Vocabulary to train, in tokens, the end-of-text token included."""
-
-
-class DataSection(Section):
-    """The dataset: where it is and how sequences are cut from it."""
-
-    path: str | None = None
-    """Dataset folder: written by `prepare`, read by the other verbs."""
-    sequence_length: int | None = Field(default=None, ge=1)
-    """Tokens per sequence."""
-    packing: str = "full"
-    """full: documents back to back, cut anywhere; greedy::drop|truncate_left|truncate_right: whole
-    documents per sequence, padded; single::drop|truncate_left|truncate_right: one per sequence."""
-    format: Literal[
-        "megatron",
-        "sambanova",
-        "cerebras",
-        "tfrecord",
-        "parquet",
-        "arrow",
-        "jsonl",
-        "pickle",
-        "npy",
-        "llmc",
-        "nanogpt",
-    ] = "megatron"
-    """Storage format to write: `convert dataset` writes every one, `prepare` writes megatron."""
-    splits: tuple[PositiveShare, Share, Share] = (0.9, 0.05, 0.05)
-    """Fractions of the documents for train (not 0), validation and test, by a stable hash."""
-    split: str = "train"
-    """Split to train on."""
-    validation_split: str = "validation"
-    """Split for the periodic evaluation during training."""
-    verify: Literal["size", "checksum"] = "checksum"
-    """How files are checked on opening: by size alone, or by size and SHA-256 (cached)."""
-
-
-class PrepareSection(Section):
-    """How `prepare` works."""
-
-    workers: int | None = Field(default=None, ge=1)
-    """Processes; all cores when not given. The bytes written do not depend on it."""
-    shard_bytes: int = Field(default=16_777_216, ge=1024)
-    """Text per unit of work and of resuming, in bytes."""
+    """Constant added to the variance in norms."""
+    tie_embeddings: bool | None = None
+    """Whether the head's projection is the token embedding."""
+    rotary_fraction: float | None = Field(default=None, gt=0, le=1)
+    """Share of each head that rotary positions rotate."""
+    rotary_base: float | None = Field(default=None, gt=0)
+    """Base of rotary positions' wavelengths."""
 
 
 class BatchSection(Section):

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import numpy as np
 
-from penstock.config.schema import TokenizerSection
+from penstock.config.data import TokenizerSection
 from penstock.data.formats.isolation import IsolatedReader
 from penstock.data.formats.sequence import Reader, TokenSequence
 from penstock.data.tokenizer import Tokenizer

@@ -4,7 +4,9 @@
 must never know about models.
 """
 
+import contextlib
 import hashlib
+import json
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
@@ -16,29 +18,43 @@ from penstock.files import atomic_write
 
 END_OF_TEXT = "<|endoftext|>"
 """GPT-2's separator of documents."""
+_KNOWN_ENDS = (END_OF_TEXT, "<|end_of_text|>", "</s>", "<eos>")
+"""Separators by the names families give them: GPT-2, GPT-J and GPT-NeoX; Llama 3; Llama 2; Gemma.
+Chat models' configurations name the end of a turn instead, so these come first."""
 _FILE = "tokenizer.json"
+_SETTINGS = ("tokenizer_config.json", "special_tokens_map.json")
 
 
 class Tokenizer:
-    """A byte-level BPE tokenizer with one end-of-text token.
+    """A tokenizer with one end-of-text token.
 
     Text never turns into the end-of-text token, even where it spells it.
     """
 
-    def __init__(self, inner: tokenizers.Tokenizer) -> None:
-        """Wrap a tokenizer of the `tokenizers` library."""
+    def __init__(self, inner: tokenizers.Tokenizer, end_of_text: str | None = None) -> None:
+        """Wrap a tokenizer of the `tokenizers` library.
+
+        Its end-of-text token is the first of the known names it has, else `end_of_text`.
+
+        Raises:
+            DataError: it has neither.
+        """
         self._inner = inner
         self._inner.encode_special_tokens = True
         self._inner.no_truncation()
         self._inner.no_padding()
-        end = inner.token_to_id(END_OF_TEXT)
-        if end is None:
+        names = [name for name in (*_KNOWN_ENDS, end_of_text) if name is not None]
+        ids = [(name, inner.token_to_id(name)) for name in names]
+        found = [(name, token) for name, token in ids if token is not None]
+        if not found:
             raise DataError(
-                f"the tokenizer has no {END_OF_TEXT} token",
+                f"the tokenizer has no end-of-text token: none of {', '.join(names)}",
                 where="tokenizer.from",
-                do="use a GPT-2 style tokenizer, or train one with tokenizer.train=true",
+                do="name it as eos_token in tokenizer_config.json beside tokenizer.json",
             )
-        self.end_of_text: int = end
+        self.end_of_text_name: str = found[0][0]
+        self.end_of_text: int = found[0][1]
+        self._strips = self._drops_leading_space()
 
     @staticmethod
     def load(path: str | Path) -> "Tokenizer":
@@ -50,10 +66,10 @@ class Tokenizer:
         """
         folder = Path(path)
         try:
-            if folder.is_file():
-                return Tokenizer(tokenizers.Tokenizer.from_file(str(folder)))
-            if (folder / _FILE).is_file():
-                return Tokenizer(tokenizers.Tokenizer.from_file(str(folder / _FILE)))
+            for file in (folder, folder / _FILE):
+                if file.is_file():
+                    inner = tokenizers.Tokenizer.from_file(str(file))
+                    return Tokenizer(inner, _configured_end(file.parent))
             if (folder / "vocab.json").is_file() and (folder / "merges.txt").is_file():
                 return Tokenizer(_from_vocabulary(folder))
         except DataError:
@@ -95,6 +111,22 @@ class Tokenizer:
         """The text of `ids`; incomplete UTF-8 shows as U+FFFD, end-of-text as its name."""
         return self._inner.decode(list(ids), skip_special_tokens=False)
 
+    def decode_after(self, before: Sequence[int], ids: Sequence[int]) -> str:
+        """The text of `ids` as it goes on after `before`.
+
+        Tokenizers made by SentencePiece put a space before the first word of a text and take it
+        away again, so that the first word of a continuation would be joined to the text before.
+        """
+        if not self._strips or not before or before[-1] == self.end_of_text:
+            return self.decode(ids)
+        last = list(before[-1:])
+        return self.decode([*last, *ids])[len(self.decode(last)) :]
+
+    def _drops_leading_space(self) -> bool:
+        """Whether decoding takes away a space that stands before the first word."""
+        words = self.encode("a a")
+        return self.decode(words) == "a a" and self.decode(words[-1:]) == "a"
+
     @property
     def vocab_size(self) -> int:
         """Tokens, special ones included."""
@@ -106,8 +138,24 @@ class Tokenizer:
         return hashlib.sha256(self._inner.to_str().encode()).hexdigest()
 
     def save(self, path: Path) -> None:
-        """Write tokenizer.json at `path`, atomically."""
+        """Write tokenizer.json at `path`, atomically, and beside it what `load` would not find."""
         atomic_write(path, self._inner.to_str(pretty=True))
+        if self.end_of_text_name not in _KNOWN_ENDS:
+            settings = json.dumps({"eos_token": self.end_of_text_name})
+            atomic_write(path.parent / _SETTINGS[0], settings)
+
+
+def _configured_end(folder: Path) -> str | None:
+    """The end-of-text token that the files beside tokenizer.json name."""
+    for name in _SETTINGS:
+        try:
+            value = json.loads((folder / name).read_bytes())["eos_token"]
+        except (OSError, ValueError, KeyError, TypeError, RecursionError):
+            continue
+        found = value.get("content") if isinstance(value, dict) else value
+        if isinstance(found, str):
+            return found
+    return None
 
 
 def _byte_level(model: models.Model) -> tokenizers.Tokenizer:
@@ -129,12 +177,14 @@ def _from_vocabulary(folder: Path) -> tokenizers.Tokenizer:
 
 def _from_hub(name: str) -> Tokenizer:
     """Download tokenizer.json of a hub repository."""
-    import huggingface_hub  # noqa: PLC0415 - only where a hub name was given
+    import huggingface_hub.errors  # noqa: PLC0415 - only where a hub name was given
 
     try:
-        return Tokenizer(
-            tokenizers.Tokenizer.from_file(huggingface_hub.hf_hub_download(name, _FILE))
-        )
+        file = Path(huggingface_hub.hf_hub_download(name, _FILE))
+        with contextlib.suppress(huggingface_hub.errors.EntryNotFoundError):
+            huggingface_hub.hf_hub_download(name, _SETTINGS[0])
+        inner = tokenizers.Tokenizer.from_file(str(file))
+        return Tokenizer(inner, _configured_end(file.parent))
     except Exception as error:  # many kinds of network and hub errors, one meaning
         raise DataError(
             f"{name} is neither a folder nor a tokenizer the hub gives ({type(error).__name__})",

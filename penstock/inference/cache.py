@@ -11,18 +11,18 @@ from penstock.models.transformer import Transformer
 
 
 class Cache:
-    """Per block, keys and values (B, H, `capacity`, S) in the model's dtype."""
+    """Per block, keys and values (B, K, `capacity`, S) in the model's dtype."""
 
     def __init__(self, model: Transformer, rows: int, capacity: int) -> None:
         """Zeroed, for `rows` prompts."""
-        architecture = model.architecture
-        shape = (architecture.layers, 2, rows, architecture.heads, capacity, architecture.head_size)
+        a = model.architecture
+        shape = (a.layers, 2, rows, a.heads // a.group_size, capacity, a.head_size)
         self._tensor = model.embed.tokens.weight.new_zeros(shape)
 
     def first(
         self, layer: int, length: int
-    ) -> tuple[Float[Tensor, "B H L S"], Float[Tensor, "B H L S"]]:
-        """Views of the first `length` places of one block, each (B, H, length, S)."""
+    ) -> tuple[Float[Tensor, "B K L S"], Float[Tensor, "B K L S"]]:
+        """Views of the first `length` places of one block, each (B, K, length, S)."""
         keys, values = self._tensor[layer, :, :, :, :length]
         return keys, values
 
@@ -30,10 +30,10 @@ class Cache:
         self,
         layer: int,
         start: int,
-        keys: Float[Tensor, "B H T S"],
-        values: Float[Tensor, "B H T S"],
+        keys: Float[Tensor, "B K T S"],
+        values: Float[Tensor, "B K T S"],
     ) -> None:
-        """Put a block's keys and values (B, H, T, S) at places from `start` on."""
+        """Put a block's keys and values (B, K, T, S) at places from `start` on."""
         end = start + keys.shape[2]
         self._tensor[layer, 0, :, :, start:end] = keys
         self._tensor[layer, 1, :, :, start:end] = values

@@ -18,6 +18,7 @@ from penstock.compiler.generation import (
 )
 from penstock.compiler.runtime import CompiledKernel, parameters_of
 from penstock.inference.cache import Cache, attention_mask
+from penstock.models.rotary import rotation
 from penstock.models.transformer import Block, Transformer
 
 
@@ -63,10 +64,12 @@ class EagerDecoder:
         """See `Decoder.extend`."""
         start, count = self._start, tokens.shape[1]
         mask = attention_mask(start, count, start, self._padding)
-        x = self._model.embed.at(tokens, _positions(start, count, self._padding))
+        positions = _positions(start, count, self._padding)
+        x = self._model.embed.at(tokens, positions)
+        turns = rotation(self._model.architecture, positions)
         for layer, block in enumerate(self._model.blocks):
             cached = self._cache.first(layer, start)
-            x, keys, values = cast(Block, block).decode(x, *cached, mask)
+            x, keys, values = cast(Block, block).decode(x, *cached, mask, turns)
             self._cache.store(layer, start, keys, values)
         self._start += count
         return self._model.head.logits(x[:, -1]).float()
@@ -131,10 +134,13 @@ class CompiledDecoder:
         count, length = tokens.shape[1], self._shapes.length_for(start)
         kernel = self._kernels[name(self._rows, length)].run
         mask = attention_mask(start, count, length, self._padding)
-        x = self._model.embed.at(tokens, _positions(start, count, self._padding))
+        positions = _positions(start, count, self._padding)
+        x = self._model.embed.at(tokens, positions)
+        turns = rotation(self._model.architecture, positions)
+        after = [mask] if turns is None else [mask, turns]
         for layer, parameters in enumerate(self._blocks):
             cached = self._cache.first(layer, length)
-            x, keys, values = kernel([*parameters, x, *cached, mask])
+            x, keys, values = kernel([*parameters, x, *cached, *after])
             self._cache.store(layer, start, keys, values)
         return x
 

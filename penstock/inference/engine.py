@@ -162,7 +162,7 @@ class Engine:
             row.stopped = "end of text"
             return
         row.ids.append(token)
-        row.text = self._tokenizer.decode(row.new)
+        row.text = self._tokenizer.decode_after(row.ids[: row.prompt_length], row.new)
         found = [place for stop in section.stop if stop and (place := row.text.find(stop)) >= 0]
         if found:
             row.text = row.text[: min(found)]

@@ -12,25 +12,38 @@ from torch import Tensor, nn
 from penstock.models.architecture import Architecture
 from penstock.models.blockwise import causal_attention
 from penstock.models.layers import dropout
+from penstock.models.rotary import rotate
 
 
 class Attention(nn.Module):
-    """Multi-head causal attention (Vaswani et al., arXiv 1706.03762, §3.2), GPT-2's biases."""
+    """Multi-head causal attention (Vaswani et al., arXiv 1706.03762, §3.2), with keys and values
+    shared by groups of heads where the architecture says so (Ainslie et al., arXiv 2305.13245).
+    """
 
     def __init__(self, architecture: Architecture) -> None:
-        """Parameters: query_key_value (3D, D), rows query, key, value; output (D, D)."""
+        """Parameters: query_key_value (D + 2·K·S, D), rows query, key, value; output (D, D)."""
         super().__init__()
-        hidden_size = architecture.hidden_size
+        hidden_size, bias = architecture.hidden_size, architecture.attention_bias
         self.heads = architecture.heads
+        self.group_size = architecture.group_size
+        self.rotary_pairs = architecture.rotary_pairs
         self.rate = architecture.dropout
-        self.query_key_value = nn.Linear(hidden_size, 3 * hidden_size)
-        self.output = nn.Linear(hidden_size, hidden_size)
+        rows = hidden_size + 2 * architecture.kv_size
+        self.query_key_value = nn.Linear(hidden_size, rows, bias=bias)
+        self.output = nn.Linear(hidden_size, hidden_size, bias=bias)
 
     def forward(
-        self, x: Float[Tensor, "B T D"], keys: Int[Tensor, "B 3"] | None = None
+        self,
+        x: Float[Tensor, "B T D"],
+        keys: Int[Tensor, "B 3"] | None = None,
+        turns: Float[Tensor, "2 #B 1 T P"] | None = None,
     ) -> Float[Tensor, "B T D"]:
-        """X (B, T, D) → (B, T, D); keys (B, 3) int64 drop first probabilities, then outputs."""
-        query, key, value = self._heads(x)
+        """X (B, T, D) → (B, T, D); keys (B, 3) int64 drop first probabilities, then outputs;
+        turns (2, 1, 1, T, P) float32 is the rotation of rotary positions.
+        """
+        query, key, value = self._heads(x, turns)
+        if self.group_size > 1:
+            key, value = (self._for_each_query(shared) for shared in (key, value))
         if keys is not None and self.rate > 0:
             mixed = self._dropping_attention(query, key, value, keys[:, 0])
         elif x.is_cuda:
@@ -43,22 +56,28 @@ class Attention(nn.Module):
     def decode(
         self,
         x: Float[Tensor, "B T D"],
-        cache_keys: Float[Tensor, "B H L S"],
-        cache_values: Float[Tensor, "B H L S"],
+        cache_keys: Float[Tensor, "B K L S"],
+        cache_values: Float[Tensor, "B K L S"],
         mask: Bool[Tensor, "B 1 T L+T"],
-    ) -> tuple[Float[Tensor, "B T D"], Float[Tensor, "B H T S"], Float[Tensor, "B H T S"]]:
+        turns: Float[Tensor, "2 B 1 T P"] | None = None,
+    ) -> tuple[Float[Tensor, "B T D"], Float[Tensor, "B K T S"], Float[Tensor, "B K T S"]]:
         """Attend from T new positions to L cached ones and to themselves.
 
-        x (B, T, D); cache_keys and cache_values (B, H, L, S); mask (B, 1, T, L+T) bool is true
-        where attention is allowed, cached positions first. Returns the result (B, T, D), and the
-        new positions' keys and values (B, H, T, S) for the caller to cache.
+        x (B, T, D); cache_keys and cache_values (B, K, L, S); mask (B, 1, T, L+T) bool is true
+        where attention is allowed, cached positions first; turns (2, B, 1, T, P) float32 rotates
+        the new positions. Returns the result (B, T, D), and the new positions' keys and values
+        (B, K, T, S) for the caller to cache.
         """
-        query, key, value = self._heads(x)
+        query, key, value = self._heads(x, turns)
         query = query * query.shape[3] ** -0.5
+        if self.group_size > 1:
+            # A group's queries are rows of one product, which reads the shared keys once.
+            query = query.unflatten(1, (-1, self.group_size)).flatten(2, 3)  # (B, K, G·T, S)
+            mask = mask.repeat(1, 1, self.group_size, 1)
         # Cached and new positions apart: one tensor for both scores costs more than all else.
         length = cache_keys.shape[2]
-        cached = _masked(query @ cache_keys.transpose(2, 3), mask[..., :length])  # (B, H, T, L)
-        new = _masked(query @ key.transpose(2, 3), mask[..., length:])  # (B, H, T, T)
+        cached = _masked(query @ cache_keys.transpose(2, 3), mask[..., :length])  # (B, K, G·T, L)
+        new = _masked(query @ key.transpose(2, 3), mask[..., length:])  # (B, K, G·T, T)
         largest = new.amax(-1, keepdim=True)  # finite: each position sees itself
         if length > 0:
             largest = torch.maximum(largest, cached.amax(-1, keepdim=True))
@@ -66,15 +85,31 @@ class Attention(nn.Module):
         total = cached.sum(-1, keepdim=True) + new.sum(-1, keepdim=True)
         mixed = (cached.to(x.dtype) @ cache_values).float() + (new.to(x.dtype) @ value).float()
         mixed = (mixed / total).to(x.dtype)
+        if self.group_size > 1:
+            mixed = mixed.unflatten(2, (self.group_size, -1)).flatten(1, 2)  # (B, H, T, S)
         return self.output(mixed.transpose(1, 2).flatten(2)), key, value
 
     def _heads(
-        self, x: Float[Tensor, "B T D"]
-    ) -> tuple[Float[Tensor, "B H T S"], Float[Tensor, "B H T S"], Float[Tensor, "B H T S"]]:
-        """Query, key and value, each (B, H, T, S)."""
-        projected = self.query_key_value(x).unflatten(-1, (3, self.heads, -1))  # (B, T, 3, H, S)
-        query, key, value = projected.permute(2, 0, 3, 1, 4)
+        self, x: Float[Tensor, "B T D"], turns: Float[Tensor, "2 #B 1 T P"] | None
+    ) -> tuple[Float[Tensor, "B H T S"], Float[Tensor, "B K T S"], Float[Tensor, "B K T S"]]:
+        """Query (B, H, T, S), key and value (B, K, T, S), in their places."""
+        projected = self.query_key_value(x)
+        if self.group_size == 1:
+            parts = projected.unflatten(-1, (3, self.heads, -1))  # (B, T, 3, H, S)
+            query, key, value = parts.permute(2, 0, 3, 1, 4)
+        else:
+            shared = self.heads // self.group_size
+            parts = projected.unflatten(-1, (self.heads + 2 * shared, -1)).transpose(1, 2)
+            query, key, value = parts.split([self.heads, shared, shared], 1)
+        if turns is None:
+            return query, key, value
+        query, key = (rotate(heads, turns, self.rotary_pairs) for heads in (query, key))
         return query, key, value
+
+    def _for_each_query(self, shared: Float[Tensor, "B K T S"]) -> Float[Tensor, "B H T S"]:
+        """Keys or values (B, K, T, S), repeated for every head of a group: (B, H, T, S)."""
+        repeated = shared.unsqueeze(2).expand(-1, -1, self.group_size, -1, -1)
+        return repeated.flatten(1, 2)
 
     def _dropping_attention(
         self,

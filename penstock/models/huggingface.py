@@ -1,60 +1,90 @@
 """Weights in and out of folders in the Hugging Face layout.
 
-`api` loads `model.from` and `convert` writes with it. Files are safetensors, or the legacy
-pytorch_model.bin with weights only; nothing is ever unpickled into objects.
+`api` loads `model.from` and `convert` writes with it. It must never know about families' names
+or files' formats: `models/families` and `models/weight_files.py` do.
 """
 
 import json
-import pickle
-import struct
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
-import safetensors
 import safetensors.torch
 import torch
 from torch import Tensor
 
 from penstock.errors import CheckpointError
-from penstock.files import atomic_write, read_json, replacing
+from penstock.files import atomic_write, replacing
 from penstock.models.architecture import Architecture
 from penstock.models.families import FAMILIES
+from penstock.models.stored import Stored
 from penstock.models.transformer import Transformer
+from penstock.models.weight_files import SAFE_NAME, WeightFiles
 
-_SAFE, _LEGACY = "model.safetensors", "pytorch_model.bin"
+_VOCABULARY = ("embed.tokens.weight", "head.projection.weight", "head.projection.bias")
+"""Parameters whose rows are the vocabulary, padded here and not there."""
+
+
+def load_model(
+    folder: Path, architecture: Architecture, device: str, dtype: torch.dtype
+) -> Transformer:
+    """A model with the weights of FOLDER: each goes from its file straight to its place, so that
+    the most memory in use is little over the weights' own.
+
+    Raises:
+        CheckpointError: as `load_weights`.
+    """
+    with torch.device("meta"):
+        model = Transformer(architecture)
+    for module in model.modules():
+        for name, parameter in list(module.named_parameters(recurse=False)):
+            # Not `to_empty`: it loads 480 modules (23 MiB, torch 2.13).
+            place = torch.empty(parameter.shape, dtype=dtype, device=device)
+            setattr(module, name, torch.nn.Parameter(place))
+    if architecture.tie_embeddings:
+        model.head.projection.weight = model.embed.tokens.weight
+    load_weights(folder, model)
+    return model
 
 
 @torch.no_grad()
 def load_weights(folder: Path, model: Transformer) -> None:
     """Fill `model` from FOLDER/model.safetensors or pytorch_model.bin, sharded or not.
 
+    One tensor at a time is read from safetensors, so that no second copy of the weights exists.
+
     Raises:
         CheckpointError: no weights, damaged files, or tensors missing, left over or misshapen.
     """
     architecture = model.architecture
     family = FAMILIES[architecture.family]
-    stored = {_with_prefix(name): tensor for name, tensor in _read(folder).items()}
+    files = WeightFiles(folder)
+    stored = {_full_name(name, family.PREFIX, family.RENAMED): name for name in files.names()}
     own = dict(model.named_parameters())
-    for ours, (theirs, transposed) in family.hf_names(architecture).items():
-        tensor = stored.pop(theirs, None)
-        if tensor is None:
-            raise _misfit(folder, f"{theirs} is missing")
-        tensor = tensor.t() if transposed else tensor
+    for ours, place in family.hf_names(architecture).items():
         target = own[ours]
-        if ours in ("embed.tokens.weight", "head.projection.weight"):
+        if ours in _VOCABULARY:
             target = target[: architecture.vocab_size]
-        if tensor.shape != target.shape:
-            raise _misfit(
-                folder, f"{theirs} has shape {list(tensor.shape)}, the model {list(target.shape)}"
-            )
-        target.copy_(tensor)
-    tied = {"lm_head.weight"} if architecture.tie_embeddings else set()
-    left = [n for n in stored if n not in tied and not n.endswith(family.IGNORED_SUFFIXES)]
+        parts: list[Tensor] = []
+        for name, shape in zip(place.names, _stored_shapes(place, target.shape), strict=True):
+            if name not in stored:
+                raise _misfit(folder, f"{name} is missing")
+            part = files.read(stored.pop(name))
+            if list(part.shape) != shape:
+                raise _misfit(folder, f"{name} has shape {list(part.shape)}, the model {shape}")
+            parts.append(part)
+        target.copy_(from_stored(place, parts))
+    tied = {f"{name}weight" for name in ("lm_head.", *family.RENAMED.values())}
+    left = [
+        name
+        for name in stored
+        if not (architecture.tie_embeddings and name in tied)
+        and not name.endswith(family.IGNORED_SUFFIXES)
+    ]
     if left:
         raise _misfit(folder, f"{left[0]} has no place in the model")
-    model.embed.tokens.weight[architecture.vocab_size :] = 0
-    model.head.projection.weight[architecture.vocab_size :] = 0
+    for name in _VOCABULARY:
+        if name in own:
+            own[name][architecture.vocab_size :] = 0
 
 
 def save_weights(
@@ -64,6 +94,7 @@ def save_weights(
     *,
     tokenizer: str | None,
     end_of_text: int | None,
+    end_of_text_name: str = "<|endoftext|>",
 ) -> None:
     """Write config.json, model.safetensors and the tokenizer, as `transformers` loads them.
 
@@ -71,12 +102,11 @@ def save_weights(
     """
     family = FAMILIES[architecture.family]
     tensors: dict[str, Tensor] = {}
-    for ours, (theirs, transposed) in family.hf_names(architecture).items():
-        tensor = weights[ours]
-        if ours in ("embed.tokens.weight", "head.projection.weight"):
-            tensor = tensor[: architecture.vocab_size]
-        tensors[theirs] = (tensor.t() if transposed else tensor).contiguous().clone()
-    with replacing(folder / _SAFE) as temporary:
+    for ours, place in family.hf_names(architecture).items():
+        rows = architecture.vocab_size if ours in _VOCABULARY else None
+        parts = to_stored(place, weights[ours][:rows])
+        tensors |= {name: part.contiguous().clone() for name, part in parts.items()}
+    with replacing(folder / SAFE_NAME) as temporary:
         safetensors.torch.save_file(tensors, temporary, metadata={"format": "pt"})
     config = family.to_hf_config(architecture, end_of_text)
     generation = {"bos_token_id": end_of_text, "eos_token_id": end_of_text}
@@ -86,68 +116,43 @@ def save_weights(
         settings = {
             "tokenizer_class": "PreTrainedTokenizerFast",
             "model_max_length": architecture.max_positions,
-            "bos_token": "<|endoftext|>",
-            "eos_token": "<|endoftext|>",
+            "bos_token": end_of_text_name,
+            "eos_token": end_of_text_name,
         }
         atomic_write(folder / "tokenizer_config.json", json.dumps(settings, indent=2))
     atomic_write(folder / "config.json", json.dumps(config, indent=2))
 
 
-def _with_prefix(name: str) -> str:
-    """Old files lack the "transformer." in front."""
-    return name if name.startswith(("transformer.", "lm_head.")) else f"transformer.{name}"
+def from_stored(place: Stored, parts: list[Tensor]) -> Tensor:
+    """One of our parameters from its parts in a checkpoint."""
+    tensor = torch.cat(parts) if len(parts) > 1 else parts[0]
+    if place.heads is not None:
+        tensor = tensor.unflatten(0, (place.heads, 3, -1)).transpose(0, 1).flatten(0, 2)
+    return tensor.t() if place.transposed else tensor
 
 
-def _read(folder: Path) -> dict[str, Tensor]:
-    """All tensors of a folder."""
-    for single in (_SAFE, _LEGACY):
-        index = folder / f"{single}.index.json"
-        if index.is_file():
-            return {k: v for name in _shards(index) for k, v in _read_file(folder, name).items()}
-        if (folder / single).is_file():
-            return _read_file(folder, single)
-    raise CheckpointError(
-        f"{folder} has neither {_SAFE} nor {_LEGACY}", where="model.from", do="check the folder"
-    )
+def to_stored(place: Stored, tensor: Tensor) -> dict[str, Tensor]:
+    """The parts of one of our parameters, or of its gradient, by their names in a checkpoint."""
+    tensor = tensor.t() if place.transposed else tensor
+    if place.heads is not None:
+        tensor = tensor.unflatten(0, (3, place.heads, -1)).transpose(0, 1).flatten(0, 2)
+    parts = tensor.split(list(place.rows)) if place.rows else [tensor]
+    return dict(zip(place.names, parts, strict=True))
 
 
-def _shards(index: Path) -> list[str]:
-    """File names in a shard index: {"weight_map": {tensor: file}}."""
-    value = read_json(index)
-    names = value.get("weight_map") if isinstance(value, dict) else None
-    if not isinstance(names, dict):
-        raise CheckpointError(
-            f"{index} names no files of weights", where="model.from", do="copy it again"
-        )
-    return sorted({str(name) for name in names.values()})
+def _stored_shapes(place: Stored, ours: torch.Size) -> list[list[int]]:
+    """What shape each part must have."""
+    shape = list(reversed(ours)) if place.transposed else list(ours)
+    return [[rows, *shape[1:]] for rows in place.rows] or [shape]
 
 
-def _read_file(folder: Path, name: str) -> dict[str, Tensor]:
-    """One file of tensors; its name must not lead out of the folder."""
-    if name != Path(name).name:
-        raise CheckpointError(
-            f"{name} lies outside {folder}", where="model.from", do="do not use it"
-        )
-    path = folder / name
-    try:
-        if path.suffix == ".safetensors":
-            return safetensors.torch.load_file(path)
-        loaded: Any = torch.load(path, map_location="cpu", weights_only=True)
-        return {str(key): value for key, value in loaded.items() if isinstance(value, Tensor)}
-    except (
-        OSError,
-        EOFError,
-        RuntimeError,
-        ValueError,
-        AttributeError,
-        struct.error,
-        pickle.UnpicklingError,
-        safetensors.SafetensorError,
-    ) as error:
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise CheckpointError(
-            f"{path} cannot be read: {reason}", where="model.from", do="copy it again"
-        ) from None
+def _full_name(name: str, prefix: str, renamed: Mapping[str, str]) -> str:
+    """A stored name as the family knows it: files of the bare model lack the prefix."""
+    for theirs, ours in renamed.items():
+        if name.startswith(theirs):
+            return ours + name.removeprefix(theirs)
+    known = (prefix, "lm_head.", *renamed.values())
+    return name if name.startswith(known) else prefix + name
 
 
 def _misfit(folder: Path, how: str) -> CheckpointError:

@@ -1,4 +1,4 @@
-"""GPT-2's initial weights, each tensor from its own stream of the one seed.
+"""Initial weights of every family, each tensor from its own stream of the one seed.
 
 `api` calls `initialize` on a fresh model. It must never use a global generator.
 """
@@ -8,6 +8,7 @@ import math
 
 import torch
 
+from penstock.models.families import FAMILIES
 from penstock.models.transformer import Transformer
 
 _STANDARD_DEVIATION = 0.02
@@ -18,11 +19,13 @@ _RESIDUAL = ("attention.output.weight", "mlp.down.weight")
 def initialize(model: Transformer, seed: int) -> None:
     """Draw every weight of `model` in place, the same whatever its dtype or the order of modules.
 
-    Matrices and embeddings ~ N(0, 0.02); the two projections that write to the residual stream
-    are scaled by 1/sqrt(2·layers); biases 0, norms 1; padded vocabulary rows 0. Source: Radford
-    et al., "Language Models are Unsupervised Multitask Learners" (2019), §2.3, and its code.
+    Matrices and embeddings ~ N(0, 0.02); in families that ask for it, the two projections that
+    write to the residual stream are scaled by 1/sqrt(2·layers); biases 0, norms 1; padded
+    vocabulary rows 0. Sources: `transformers`' initialization of each family; Radford et al.,
+    "Language Models are Unsupervised Multitask Learners" (2019), §2.3, and its code.
     """
     architecture = model.architecture
+    scales_residual = FAMILIES[architecture.family].SCALES_RESIDUAL
     for name, parameter in model.named_parameters():
         if name.endswith("bias"):
             parameter.zero_()
@@ -30,7 +33,7 @@ def initialize(model: Transformer, seed: int) -> None:
             parameter.fill_(1.0)
         else:
             scale = _STANDARD_DEVIATION
-            if name.endswith(_RESIDUAL):
+            if scales_residual and name.endswith(_RESIDUAL):
                 scale /= math.sqrt(2 * architecture.layers)
             generator = torch.Generator().manual_seed(_stream_seed(seed, name))
             parameter.copy_(torch.randn(parameter.shape, generator=generator) * scale)

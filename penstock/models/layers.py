@@ -1,4 +1,4 @@
-"""Small layers as functions: the norm, and dropout whose masks come from keys.
+"""Small layers as functions: norms, activations, and dropout whose masks come from keys.
 
 `models/transformer.py` and the compiler's kernels use them, so they trace to plain ATen operators.
 They must never hold state or draw from a global generator.
@@ -28,6 +28,41 @@ def layer_norm(
     """
     result = F.layer_norm(x.float(), x.shape[-1:], weight.float(), bias.float(), epsilon)
     return result.to(x.dtype)
+
+
+def rms_norm(
+    x: Float[Tensor, "... D"], weight: Float[Tensor, " D"], epsilon: float
+) -> Float[Tensor, "... D"]:
+    """Divide x (..., D) by its root mean square over the last dimension, computed in float32, in
+    x's dtype.
+
+    Source: Zhang & Sennrich, arXiv 1910.07467, equation 4.
+    """
+    wide = x.float()
+    scale = torch.rsqrt(wide.square().mean(-1, keepdim=True) + epsilon)
+    return (wide * scale * weight.float()).to(x.dtype)
+
+
+def normalize(
+    x: Float[Tensor, "... D"],
+    weight: Float[Tensor, " D"],
+    bias: Float[Tensor, " D"] | None,
+    epsilon: float,
+) -> Float[Tensor, "... D"]:
+    """`layer_norm`, or without a bias `rms_norm`: no family has a norm of another make-up."""
+    if bias is None:
+        return rms_norm(x, weight, epsilon)
+    return layer_norm(x, weight, bias, epsilon)
+
+
+def activate(x: Float[Tensor, "... F"], name: str) -> Float[Tensor, "... F"]:
+    """The MLP's non-linearity; name: see `architecture.CHOICES`.
+
+    Sources: GELU, exact and by tanh, Hendrycks & Gimpel, arXiv 1606.08415; SiLU, the same.
+    """
+    if name == "gelu_tanh":
+        return F.gelu(x, approximate="tanh")
+    return {"gelu": F.gelu, "silu": F.silu, "relu": F.relu}[name](x)
 
 
 def dropout(

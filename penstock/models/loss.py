@@ -11,7 +11,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from penstock.models.layers import layer_norm
+from penstock.models.layers import normalize
 
 
 class HeadGradients(NamedTuple):
@@ -25,15 +25,17 @@ class HeadGradients(NamedTuple):
     """(B, T, D), the input's dtype."""
     norm_weight: Tensor
     """(D,)"""
-    norm_bias: Tensor
-    """(D,)"""
+    norm_bias: Tensor | None
+    """(D,), where the norm has one."""
     projection: Tensor
     """(Vpadded, D), summed over the pieces in float32."""
+    bias: Tensor | None = None
+    """(Vpadded,), where the projection has one, summed likewise."""
 
 
 def loss_and_gradients(
     norm_weight: Float[Tensor, " D"],
-    norm_bias: Float[Tensor, " D"],
+    norm_bias: Float[Tensor, " D"] | None,
     projection: Float[Tensor, "V D"],
     x: Float[Tensor, "B T D"],
     targets: Int[Tensor, "B T"],
@@ -43,52 +45,65 @@ def loss_and_gradients(
     epsilon: float,
     vocab_size: int,
     chunks: int,
+    bias: Float[Tensor, " V"] | None = None,
 ) -> HeadGradients:
     """Final norm, projection, weighted cross entropy, and the gradients of all of it.
 
     x (B, T, D); targets (B, T) int64; loss_weights (B, T) float32; z_loss () float32, the factor
     of the squared log-partition (PaLM, arXiv 2204.02311, §5). `chunks` pieces of tokens are
-    projected one after the other.
+    projected one after the other; bias (Vpadded,) is added to their logits.
     """
     with torch.enable_grad():
-        leaves = [t.detach().requires_grad_() for t in (x, norm_weight, norm_bias)]
-        normalized = layer_norm(leaves[0], leaves[1], leaves[2], epsilon)
+        given = (x, norm_weight, norm_bias)
+        leaves = [t.detach().requires_grad_() for t in given if t is not None]
+        normalized = normalize(leaves[0], leaves[1], (*leaves, None)[2], epsilon)
     rows = normalized.detach().flatten(0, 1)  # (N, D)
     size = -(-rows.shape[0] // chunks)
     loss, cross_entropy = (torch.zeros((), device=x.device) for _ in range(2))
     row_gradients: list[Tensor] = []
-    for_projection = torch.zeros((), device=x.device)
+    for_projection, for_bias = (torch.zeros((), device=x.device) for _ in range(2))
     for piece, target, weight in zip(
         rows.split(size),
         targets.flatten().split(size),
         loss_weights.flatten().split(size),
         strict=True,
     ):
-        nll, normalizer, gradient = _piece(piece, projection, target, weight, z_loss, vocab_size)
+        nll, normalizer, gradient = _piece(
+            piece, projection, bias, target, weight, z_loss, vocab_size
+        )
         cross_entropy = cross_entropy + (weight * nll).sum()
         loss = loss + (weight * (nll + z_loss * normalizer.square())).sum()
         row_gradients.append(gradient @ projection)
         part = gradient.t() @ piece
         # Summed in float32: bf16 sums would lose the small ones.
         for_projection = part if chunks == 1 else for_projection + part.float()
-    for_x, for_weight, for_bias = torch.autograd.grad(
+        if bias is not None:
+            for_bias = for_bias + gradient.float().sum(0)
+    for_x, *for_norm = torch.autograd.grad(
         normalized, leaves, torch.cat(row_gradients).view_as(normalized)
     )
     return HeadGradients(
-        loss, cross_entropy, for_x, for_weight, for_bias, for_projection.to(projection.dtype)
+        loss,
+        cross_entropy,
+        for_x,
+        for_norm[0],
+        (*for_norm, None)[1],
+        for_projection.to(projection.dtype),
+        None if bias is None else for_bias.to(bias.dtype),
     )
 
 
 def _piece(
     rows: Float[Tensor, "n D"],
     projection: Float[Tensor, "V D"],
+    bias: Float[Tensor, " V"] | None,
     targets: Int[Tensor, " n"],
     weights: Float[Tensor, " n"],
     z_loss: Float[Tensor, ""],
     vocab: int,
 ) -> tuple[Float[Tensor, " n"], Float[Tensor, " n"], Float[Tensor, "n V"]]:
     """Negative log-likelihood (n,), log-partition (n,), gradient of the logits (n, Vpadded)."""
-    logits = _logits(rows, projection, vocab)
+    logits = _logits(rows, projection, bias, vocab)
     normalizer = torch.logsumexp(logits, -1)
     nll = normalizer - logits.gather(1, targets.unsqueeze(1)).squeeze(1)
     probabilities = torch.exp(logits - normalizer.unsqueeze(1))
@@ -100,17 +115,21 @@ def _piece(
 
 
 def _logits(
-    rows: Float[Tensor, "n D"], projection: Float[Tensor, "V D"], vocab: int
+    rows: Float[Tensor, "n D"],
+    projection: Float[Tensor, "V D"],
+    bias: Float[Tensor, " V"] | None,
+    vocab: int,
 ) -> Float[Tensor, "n V"]:
     """Float32 logits (n, Vpadded), minus infinity beyond the vocabulary."""
     logits = (rows @ projection.t()).float()
+    logits = logits if bias is None else logits + bias.float()
     columns = torch.arange(projection.shape[0], device=rows.device)
     return torch.where(columns < vocab, logits, float("-inf"))
 
 
 def token_losses(
     norm_weight: Float[Tensor, " D"],
-    norm_bias: Float[Tensor, " D"],
+    norm_bias: Float[Tensor, " D"] | None,
     projection: Float[Tensor, "V D"],
     x: Float[Tensor, "B T D"],
     targets: Int[Tensor, "B T"],
@@ -118,13 +137,14 @@ def token_losses(
     epsilon: float,
     vocab_size: int,
     chunks: int,
+    bias: Float[Tensor, " V"] | None = None,
 ) -> Float[Tensor, "B T"]:
     """Negative log-likelihood in nats of each target (B, T) float32, without gradients."""
-    rows = layer_norm(x, norm_weight, norm_bias, epsilon).flatten(0, 1)
+    rows = normalize(x, norm_weight, norm_bias, epsilon).flatten(0, 1)
     size = -(-rows.shape[0] // chunks)
     pieces: list[Tensor] = []
     for piece, target in zip(rows.split(size), targets.flatten().split(size), strict=True):
-        logits = _logits(piece, projection, vocab_size)
+        logits = _logits(piece, projection, bias, vocab_size)
         chosen = logits.gather(1, target.unsqueeze(1)).squeeze(1)
         pieces.append(torch.logsumexp(logits, -1) - chosen)
     return torch.cat(pieces).view(targets.shape)

@@ -16,8 +16,8 @@ from penstock.models.hub import model_folder
 def resolve_architecture(section: ModelSection, vocab_size: int | None = None) -> Architecture:
     """The architecture `section` describes.
 
-    Starts from `from`, `preset` or gpt2's smallest published shape, then applies every field the
-    user has set. `vocab_size` is the tokenizer's, when it is known: it replaces a preset's.
+    Starts from `from`, `preset` or the family's smallest published shape, then applies every field
+    the user has set. `vocab_size` is the tokenizer's, when it is known: it replaces a preset's.
 
     Raises:
         ConfigError: unknown preset or family, contradicting sizes, a vocabulary too small.
@@ -55,7 +55,7 @@ def _base(section: ModelSection) -> tuple[str, dict[str, Any], bool]:
         raise ConfigError(
             f"no family {section.family}", where="model.family", do=f"choose {', '.join(FAMILIES)}"
         )
-    return section.family, dict(FAMILIES[section.family].PRESETS["gpt2"]), False
+    return section.family, dict(next(iter(FAMILIES[section.family].PRESETS.values()))), False
 
 
 def read_hf_config(folder: Path) -> tuple[str, dict[str, Any]]:

@@ -117,7 +117,9 @@ def test_streamed_kinds_are_outside_and_not_in_the_total() -> None:
     assert found.device["total"] == sum(kinds.values())
 
 
-@pytest.mark.parametrize("preset", ["gpt2", "gpt2-medium", "gpt2-xl"])
+@pytest.mark.parametrize(
+    "preset", ["gpt2", "gpt2-medium", "gpt2-xl", "pythia-1b", "gpt-j-6b", "llama-3-8b"]
+)
 def test_regions_do_the_flops_of_the_whole(preset: str) -> None:
     architecture: Architecture = resolve_architecture(ModelSection(preset=preset))
     target = dataclasses.replace(

@@ -7,11 +7,11 @@ from pathlib import Path
 import h5py
 import numpy as np
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from penstock.cli import main
-from penstock.config.schema import DataSection, TokenizerSection
+from penstock.config.data import DataSection, TokenizerSection
 from penstock.data.convert import DatasetConversion, convert_dataset
 from penstock.data.formats.recognize import recognize
 from penstock.data.formats.registry import FORMATS
@@ -20,6 +20,8 @@ from penstock.errors import UserError
 
 PADDING = 0
 NAMES = sorted(FORMATS)
+SHARED = Path("/dev/shm")
+"""In memory where there is such a folder: each conversion is made durable, dozens a second."""
 
 
 def write(name: str, folder: Path, sequences: list[TokenSequence], width: int = 12) -> None:
@@ -95,14 +97,16 @@ def sequence(draw: st.DrawFn) -> TokenSequence:
 
 
 @pytest.mark.parametrize("source", NAMES)
-@settings(
-    max_examples=8, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
-)
+@settings(max_examples=6, deadline=None)
 @given(sequences=st.lists(sequence(), min_size=1, max_size=6))
 def test_any_dataset_passes_through_any_two_formats(
-    source: str, sequences: list[TokenSequence], tmp_path: Path
+    source: str, sequences: list[TokenSequence]
 ) -> None:
-    root = Path(tempfile.mkdtemp(dir=tmp_path))
+    with tempfile.TemporaryDirectory(dir=SHARED if SHARED.is_dir() else None) as folder:
+        pass_through_all(source, sequences, Path(folder))
+
+
+def pass_through_all(source: str, sequences: list[TokenSequence], root: Path) -> None:
     write(source, root / source, sequences)
     first = held(sequences, source)
     assert read(root / source) == plain(first)
@@ -238,10 +242,23 @@ def test_mistakes_are_one_line(
     assert [p.name for p in tmp_path.iterdir()] == ["in"]
 
 
-def test_a_stream_needs_a_length_for_rows(tmp_path: Path) -> None:
-    write("llmc", tmp_path / "in", [TokenSequence(np.ones((1 << 20) + 2, np.int64))])
+@pytest.mark.parametrize(
+    ("target", "longest"),
+    [
+        ("sambanova", 1 << 20),
+        ("cerebras", (1 << 20) + 1),
+        ("tfrecord", 1 << 22),
+        ("jsonl", 1 << 22),
+    ],
+)
+def test_a_stream_needs_a_length_for_rows_and_records(
+    target: str, longest: int, tmp_path: Path
+) -> None:
+    write("llmc", tmp_path / "in", [TokenSequence(np.ones(longest + 1, np.int64))])
     with pytest.raises(UserError, match="set data.sequence_length"):
-        convert(tmp_path / "in", tmp_path / "out", "sambanova")
+        convert(tmp_path / "in", tmp_path / "out", target)
+    done = convert(tmp_path / "in", tmp_path / "out", target, sequence_length=1 << 19)
+    assert done.splits["train"]["sequences"] > 2
 
 
 def test_the_command_line_converts_and_inspects(
@@ -286,6 +303,27 @@ def test_a_prepared_dataset_is_converted_with_its_splits(
     with h5py.File(tmp_path / "out" / "dev_1_of_1.hdf5") as file:
         assert file["input_ids"].shape[1] == 64
     assert "vocab_size: 512" in (tmp_path / "out" / "metadata.yaml").read_text()
+    # The tokenizer goes along, and is found there again.
+    back = convert(tmp_path / "out", tmp_path / "back", "megatron")
+    assert any("`train` opens" in note for note in back.notes)
+
+
+def test_splits_share_one_width_and_empty_ones_are_left_out(tmp_path: Path) -> None:
+    (tmp_path / "in").mkdir()
+    (tmp_path / "in" / "train.jsonl").write_text("[1, 2, 3, 4, 5]\n[6]\n")
+    (tmp_path / "in" / "val.jsonl").write_text("[7]\n")
+    (tmp_path / "in" / "test.jsonl").write_text("[]\n")
+    done = convert(tmp_path / "in", tmp_path / "out", "sambanova")
+    assert list(done.splits) == ["train", "validation"]
+    for name in ("train", "dev"):
+        with h5py.File(tmp_path / "out" / f"{name}_1_of_1.hdf5") as file:
+            assert file["input_ids"].shape[1] == 5
+    assert "max_seq_length: 5" in (tmp_path / "out" / "metadata.yaml").read_text()
+    assert not (tmp_path / "out" / "test_1_of_1.hdf5").exists()
+    (tmp_path / "in" / "train.jsonl").unlink()
+    (tmp_path / "in" / "val.jsonl").unlink()
+    with pytest.raises(UserError, match="holds no tokens"):
+        convert(tmp_path / "in", tmp_path / "none", "sambanova")
 
 
 def test_a_failed_conversion_leaves_nothing(tmp_path: Path) -> None:

@@ -13,7 +13,8 @@ import transformers
 
 from penstock.errors import CheckpointError
 from penstock.models.architecture import Architecture
-from penstock.models.huggingface import load_weights, save_weights
+from penstock.models.families import FAMILIES
+from penstock.models.huggingface import load_model, load_weights, save_weights
 from penstock.models.initialization import initialize
 from penstock.models.resolve import read_hf_config
 from penstock.models.transformer import Transformer
@@ -128,6 +129,64 @@ def test_weights_load_into_a_model_of_another_format(tmp_path: Path) -> None:
     load_weights(tmp_path, narrow)
     for ours, theirs in zip(narrow.parameters(), model.parameters(), strict=True):
         assert torch.equal(ours, theirs.to(torch.bfloat16))
+
+
+_MEASURE = """
+import re, sys, torch
+from pathlib import Path
+from penstock.hardware.process import prepare_process
+from penstock.models.architecture import Architecture
+from penstock.models.families import FAMILIES
+from penstock.models.huggingface import load_model
+from penstock.models.resolve import read_hf_config
+
+prepare_process()
+# Of this program alone: getrusage counts what its parent had in memory when it started it.
+peak = lambda: 1024 * int(re.search(r"VmHWM:\\s+(\\d+)", Path("/proc/self/status").read_text())[1])
+family, fields = read_hf_config(Path(sys.argv[1]))
+a = Architecture(family=family, **fields)
+torch.ones(1000, 1000) @ torch.ones(1000, 1000)
+before = peak()
+model = load_model(Path(sys.argv[1]), a, "cpu", getattr(torch, sys.argv[2]))
+weights = sum(p.numel() * p.element_size() for p in model.parameters())
+print(weights, (peak() - before) / weights)
+"""
+
+
+@pytest.mark.parametrize(
+    ("family", "dtype"), [("gpt2", "bfloat16"), ("gpt_neox", "bfloat16"), ("llama", "float32")]
+)
+def test_loading_needs_little_more_memory_than_the_weights(
+    family: str, dtype: str, tmp_path: Path
+) -> None:
+    fields = dict(next(iter(FAMILIES[family].PRESETS.values())))
+    sizes = {"layers": 16, "hidden_size": 512, "heads": 8, "kv_heads": None, "mlp_size": 2048}
+    a = Architecture(family=family, **{**fields, **sizes, "vocab_size": 512, "max_positions": 512})
+    with torch.device("meta"):
+        shapes = {name: p.shape for name, p in Transformer(a).named_parameters()}
+    # Not random: the measured process only has to touch every byte.
+    weights = {name: torch.ones(shape) for name, shape in shapes.items()}
+    save_weights(tmp_path, weights, a, tokenizer=None, end_of_text=0)
+    run = subprocess.run(
+        [sys.executable, "-c", _MEASURE, str(tmp_path), dtype],
+        check=True, capture_output=True, text=True, timeout=300,
+    )  # fmt: skip
+    size, ratio = map(float, run.stdout.split())
+    assert size == a.parameter_count(padded=True) * (4 if dtype == "float32" else 2)
+    assert 0.9 < ratio <= 1.15
+
+
+@pytest.mark.parametrize("tied", [True, False])
+def test_models_made_without_memory_have_the_weights_and_the_tie(
+    tied: bool, tmp_path: Path
+) -> None:
+    a = architecture(tie_embeddings=tied)
+    model = save(tmp_path, a)
+    loaded = load_model(tmp_path, a, "cpu", torch.float32)
+    assert (loaded.head.projection.weight is loaded.embed.tokens.weight) == tied
+    for (name, ours), theirs in zip(model.named_parameters(), loaded.parameters(), strict=True):
+        assert torch.equal(ours, theirs), name
+        assert theirs.requires_grad
 
 
 def test_a_hub_name_is_found_in_the_hubs_cache(tmp_path: Path) -> None:

@@ -9,7 +9,7 @@ import transformers
 from penstock.errors import CheckpointError
 from penstock.models.architecture import Architecture
 from penstock.models.families.gpt2 import PRESETS, hf_names
-from penstock.models.huggingface import load_weights, save_weights
+from penstock.models.huggingface import load_weights, save_weights, to_stored
 from penstock.models.initialization import initialize
 from penstock.models.resolve import read_hf_config
 from penstock.models.transformer import Transformer
@@ -69,10 +69,10 @@ def compare(a: Architecture, folder: Path, length: int = 33) -> None:
     assert abs(loss.item() - theirs.loss.item()) < 1e-5
     theirs.loss.backward()
     loss.backward()
-    for name, (their_name, transposed) in hf_names(a).items():
-        expected = reference.get_parameter(their_name).grad
+    for name, place in hf_names(a).items():
         gradient = model.get_parameter(name).grad[: a.vocab_size if "tokens" in name else None]
-        gradient = gradient.t() if transposed else gradient
+        ((their_name, gradient),) = to_stored(place, gradient).items()
+        expected = reference.get_parameter(their_name).grad
         assert_matches(gradient, expected, 1e-4)
         assert (gradient - expected).abs().max() < 1e-4, name
     assert not model.embed.tokens.weight.grad[a.vocab_size :].any()

@@ -27,17 +27,39 @@ def section(**keys: object) -> ModelSection:
         ("gpt2-medium", 354_823_168),
         ("gpt2-large", 774_030_080),
         ("gpt2-xl", 1_557_611_200),
+        ("pythia-70m", 70_426_624),
+        ("pythia-160m", 162_322_944),
+        ("pythia-410m", 405_334_016),
+        ("pythia-1.4b", 1_414_647_808),
+        ("pythia-12b", 11_846_072_320),
+        ("gpt-neox-20b", 20_554_567_680),
+        ("gpt-j-6b", 6_050_882_784),
+        ("llama-2-7b", 6_738_415_616),
+        ("llama-3-8b", 8_030_261_248),
+        ("llama-3.2-1b", 1_235_814_400),
     ],
 )
 def test_presets_have_the_published_parameter_counts(preset: str, parameters: int) -> None:
     architecture = resolve_architecture(section(preset=preset))
     assert architecture.parameter_count() == parameters
-    assert architecture.head_size == 64
+    assert architecture.head_size == 64 or not preset.startswith("gpt2")
 
 
 def test_the_help_names_every_preset() -> None:
-    text = ModelSection.model_fields["preset"].description or ""
+    text = " ".join((ModelSection.model_fields["preset"].description or "").split())
     assert set(text.removesuffix(".").split(": ")[1].split(", ")) == set(PRESETS)
+
+
+def test_the_documentation_has_every_presets_sizes() -> None:
+    page = (Path(__file__).parents[2] / "docs" / "models.md").read_text()
+    rows = [line.strip("| ").split(" | ") for line in page.splitlines() if line.startswith("| `")]
+    listed = {row[0].strip("`"): row[1:] for row in rows if len(row) == 9}
+    assert set(listed) == set(PRESETS)
+    for preset, row in listed.items():
+        a = resolve_architecture(section(preset=preset))
+        sizes = [a.layers, a.hidden_size, f"{a.heads} / {a.heads // a.group_size}", a.mlp_size]
+        sizes += [a.max_positions, a.vocab_size, f"{a.parameter_count():,}"]
+        assert row == [f"`{a.family}`", *map(str, sizes)]
 
 
 def test_any_field_overrides_the_preset() -> None:

@@ -15,12 +15,9 @@ from pyarrow import ipc, parquet
 from penstock.data.formats.columns import IDS, ROLES, WEIGHTS
 from penstock.data.formats.output import OutputFile
 from penstock.data.formats.sequence import Layout, TokenSequence, roles_of
-from penstock.errors import DataError
 from penstock.files import atomic_write, read_json, sha256_file
 
 _BATCH_TOKENS = 1 << 18
-_MOST_OF_A_LIST = 1 << 30
-"""Offsets of Arrow lists are int32, and so are all tokens of a batch together."""
 STATE, DICTIONARY, INFORMATION = "state.json", "dataset_dict.json", "dataset_info.json"
 
 
@@ -48,12 +45,6 @@ class _TableWriter:
 
     def append(self, sequence: TokenSequence) -> None:
         """Add one row."""
-        if len(sequence.tokens) > _MOST_OF_A_LIST:
-            raise DataError(
-                f"a sequence of {len(sequence.tokens):,} tokens is too long for a row",
-                where="data.format",
-                do="set data.sequence_length, which cuts longer sequences",
-            )
         self._rows.append(sequence)
         self._tokens += len(sequence.tokens)
         if self._tokens >= _BATCH_TOKENS:

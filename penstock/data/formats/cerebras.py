@@ -104,9 +104,12 @@ class Reader:
                 starts = np.flatnonzero(row[_POSITIONS, :length] == 0).tolist()
                 if not starts or starts[0] != 0:
                     raise damaged(path, f"row {first + number} does not start at position 0")
+            where = f"{path}, row {first + number}"
+            joined = _is_joined(row, valid, starts, length)
             for start, end in zip(starts, [*starts[1:], length], strict=True):
                 ids, labels = row[_IDS, start:end], row[_LABELS, start:end]
-                yield self._sequence(f"{path}, row {first + number}", ids, labels, valid[start:end])
+                whole = joined and end < length
+                yield self._sequence(where, ids, labels, valid[start:end], whole)
 
     def _sequence(
         self,
@@ -114,19 +117,33 @@ class Reader:
         ids: NDArray[np.int32],
         labels: NDArray[np.int32],
         valid: NDArray[np.bool_],
+        whole: bool,
     ) -> TokenSequence:
-        """Join ids and their shifted labels to one run of tokens."""
+        """Join ids and their shifted labels to one run of tokens; `whole`: ids are all of it."""
         if len(ids) == 0:
             return TokenSequence(ids)
         if bool(((labels[:-1] != ids[1:]) & valid[:-1]).any()):
             raise damaged(where, "has labels that are not its inputs shifted by one")
-        if not valid[-1] and labels[-1] == self._mask.padding:
+        if whole or (not valid[-1] and labels[-1] == self._mask.padding):
             tokens, targets = ids, valid[:-1]
         else:
             tokens, targets = np.append(ids, labels[-1]), valid
         # Nothing precedes a first token, so that no file says what it weighs.
         weights = np.concatenate([[bool(targets.all())], targets])
         return TokenSequence(tokens, weights_or_none(weights))
+
+
+def _is_joined(
+    row: NDArray[np.int32], valid: NDArray[np.bool_], starts: list[int], length: int
+) -> bool:
+    """Whether a row of several sequences was shifted as one.
+
+    Later releases do so: a sequence's last token is an input too, whose label is the first token
+    of the next one, outside the loss. Earlier ones shift each sequence by itself.
+    """
+    shifted = row[_LABELS, : length - 1] == row[_IDS, 1:length]
+    borders = np.array(starts[1:], np.int64) - 1
+    return len(borders) > 0 and bool(shifted.all()) and not bool(valid[borders].any())
 
 
 def _real_length(row: NDArray[np.int32], valid: NDArray[np.bool_], padding: int | None) -> int:

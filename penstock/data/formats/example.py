@@ -5,6 +5,7 @@ Source: protobuf's wire format (protobuf.dev/programming-guides/encoding) and Te
 core/example/{example,feature}.proto, by field numbers.
 """
 
+import array
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -17,6 +18,7 @@ _ENTRY, _KEY, _VALUE = 1, 1, 2  # in Features, and in each entry of its map
 _BYTES_LIST, _FLOAT_LIST, _INT64_LIST = 1, 2, 3  # in Feature
 _ITEM = 1  # in each list
 _LONGEST_VARINT = 10
+_MOST_FEATURES = 1000
 
 
 class MalformedError(ValueError):
@@ -32,11 +34,16 @@ def parse_example(data: bytes) -> dict[str, NDArray[Any]]:
     found: dict[str, NDArray[Any]] = {}
     for features in _messages(memoryview(data), _FEATURES):
         for entry in _messages(features, _ENTRY):
-            names = list(_messages(entry, _KEY))
-            values = [v for value in _messages(entry, _VALUE) for v in _lists(value)]
-            if len(names) == 1 and values:
-                name = bytes(names[0]).decode("utf-8", "replace")
-                found[name] = np.concatenate(values[-1:])
+            name = values = None
+            # What stands several times counts as it stands last, and takes no memory before.
+            for key in _messages(entry, _KEY):
+                name = key
+            for feature in _messages(entry, _VALUE):
+                values = _list_of(feature)
+            if name is not None and values is not None:
+                found[bytes(name).decode("utf-8", "replace")] = values
+            if len(found) > _MOST_FEATURES:
+                raise MalformedError(f"has more than {_MOST_FEATURES:,} lists")
     return found
 
 
@@ -89,32 +96,36 @@ def decode_varints(data: memoryview) -> NDArray[np.int64]:
     return values.view(np.int64)
 
 
-def _lists(feature: memoryview) -> Iterator[NDArray[Any]]:
-    """The integer or float list of a Feature, its parts joined."""
+def _list_of(feature: memoryview) -> NDArray[Any] | None:
+    """The integer or float list of a Feature, its parts joined; None for bytes."""
+    found: NDArray[Any] | None = None
     for number, content in _fields(feature):
-        if number == _INT64_LIST and isinstance(content, memoryview):
-            parts = [_integers(item) for item in _items(content)]
-            yield np.concatenate([*parts, np.empty(0, np.int64)])
-        elif number == _FLOAT_LIST and isinstance(content, memoryview):
-            floats = [_floats(item) for item in _items(content)]
-            yield np.concatenate([*floats, np.empty(0, np.float32)])
+        if isinstance(content, int):
+            continue
+        if number == _INT64_LIST:
+            integers = array.array("Q")
+            for item in _items(content):
+                if isinstance(item, int):
+                    integers.append(item)
+                else:
+                    integers.frombytes(decode_varints(item).tobytes())
+            found = np.array(integers, np.uint64).view(np.int64)
+        elif number == _FLOAT_LIST:
+            floats = bytearray()
+            for item in _items(content):
+                floats += _floats(item)
+            found = np.frombuffer(bytes(floats), "<f4")
+    return found
 
 
 def _items(content: memoryview) -> Iterator[int | memoryview]:
     return (value for number, value in _fields(content) if number == _ITEM)
 
 
-def _integers(item: int | memoryview) -> NDArray[np.int64]:
-    """One integer written by itself, or a packed list."""
-    if isinstance(item, int):
-        return np.array([item], np.uint64).view(np.int64)
-    return decode_varints(item)
-
-
-def _floats(item: int | memoryview) -> NDArray[np.float32]:
+def _floats(item: int | memoryview) -> memoryview:
     if isinstance(item, int) or len(item) % 4:
         raise MalformedError("has floats of another length")
-    return np.frombuffer(item, "<f4")
+    return item
 
 
 def _messages(data: memoryview, wanted: int) -> Iterator[memoryview]:

@@ -15,7 +15,6 @@ from numpy.typing import NDArray
 from penstock.data.formats.columns import IDS, ROLES, USED, WEIGHTS, find_ids, to_sequence
 from penstock.data.formats.output import OutputFile
 from penstock.data.formats.sequence import Facts, Layout, TokenSequence, damaged
-from penstock.errors import DataError
 
 _LARGEST_LINE = 64 << 20
 
@@ -93,12 +92,6 @@ class Writer:
 
     def append(self, sequence: TokenSequence) -> None:
         """Add one line."""
-        if len(sequence.tokens) * 12 > _LARGEST_LINE:
-            raise DataError(
-                f"a sequence of {len(sequence.tokens):,} tokens is too long for a line",
-                where="data.format",
-                do="set data.sequence_length, which cuts longer sequences",
-            )
         value: dict[str, list[Any]] = {IDS: sequence.tokens.tolist()}
         if sequence.weights is not None:
             value[WEIGHTS] = sequence.weights.tolist()

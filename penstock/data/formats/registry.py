@@ -23,6 +23,11 @@ from penstock.data.formats import (
 from penstock.data.formats.isolation import IsolatedReader
 from penstock.data.formats.sequence import LARGEST_ID, Joined, Layout, Reader, Writer
 
+_LONGEST_ROW = 1 << 20
+"""Longer sequences are streams: what is to be made of them must be said."""
+_LONGEST_RECORD = 1 << 22
+"""A record is read, and in places written, as a whole."""
+
 
 @dataclasses.dataclass(frozen=True)
 class Format:
@@ -48,6 +53,8 @@ class Format:
     """Whether a sequence's first token keeps its weight."""
     largest: int = LARGEST_ID
     """Largest token id it holds."""
+    longest: int | None = None
+    """Tokens of the longest sequence that makes sense as one record; None: any length does."""
 
 
 def _each(reader: Callable[[Path], Reader]) -> Callable[[Sequence[Path]], Reader]:
@@ -71,6 +78,7 @@ FORMATS: dict[str, Format] = {
         weights="zero or one",
         roles=True,
         fixed_width=True,
+        longest=_LONGEST_ROW,
     ),
     "cerebras": Format(
         "Cerebras HDF5",
@@ -78,6 +86,7 @@ FORMATS: dict[str, Format] = {
         cerebras.Writer,
         weights="zero or one",
         fixed_width=True,
+        longest=_LONGEST_ROW,
         extra=1,
         first_weight=False,
     ),
@@ -87,9 +96,15 @@ FORMATS: dict[str, Format] = {
         tfrecord.Writer,
         weights="any",
         roles=True,
+        longest=_LONGEST_RECORD,
     ),
     "parquet": Format(
-        "Parquet", _isolated("table"), arrow_writers.ParquetWriter, weights="any", roles=True
+        "Parquet",
+        _isolated("table"),
+        arrow_writers.ParquetWriter,
+        weights="any",
+        roles=True,
+        longest=_LONGEST_RECORD,
     ),
     "arrow": Format(
         "Arrow, saved datasets folder",
@@ -97,9 +112,15 @@ FORMATS: dict[str, Format] = {
         arrow_writers.SavedFolderWriter,
         weights="any",
         roles=True,
+        longest=_LONGEST_RECORD,
     ),
     "jsonl": Format(
-        "JSON lines of token ids", _each(jsonl.Reader), jsonl.Writer, weights="any", roles=True
+        "JSON lines of token ids",
+        _each(jsonl.Reader),
+        jsonl.Writer,
+        weights="any",
+        roles=True,
+        longest=_LONGEST_RECORD,
     ),
     "pickle": Format(
         "Pickled lists (Graphcore)", _each(pickled.Reader), pickled.Writer, weights="none"

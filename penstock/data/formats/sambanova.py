@@ -38,6 +38,8 @@ _SPLITS = {"train": "train", "validation": "dev", "test": "test"}
 _WRITE_BYTES = 1 << 20
 """The original writes in blocks of a mebibyte; equal blocks give an equal chunk layout."""
 METADATA, CHECKSUMS = "metadata.yaml", "sha256/files_metadata.json"
+_LOOKED_AT = 16
+"""Rows in which the padding's id is looked for: a dataset can have thousands of files."""
 _LARGEST_METADATA = 1 << 20
 
 
@@ -90,7 +92,7 @@ def _notes(file: h5py.File) -> tuple[str, ...]:
 
 def _padding(ids: Rows, roles: Rows) -> int | None:
     """The id of the padding in the first rows, if they have any."""
-    last = min(ids.shape[0], ids.block_rows)
+    last = min(ids.shape[0], _LOOKED_AT)
     found = ids.read(0, last)[roles.read(0, last) == PADDING]
     return int(found[0]) if len(found) and found[0] >= 0 else None
 

@@ -2,10 +2,16 @@
 
 from types import ModuleType
 
-from penstock.models.families import gpt2
+from penstock.models.families import gpt2, gpt_neox, gptj, llama
 
-FAMILIES: dict[str, ModuleType] = {"gpt2": gpt2}
-"""Family name → module with PRESETS, from_hf_config, to_hf_config, hf_names."""
+FAMILIES: dict[str, ModuleType] = {
+    "gpt2": gpt2,
+    "gpt_neox": gpt_neox,
+    "gptj": gptj,
+    "llama": llama,
+}
+"""Family name → module with PRESETS, SCALES_RESIDUAL, from_hf_config, to_hf_config, hf_names,
+PREFIX, RENAMED and IGNORED_SUFFIXES."""
 
 PRESETS = {
     name: (family, fields) for family, m in FAMILIES.items() for name, fields in m.PRESETS.items()

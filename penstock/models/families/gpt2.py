@@ -7,6 +7,7 @@ from typing import Any
 
 from penstock.errors import ConfigError
 from penstock.models.architecture import Architecture
+from penstock.models.stored import Stored
 
 
 def _shape(
@@ -29,7 +30,10 @@ PRESETS = {
     "gpt2-demo": _shape(6, 256, 4, 256, 8192),
     "gpt2-tiny": _shape(2, 64, 4, 64, 512),
 }
-"""Known shapes; mlp_size is 4 × hidden_size throughout."""
+"""Known shapes; mlp_size is 4 × hidden_size throughout. The first is the family's default."""
+
+SCALES_RESIDUAL = True
+"""Whether initialization scales the projections that write to the residual stream by depth."""
 
 _ACTIVATIONS = ("gelu_new", "gelu_pytorch_tanh")
 """Names `transformers` has for the tanh-approximated GELU."""
@@ -107,29 +111,32 @@ _BLOCK_NAMES = {
 }
 
 
-def hf_names(architecture: Architecture) -> dict[str, tuple[str, bool]]:
-    """Our parameter name → (name in `transformers`, whether its matrix is stored transposed).
+def hf_names(architecture: Architecture) -> dict[str, Stored]:
+    """Our parameter name → where `transformers` keeps it. A tied head has no entry.
 
-    `transformers` keeps GPT-2's linear layers as Conv1D, (in, out). A tied head has no entry.
+    `transformers` keeps GPT-2's linear layers as Conv1D, (in, out).
     """
     names = {
-        "embed.tokens.weight": ("transformer.wte.weight", False),
-        "embed.positions.weight": ("transformer.wpe.weight", False),
-        "head.norm.weight": ("transformer.ln_f.weight", False),
-        "head.norm.bias": ("transformer.ln_f.bias", False),
+        "embed.tokens.weight": Stored.as_is("transformer.wte.weight"),
+        "embed.positions.weight": Stored.as_is("transformer.wpe.weight"),
+        "head.norm.weight": Stored.as_is("transformer.ln_f.weight"),
+        "head.norm.bias": Stored.as_is("transformer.ln_f.bias"),
     }
     if not architecture.tie_embeddings:
-        names["head.projection.weight"] = ("lm_head.weight", False)
+        names["head.projection.weight"] = Stored.as_is("lm_head.weight")
     for layer in range(architecture.layers):
         for ours, theirs in _BLOCK_NAMES.items():
             for kind in ("weight", "bias"):
                 transposed = kind == "weight" and "norm" not in ours
-                names[f"blocks.{layer}.{ours}.{kind}"] = (
-                    f"transformer.h.{layer}.{theirs}.{kind}",
-                    transposed,
+                names[f"blocks.{layer}.{ours}.{kind}"] = Stored(
+                    (f"transformer.h.{layer}.{theirs}.{kind}",), transposed=transposed
                 )
     return names
 
 
+PREFIX = "transformer."
+"""What files of the bare model leave out."""
+RENAMED: dict[str, str] = {}
+"""Beginnings of names that some versions write → the ones above."""
 IGNORED_SUFFIXES = (".attn.bias", ".attn.masked_bias")
 """Constant buffers old checkpoints carry."""

@@ -85,6 +85,19 @@ def test_five_rows_hold_several_sequences(tmp_path: Path) -> None:
     assert read(tmp_path / "a.h5") == [([1, 2, 3, 4], [1.0] * 4), ([7, 8, 9], [0, 0, 1])]
 
 
+def test_five_rows_that_were_shifted_as_one(tmp_path: Path) -> None:
+    row = [
+        [1, 2, 3, 7, 8, PAD],
+        [1, 1, 0, 1, 1, 0],
+        [2, 3, 7, 8, 9, PAD],
+        [2, 1, 0, 1, 0, 0],
+        [0, 1, 2, 0, 1, 0],
+    ]
+    (tmp_path / "data_params.json").write_text(json.dumps({"post-process": {"pad_id": PAD}}))
+    by_hand(tmp_path / "a.h5", [row])
+    assert read(tmp_path / "a.h5") == [([1, 2, 3], [1.0] * 3), ([7, 8, 9], [1.0] * 3)]
+
+
 SEQUENCES = [
     TokenSequence(np.array([5, 6, 7, 8]), np.array([0, 0, 1, 1], np.float32)),
     TokenSequence(np.array([5, 6, 7, 4, 3, 2, 1]), np.array([0, 0, 0, 1, 1, 1, 1], np.float32)),

@@ -203,3 +203,34 @@ def test_malformed_messages_with_right_checksums_are_refused(
     (tmp_path / "x").write_bytes(frame(payload))
     with pytest.raises(DataError):
         Reader(tmp_path / "x")
+
+
+def delimited(number: int, content: bytes) -> bytes:
+    return bytes([number << 3 | 2]) + encode_varints(np.array([len(content)])) + content
+
+
+@pytest.mark.parametrize(
+    "entry",
+    [
+        delimited(1, b"x") + delimited(1, b"") * 20_000,
+        delimited(1, b"x") + delimited(2, delimited(3, b"")) * 10_000,
+        delimited(1, b"x") + delimited(2, delimited(3, b"\x08\x01" * 10_000)),
+    ],
+    ids=["keys", "lists", "loose integers"],
+)
+def test_many_tiny_fields_take_little_memory(entry: bytes) -> None:
+    import tracemalloc
+
+    data = delimited(1, delimited(1, entry))
+    tracemalloc.start()
+    parse_example(data)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 12 * len(data) + (64 << 10)
+
+
+def test_a_message_of_very_many_lists_is_refused(tmp_path: Path) -> None:
+    lists = {f"x{n}": np.array([1]) for n in range(1100)}
+    (tmp_path / "x").write_bytes(frame(make_example({**lists, "input_ids": np.array([1])})))
+    with pytest.raises(DataError, match="more than 1,000 lists"):
+        Reader(tmp_path / "x")
