@@ -21,6 +21,7 @@ from penstock.errors import CheckpointError, ConfigError
 
 if TYPE_CHECKING:
     from penstock.compiler.plan import Plan
+    from penstock.data.convert import DatasetConversion
     from penstock.data.dataset import Dataset
     from penstock.data.prepare import PrepareResult
     from penstock.report.doctor import DoctorReport
@@ -42,6 +43,12 @@ def prepare(config: ConfigLike = None, **sections: Any) -> "PrepareResult":  # n
     from penstock.data.prepare import prepare as prepare_dataset
 
     c = as_config(config, **sections)
+    if c.data.format != "megatron":
+        raise ConfigError(
+            f"prepare does not write {c.data.format} itself",
+            where="data.format",
+            do=f"prepare, then convert dataset from=DATASET out=OUT data.format={c.data.format}",
+        )
     return prepare_dataset(c.source, c.tokenizer, c.data, c.prepare)
 
 
@@ -63,8 +70,9 @@ def plan(config: ConfigLike = None, **sections: Any) -> "Plan":  # noqa: ANN401 
 
 def compile(config: ConfigLike = None, **sections: Any) -> "CompileResult":  # noqa: ANN401 - the verb's name
     """Compile the plan's regions into the file `executable`."""
+    from penstock.compiler.build import build_kernels, trace_graphs
     from penstock.compiler.executable import write_executable
-    from penstock.compiler.toolchain import build_kernels
+    from penstock.compiler.toolchains import PORTABLE
     from penstock.results import CompileResult
 
     started = time.monotonic()
@@ -75,16 +83,20 @@ def compile(config: ConfigLike = None, **sections: Any) -> "CompileResult":  # n
     wanted = planning.plan_of(c, _dataset_if_there(c), c.mode)
     planning.require_fit(wanted)
     if wanted.device != "cpu":
-        raise ConfigError(
-            "executables are made for CPUs only so far",
-            where="device",
-            do="use device=cpu; training on CUDA runs eagerly",
+        write_executable(path, wanted, trace_graphs(wanted), PORTABLE)
+        get_console().warning(
+            f"no toolchain here makes machine code for {wanted.target}: the file holds the "
+            "portable graphs of its regions only"
         )
-    cache = Path(c.compile.cache) if c.compile.cache else None
-    kernels = build_kernels(wanted, workers=c.compile.workers, cache=cache)
+        return CompileResult(path, wanted, time.monotonic() - started, False, PORTABLE)
+    section = c.compile
+    cache = Path(section.cache) if section.cache else None
+    kernels = build_kernels(
+        wanted, toolchain=section.toolchain, workers=section.workers, cache=cache
+    )
     reused = all(kernel.reused for kernel in kernels.values())
-    write_executable(path, wanted, kernels)
-    return CompileResult(path, wanted, time.monotonic() - started, reused)
+    write_executable(path, wanted, kernels, section.toolchain)
+    return CompileResult(path, wanted, time.monotonic() - started, reused, section.toolchain)
 
 
 def train(
@@ -183,17 +195,31 @@ def generate(config: ConfigLike = None, **sections: Any) -> "GenerationResult | 
     return None
 
 
-def convert(what: str, config: ConfigLike = None, **sections: Any) -> "ConversionResult":  # noqa: ANN401 - sections of any kind
-    """Write a run's weights as a folder `transformers` loads; `what` is "checkpoint"."""
+def convert(
+    what: str,
+    config: ConfigLike = None,
+    **sections: Any,  # noqa: ANN401 - sections of any kind
+) -> "ConversionResult | DatasetConversion":
+    """Write a run's weights for `transformers`, or a dataset in another format.
+
+    `what` is "checkpoint" or "dataset".
+    """
     from penstock import runs
+    from penstock.data.convert import convert_dataset
     from penstock.models.huggingface import save_weights
     from penstock.results import ConversionResult
 
     c = as_config(config, **sections)
-    if what != "checkpoint":
-        raise ConfigError(f"cannot convert {what}", where="convert", do="use convert checkpoint")
+    if what not in ("checkpoint", "dataset"):
+        raise ConfigError(
+            f"cannot convert {what}", where="convert", do="use convert checkpoint, or dataset"
+        )
     if c.out is None:
         raise ConfigError("no folder to write", where="out", do="set out=FOLDER")
+    if what == "dataset":
+        if c.from_ is None:
+            raise ConfigError("no dataset to read", where="from", do="set from=PATH")
+        return convert_dataset(Path(c.from_), Path(c.out), c.data, c.tokenizer)
     loaded = runs.load_run(c)
     save_weights(
         Path(c.out),
@@ -207,21 +233,23 @@ def convert(what: str, config: ConfigLike = None, **sections: Any) -> "Conversio
 
 
 def inspect(path: str | Path, config: ConfigLike = None, **sections: Any) -> "Inspection | Dataset":  # noqa: ANN401 - sections of any kind
-    """What an executable, a dataset folder or a run folder holds. Runs nothing in it."""
+    """What an executable, a dataset in any format, or a run holds. Runs nothing in it."""
     from penstock.compiler.executable import Executable
     from penstock.data.dataset import MANIFEST, Dataset
+    from penstock.data.formats.recognize import is_data_file
     from penstock.report.inspection import inspect_executable, inspect_run
+    from penstock.report.inspection_data import inspect_data
     from penstock.training.run_folder import RunFolder
 
     c = as_config(config, **sections)
     path = Path(path)
-    if not path.exists():
-        raise ConfigError(f"{path} does not exist", where="inspect", do="check the path")
-    if path.is_file():
+    if path.is_file() and not is_data_file(path):
         return inspect_executable(Executable.inspect(path, c.trust))
     if (path / MANIFEST).is_file():
         return Dataset.open(path)
-    return inspect_run(RunFolder(path))
+    if RunFolder(path).config.is_file():
+        return inspect_run(RunFolder(path))
+    return inspect_data(path)
 
 
 def report(config: ConfigLike = None, **sections: Any) -> "ReportFiles":  # noqa: ANN401 - sections of any kind

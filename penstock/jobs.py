@@ -9,10 +9,11 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from penstock.compiler.build import build_kernels
 from penstock.compiler.executable import Executable, load_built, write_executable
 from penstock.compiler.plan import Plan
 from penstock.compiler.runtime import CompiledKernel, attach
-from penstock.compiler.toolchain import build_kernels, has_compiler
+from penstock.compiler.toolchains import find_toolchain
 from penstock.config.schema import Config
 from penstock.console import get_console
 from penstock.errors import ConfigError, ExecutableError
@@ -40,15 +41,17 @@ def compiled_kernels(
     if config.compile.mode == "off":
         console.info("compile.mode=off: running eagerly")
         return None
-    if not has_compiler():
-        console.warning("no C++ compiler was found: running eagerly")
+    section, toolchain = config.compile, config.compile.toolchain
+    problem = find_toolchain(toolchain).problem()
+    if problem is not None:
+        console.warning(f"{problem}; running eagerly")
         return None
-    cache = Path(config.compile.cache) if config.compile.cache else None
+    cache = Path(section.cache) if section.cache else None
     with console.stage("compiling (once; kernels are cached by content)"):
-        built = build_kernels(plan, workers=config.compile.workers, cache=cache)
+        built = build_kernels(plan, toolchain=toolchain, workers=section.workers, cache=cache)
     if save_to is not None:
-        write_executable(save_to, plan, built)
-    return load_built(built)
+        write_executable(save_to, plan, built, toolchain)
+    return load_built(built, toolchain)
 
 
 def training_kernels(

@@ -5,6 +5,7 @@ torch, so that planning answers at once; it does so only to ask a GPU's driver.
 """
 
 import dataclasses
+from pathlib import Path
 
 from penstock.compiler.plan import Plan
 from penstock.compiler.planner import make_generation_plan, make_plan
@@ -12,7 +13,7 @@ from penstock.compiler.probe import detected_target
 from penstock.config.schema import Config
 from penstock.data.dataset import Dataset
 from penstock.errors import ConfigError, DoesNotFitError
-from penstock.hardware.detect import gpus
+from penstock.hardware.detect import free_memory_bytes, gpus
 from penstock.hardware.target import Target, load_target
 from penstock.models.resolve import resolve_architecture
 
@@ -77,9 +78,31 @@ def plan_of(config: Config, dataset: Dataset | None, mode: str = "train") -> Pla
         sequence_length=length,
         target=target,
         optimizer=config.optimizer.name,
-        saves=config.checkpoint.every is not None,
+        saves=mode == "train" and config.checkpoint.every is not None,
+        resumes=mode == "train" and _has_checkpoint(config),
+        compiled=config.compile.mode != "off",
     )
-    return dataclasses.replace(plan, mode=mode)
+    is_here = config.plan.target in ("detect", "cpu")
+    advice = (*plan.advice, *_mind_others(plan, free_memory_bytes() if is_here else None))
+    return dataclasses.replace(plan, mode=mode, advice=advice)
+
+
+def _mind_others(plan: Plan, free: int | None) -> tuple[str, ...]:
+    """A word on what other programs leave, where the plan is for this machine's own memory."""
+    needed = plan.memory["total"] * plan.stages * plan.replicas
+    if plan.device != "cpu" or not plan.fits or free is None or needed <= free:
+        return ()
+    return (
+        f"Other programs leave {free / 2**30:.1f} GiB of it free now, less than is needed: "
+        "stop some of them before training.",
+    )
+
+
+def _has_checkpoint(config: Config) -> bool:
+    """Whether training would go on from a checkpoint."""
+    if config.run is None or config.checkpoint.resume == "never":
+        return False
+    return any(Path(config.run, "checkpoints").glob("step-*"))
 
 
 def _plan_of_run(path: str) -> Plan:

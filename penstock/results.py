@@ -21,6 +21,8 @@ class CompileResult:
     plan: Plan
     seconds: float
     reused: bool
+    toolchain: str
+    """What made its code; "none" where it holds graphs only."""
 
     def json(self) -> dict[str, Any]:
         """Where it is and what it is for."""
@@ -29,6 +31,7 @@ class CompileResult:
             "bytes": self.path.stat().st_size,
             "seconds": round(self.seconds, 3),
             "reused": self.reused,
+            "toolchain": self.toolchain,
             "plan": self.plan.json(),
         }
 

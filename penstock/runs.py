@@ -5,6 +5,7 @@
 
 import dataclasses
 import json
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -20,6 +21,7 @@ from penstock.compiler.executable import Executable
 from penstock.compiler.plan import Plan
 from penstock.compiler.runtime import attach
 from penstock.config.schema import Config
+from penstock.console import get_console
 from penstock.data.dataset import Dataset
 from penstock.data.tokenizer import Tokenizer
 from penstock.errors import CheckpointError
@@ -117,10 +119,9 @@ def attach_for_evaluation(config: Config, loaded: LoadedRun, model: Transformer)
     plan = loaded.plan
     if plan.device != "cpu" or (config.precision.compute or plan.compute) != plan.compute:
         return config.evaluate.batch
-    if config.executable is not None:
-        executable = Executable.open(config.executable, config.trust)
-        served = "evaluate" if executable.plan.mode == "generate" else executable.plan.mode
-        executable.require(dataclasses.replace(plan, mode=served))
+    executable = _executable_for(config, "evaluate", ("train", "evaluate"))
+    if executable is not None:
+        executable.require(dataclasses.replace(plan, mode=executable.plan.mode))
         kernels = executable.kernels()
     else:
         kernels = kept_kernels(loaded.folder, plan, config)
@@ -130,15 +131,28 @@ def attach_for_evaluation(config: Config, loaded: LoadedRun, model: Transformer)
     return plan.micro
 
 
+def _executable_for(config: Config, verb: str, modes: Sequence[str]) -> Executable | None:
+    """The executable a config names; one made for something else is left aside, and it says so,
+    since one config may serve several verbs.
+    """
+    if config.executable is None:
+        return None
+    executable = Executable.open(config.executable, config.trust)
+    if executable.plan.mode in modes:
+        return executable
+    get_console().info(
+        f"{executable.path} is for mode={executable.plan.mode}: {verb} goes on without it"
+    )
+    return None
+
+
 def open_engine(config: Config) -> Engine:
     """A generator over a run, or over a model in the Hugging Face layout.
 
     An executable decides the format of the weights. Without one it is float32 unless
     `precision.compute` asks for bf16: text then does not depend on what else is in the batch.
     """
-    executable = None
-    if config.executable is not None:
-        executable = Executable.open(config.executable, config.trust)
+    executable = _executable_for(config, "generate", ("generate",))
     default = "fp32" if executable is None else executable.plan.compute
     device, compute = device_of(config), config.precision.compute or default
     if config.model.from_ is None:
@@ -151,8 +165,10 @@ def open_engine(config: Config) -> Engine:
         tokenizer = Tokenizer.load(config.tokenizer.from_ or folder)
     if executable is None:
         return Engine(model, tokenizer)
-    made_for = {"mode": "generate", "device": device, "compute": compute}
-    wanted = dataclasses.replace(executable.plan, architecture=model.architecture, **made_for)
+    architecture = dataclasses.replace(model.architecture, dropout=0.0)
+    wanted = dataclasses.replace(
+        executable.plan, architecture=architecture, device=device, compute=compute
+    )
     executable.require(wanted)
     decoder = CompiledDecoder(model, executable.kernels(), wanted.generation_shapes())
     return Engine(model, tokenizer, decoder)

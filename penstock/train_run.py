@@ -69,6 +69,7 @@ def train_run(config: Config, origins: Mapping[str, str]) -> RunSummary:
         _check_openmp()
         job = _job(setting, kernels, resume)
         trainer = Trainer(job, resume)
+        del resume  # Masters and moments are in the optimizer now; twice is too much to hold.
         with contextlib.closing(job.saver), job.metrics:
             trainer.run()
         summary = RunSummary(run.path, _results(setting, trainer, compiled=kernels is not None))

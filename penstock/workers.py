@@ -1,6 +1,6 @@
 """Worker processes that run this package's functions and nothing of the user's script.
 
-`data/tokenize.py` and `compiler/toolchain.py` use it. It must never know what the work is.
+`data/tokenize.py` and `compiler/build.py` use it. It must never know what the work is.
 """
 
 import concurrent.futures
@@ -14,7 +14,7 @@ from typing import Any
 
 @contextlib.contextmanager
 def worker_pool(
-    count: int, initializer: Callable[..., None], arguments: tuple[Any, ...]
+    count: int, initializer: Callable[..., None] | None = None, arguments: tuple[Any, ...] = ()
 ) -> Generator[concurrent.futures.ProcessPoolExecutor, None, None]:
     """At most `count` fresh processes, each prepared by `initializer(*arguments)`.
 

@@ -94,7 +94,7 @@ def test_imports_go_down_only() -> None:
         ("training/step.py", "import transformers", "Only the Hugging Face modules may know"),
         (
             "training/trainer.py",
-            "from penstock.compiler import toolchain",
+            "from penstock.compiler import build",
             "What runs an executable imports no tracer and no compiler",
         ),
     ],
@@ -131,7 +131,9 @@ def test_every_dependency_is_pinned_within_its_bounds() -> None:
         assert pins[_name(requirement.name)] in requirement.specifier, text
     for version in pins.values():
         assert "+" not in version
-    assert len(project["dependencies"]) <= 12
+    # Twelve, and two for the files of other systems: h5py and pyarrow. Reading data people have
+    # already prepared is no extra.
+    assert len(project["dependencies"]) <= 14
 
 
 def test_the_installed_closure_is_pinned() -> None:

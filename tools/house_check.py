@@ -16,7 +16,7 @@ LONGER = {"penstock/training/optimizer.py": 320}
 MAY_READ_ENVIRONMENT = {
     "penstock/config/folders.py",
     "penstock/hardware/process.py",
-    "penstock/compiler/toolchain.py",
+    "penstock/compiler/inductor.py",
     "penstock/data/tokenize.py",
 }
 READS_ENVIRONMENT = re.compile(r"\bos\.(environ|getenv)\b|from os import .*\b(environ|getenv)\b")

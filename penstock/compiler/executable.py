@@ -18,6 +18,7 @@ from penstock.compiler.fingerprint import toolchain_fingerprint
 from penstock.compiler.kernels import BuiltKernel, Kernel, KernelSpec, RegionContract
 from penstock.compiler.plan import Plan
 from penstock.compiler.runtime import CompiledKernel
+from penstock.compiler.toolchains import PORTABLE, find_toolchain
 from penstock.errors import ExecutableError
 from penstock.files import atomic_write, canonical_json
 
@@ -29,16 +30,19 @@ _ZIP_EPOCH = (1980, 1, 1, 0, 0, 0)
 _MANIFEST, _SIGNATURE, _PLAN = "manifest.json", "signature.json", "plan.json"
 
 
-def write_executable(path: Path, plan: Plan, kernels: Mapping[str, BuiltKernel]) -> None:
+def write_executable(
+    path: Path, plan: Plan, kernels: Mapping[str, BuiltKernel], toolchain: str
+) -> None:
     """Write and sign an executable; `path` is replaced at once or not at all."""
     members = {_PLAN: json.dumps(plan.to_json(), indent=1).encode()}
     for name, kernel in kernels.items():
-        members[f"kernels/{name}.so"] = kernel.code
+        if kernel.code:
+            members[_code(name)] = kernel.code
         members[f"graphs/{name}.json"] = kernel.graph.encode()
     manifest = {
         "format_version": FORMAT_VERSION,
         "regions": plan.region_fields(),
-        "toolchain": toolchain_fingerprint(),
+        "toolchain": toolchain_fingerprint(toolchain),
         "predicted_peak_bytes": plan.memory["total"],
         "kernels": {
             name: {"spec": kernel.spec.to_json(), "contract": kernel.contract.to_json()}
@@ -117,9 +121,22 @@ class Executable:
             raise _damaged(path, "its manifest does not read") from None
         return Executable(path, digest, plan, manifest, origin, members)
 
+    @property
+    def toolchain(self) -> str:
+        """Name of what built its kernels."""
+        return str(self.manifest["toolchain"]["settings"]["toolchain"])
+
     def require_this_machine(self) -> None:
         """Refuse when torch, the sources or the processor differ from what it was made with."""
-        made, here = dict(self.manifest["toolchain"]), toolchain_fingerprint()
+        if self.toolchain == PORTABLE:
+            raise ExecutableError(
+                f"{self.path} holds the graphs of its regions, no machine code for "
+                f"{self.plan.target}",
+                where=str(self.path),
+                do="compile it where a toolchain for that machine is installed",
+            )
+        made = dict(self.manifest["toolchain"])
+        here = toolchain_fingerprint(self.toolchain)
         missing = sorted(set(made.pop("processor_features")) - set(here.pop("processor_features")))
         if missing:
             raise ExecutableError(
@@ -156,21 +173,28 @@ class Executable:
         """Load the machine code. Takes milliseconds and needs no compiler."""
         if self.origin not in ("yours", "trusted"):
             raise ExecutableError(f"{self.path} may not run: it was opened for inspection only")
+        toolchain = find_toolchain(self.toolchain)
         return {
             name: CompiledKernel(
-                Kernel(KernelSpec.from_json(entry["spec"]), self.members[f"kernels/{name}.so"]),
+                Kernel(KernelSpec.from_json(entry["spec"]), self.members[_code(name)], toolchain),
                 RegionContract.from_json(entry["contract"]),
             )
             for name, entry in self.manifest["kernels"].items()
         }
 
 
-def load_built(kernels: Mapping[str, BuiltKernel]) -> dict[str, CompiledKernel]:
+def load_built(kernels: Mapping[str, BuiltKernel], toolchain: str) -> dict[str, CompiledKernel]:
     """Load kernels straight from the compiler or its cache, without a file between."""
+    loader = find_toolchain(toolchain)
     return {
-        name: CompiledKernel(Kernel(kernel.spec, kernel.code), kernel.contract)
+        name: CompiledKernel(Kernel(kernel.spec, kernel.code, loader), kernel.contract)
         for name, kernel in kernels.items()
     }
+
+
+def _code(kernel: str) -> str:
+    """Name of the member with a kernel's code."""
+    return f"kernels/{kernel}.so"
 
 
 def _damaged(path: Path, how: str) -> ExecutableError:

@@ -14,6 +14,7 @@ from typing import Any
 
 import penstock.compiler
 import penstock.models
+from penstock.compiler.toolchains import PORTABLE, find_toolchain
 
 _SOURCES = (
     (
@@ -38,19 +39,6 @@ _ISA_FLAGS = (
     "vaes", "vpclmulqdq", "sha_ni", "sse4a", "clzero", "movbe", "adx", "rdseed",
 )  # fmt: skip
 """Processor features the compiler may use when it compiles for the machine it runs on."""
-
-
-@functools.cache
-def compiler_settings() -> dict[str, Any]:
-    """Inductor options and the compilers looked for, the same for every kernel."""
-    return {
-        "toolchain": "inductor",
-        "compilers": ["g++", "clang++"],
-        "options": {
-            "aot_inductor.compile_wrapper_opt_level": "O0",
-            "cpp.dynamic_threads": True,
-        },
-    }
 
 
 @functools.cache
@@ -84,12 +72,19 @@ def torch_version() -> str:
     return importlib.metadata.version("torch").split("+")[0]
 
 
-def toolchain_fingerprint() -> dict[str, Any]:
-    """All of the above, plus platform and Python's word size."""
+def toolchain_fingerprint(toolchain: str) -> dict[str, Any]:
+    """All of the above, plus platform, Python's word size, and what the toolchain itself adds.
+
+    Raises:
+        ConfigError: no such toolchain is installed.
+    """
+    portable = toolchain == PORTABLE
+    own = {} if portable else find_toolchain(toolchain).settings()
+    settings = {"toolchain": toolchain, **own}
     return {
         "source": source_hash(),
         "torch": torch_version(),
         "platform": f"{platform.system()}-{platform.machine()}-{sys.maxsize.bit_length() + 1}",
-        "processor_features": processor_features(),
-        "settings": compiler_settings(),
+        "processor_features": [] if portable else processor_features(),
+        "settings": settings,
     }

@@ -1,26 +1,23 @@
 """Machine code of one graph: how it is described, loaded and called.
 
-`compiler/toolchain.py` makes the bytes, `compiler/executable.py` keeps them,
+`compiler/build.py` makes the bytes, `compiler/executable.py` keeps them,
 `compiler/runtime.py` calls the kernels. No compiler and no tracer is imported here.
 """
 
 import dataclasses
-import os
 from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from penstock.compiler.toolchains import Toolchain
 from penstock.errors import ExecutableError
 
 _DTYPES = {
     name: getattr(torch, name)
     for name in ("float32", "bfloat16", "float16", "int64", "int32", "bool")
 }
-_SEALS = 0x1 | 0x2 | 0x4 | 0x8
-"""F_SEAL_SEAL | F_SEAL_SHRINK | F_SEAL_GROW | F_SEAL_WRITE (linux/fcntl.h)."""
-_F_ADD_SEALS = 1033
 
 
 @dataclasses.dataclass(frozen=True)
@@ -122,20 +119,18 @@ class BuiltKernel:
 class Kernel:
     """A loaded kernel: call it with tensors of exactly the shapes it was compiled for."""
 
-    def __init__(self, spec: KernelSpec, code: bytes) -> None:
-        """Load machine code whose origin the caller has verified."""
+    def __init__(self, spec: KernelSpec, code: bytes, toolchain: Toolchain) -> None:
+        """Load code that `toolchain` has built and whose origin the caller has verified."""
         self.spec = spec
         self._expected = [(_DTYPES[s.dtype], s.shape, s.stride) for s in spec.inputs]
-        self._descriptor = _sealed_file(spec.name, code)
-        path = f"/proc/self/fd/{self._descriptor}"
-        self._runner: Any = torch._C._aoti.AOTIModelContainerRunnerCpu(path, 1)  # pyright: ignore[reportAttributeAccessIssue] - torch's stubs lack it
+        self._run = toolchain.load(spec.name, code)
 
     def __call__(self, inputs: Sequence[Tensor]) -> list[Tensor]:
         """Run on `inputs`; outputs are new tensors.
 
         Raises:
             ExecutableError: an input has another dtype or shape than the kernel was made for
-                (AOTInductor itself would compute garbage).
+                (machine code would compute garbage).
         """
         if len(inputs) != len(self._expected):
             raise ExecutableError(
@@ -153,25 +148,10 @@ class Kernel:
                     do="compile an executable for these shapes",
                 )
             arguments.append(tensor if tensor.stride() == stride else _restride(tensor, stride))
-        return self._runner.run(arguments)
+        return list(self._run(arguments))
 
 
 def _restride(tensor: Tensor, stride: tuple[int, ...]) -> Tensor:
     """Copy into the memory layout the kernel was compiled for."""
     result = torch.empty_strided(tensor.shape, stride, dtype=tensor.dtype, device=tensor.device)
     return result.copy_(tensor)
-
-
-def _sealed_file(name: str, code: bytes) -> int:
-    """Put verified code into an anonymous file nobody can change, so that what was verified is
-    what runs. The descriptor stays open for good: the loader tells libraries apart by their path,
-    and the path names the descriptor.
-    """
-    import fcntl  # noqa: PLC0415 - Linux only, as memfd_create is
-
-    descriptor = os.memfd_create(f"penstock-{name}", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
-    view = memoryview(code)
-    while view:
-        view = view[os.write(descriptor, view) :]
-    fcntl.fcntl(descriptor, _F_ADD_SEALS, _SEALS)
-    return descriptor

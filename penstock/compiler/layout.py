@@ -53,8 +53,6 @@ class Layout:
     micro_batches: int
     spent: Seconds
     """The busiest device's time in one step."""
-    pipeline_seconds: float
-    """From the first forward to the last backward."""
     update_seconds: float
     """After the last micro-batch: gradients summed over replicas, parameters updated."""
 
@@ -62,6 +60,11 @@ class Layout:
     def fullest(self) -> DevicePlan:
         """The device that needs most memory."""
         return max(self.devices, key=lambda device: device.memory["total"])
+
+    @functools.cached_property
+    def pipeline_seconds(self) -> float:
+        """From the first forward to the last backward; simulated when it is first asked for."""
+        return self.schedule.seconds(self.micro_batches)
 
     @property
     def step_seconds(self) -> float:
@@ -141,13 +144,11 @@ class Layouter:
             self._busy(stage, layers) * count + update
             for (stage, layers), update in zip(numbered, updates, strict=True)
         ]
-        schedule = Schedule(self._pieces(layers_per_stage), self.schedule)
         return Layout(
             layers_per_stage=layers_per_stage,
             devices=devices,
-            schedule=schedule,
+            schedule=Schedule(self._pieces(layers_per_stage), self.schedule),
             micro_batches=count,
-            pipeline_seconds=schedule.seconds(count),
             spent=max(busy, key=lambda seconds: seconds.total),
             update_seconds=max(update.total for update in updates),
         )

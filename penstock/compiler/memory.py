@@ -39,7 +39,8 @@ class MemoryModel:
     - activations: what the blocks keep for the backward pass, of every micro-batch under way;
     - logits: one piece of the loss in float32 and its gradient, and the projection's float32 sum;
     - workspace: the process itself, and the largest block's temporaries;
-    - checkpoint: the copy that is written while training goes on.
+    - checkpoint: the copy that is written while training goes on, or, where there is none, what
+      reading a checkpoint to resume from needs beyond a step.
     """
 
     architecture: Architecture
@@ -53,8 +54,13 @@ class MemoryModel:
     optimizer: str = "adamw"
     saves: bool = False
     """Whether checkpoints are saved during training, not only at its end."""
+    resumes: bool = False
+    """Whether training starts from a checkpoint, which is read beside the new state."""
     replicas: int = 1
     shard: str = "none"
+    compiled: bool = True
+    """Whether blocks run through region kernels; eagerly they keep norms' inputs in float32, and
+    what is computed between the matrix products."""
     streams: tuple[str, ...] = ()
     """Kinds that live in the target's streaming memory."""
     sums: str = "fp32"
@@ -74,8 +80,13 @@ class MemoryModel:
         held["workspace"] += self._temporaries(rows, element) if layers else 0
         held["workspace"] += self._gathered(embedding=embedding or head)
         outside = {kind: held.pop(kind) for kind in self.streams}
-        copy = self._state_bytes(parameters, layers) if self.saves else 0
+        state = self._state_bytes(parameters, layers)
+        copy = state if self.saves else 0
         if self.device == "cpu":
+            if self.resumes:
+                # Before the first step: what is read is there, what a step makes is not.
+                step = sum(held[kind] for kind in ("gradients", "activations", "logits"))
+                copy = max(copy, state - step)
             held["checkpoint"] = copy
         elif copy:
             outside["checkpoint"] = copy
@@ -129,12 +140,20 @@ class MemoryModel:
         return (OPTIMIZER_BYTES["adamw"] * parameters - saved * matrices) // self._optimizer_share()
 
     def _block(self, rows: int, element: int) -> int:
-        """What one block keeps of one micro-batch; dropped attention keeps its weights too."""
-        kept = block_activations(self.architecture, rows, element)
-        if self.architecture.dropout > 0:
-            a = self.architecture
-            kept += self.micro * a.heads * self.sequence_length**2 * (element + 4)
-        return kept
+        """What one block keeps of one micro-batch; attention that drops keeps its scores whole,
+        and no log-sum-exp.
+        """
+        a = self.architecture
+        scores = a.heads * self.micro * self.sequence_length**2
+        if self.compiled:
+            dropping = element * scores - 4 * rows * a.heads if a.dropout > 0 else 0
+            return block_activations(a, rows, element) + dropping
+        kept = rows * (element * (6 * a.hidden_size + 2 * a.mlp_size) + 8 * a.hidden_size + 16)
+        if a.dropout > 0:
+            # Softmax in float32, the mask of what is dropped, and what is left.
+            return kept + 2 * rows * a.hidden_size + (5 + element) * scores
+        kept += 4 * rows * a.heads
+        return kept + (rows * element * a.hidden_size if self.device == "cpu" else 0)
 
     def _logits(self, rows: int, element: int) -> int:
         """One piece's logits (compute format, float32) and gradient; the projection's sum."""

@@ -9,13 +9,15 @@ Schedules: GPipe (Huang et al., arXiv 1811.06965, §2.3), 1F1B (Narayanan et al.
 
 import collections
 import dataclasses
+import functools
 import heapq
 import itertools
 from collections.abc import Sequence
 
-_EXACT_MICRO_BATCHES = 16
-"""Micro-batches per position that are simulated one by one; beyond, time goes on as it did in the
-second half of them, which the tests hold against whole simulations."""
+_EXACT_MICRO_BATCHES, _EXACT_PASSES = 16, 200
+"""Micro-batches per position that are simulated one by one, fewer of them in long pipelines;
+beyond, time goes on as it did in the second half, which the tests hold against whole
+simulations."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -60,14 +62,16 @@ class Schedule:
     name: str
     """1f1b, gpipe or interleaved."""
 
-    @property
+    @functools.cached_property
     def devices(self) -> int:
         """Devices the pieces are on."""
         return 1 + max(piece.device for piece in self.pieces)
 
     def seconds(self, micro_batches: int) -> float:
         """Time of so many micro-batches."""
-        half = -(-_EXACT_MICRO_BATCHES * len(self.pieces) // (2 * self.devices)) * self.devices
+        length = len(self.pieces)
+        exact = length * max(4, min(_EXACT_MICRO_BATCHES, _EXACT_PASSES // length))
+        half = -(-exact // (2 * self.devices)) * self.devices
         if micro_batches <= 2 * half:
             return self.simulate(micro_batches).seconds
         # Interleaved devices take pieces in turns of as many micro-batches as there are devices.
@@ -129,41 +133,50 @@ class _Simulation:
         ]
 
     def run(self) -> Timeline:
-        """Let events happen until there are none."""
-        self._start_all(0.0)
+        """Let slots end, and start what can start then, until there is none."""
         now = 0.0
+        for device in range(self.schedule.devices):
+            self._start(device, now)
         while self.ends:
             now = self.ends[0][0]
+            concerned: set[int] = set()
             while self.ends and self.ends[0][0] == now:
                 _, piece, direction = heapq.heappop(self.ends)
-                self._finish(piece, direction)
-            self._start_all(now)
+                concerned |= self._finish(piece, direction)
+            for device in sorted(concerned):
+                self._start(device, now)
         return Timeline(tuple(self.slots), now, tuple(self.peak))
 
-    def _finish(self, piece: int, direction: int) -> None:
-        """A slot ends: its device is free, and the next piece has its input."""
-        self.busy[self.pieces[piece].device] = False
+    def _finish(self, piece: int, direction: int) -> set[int]:
+        """A slot ends: its device is free, and the next piece has its input. Returns both's
+        devices, which may go on.
+        """
+        device = self.pieces[piece].device
+        self.busy[device] = False
         self.finished[piece] += direction
         after = piece + (-1 if direction else 1)
+        if after < 0:
+            return {device}
         if after == len(self.pieces):
             self.arrived[piece][1] += 1
-        elif after >= 0:
-            self.arrived[after][direction] += 1
+            return {device}
+        self.arrived[after][direction] += 1
+        return {device, self.pieces[after].device}
 
-    def _start_all(self, now: float) -> None:
-        for device, busy in enumerate(self.busy):
-            choice = None if busy else self._choose(device)
-            if choice is None:
-                continue
-            piece, direction = choice
-            facts = self.pieces[piece]
-            end = now + (facts.backward if direction else facts.forward)
-            micro_batch = self.started[piece][direction]
-            self.slots.append(Slot(device, piece, micro_batch, direction == 0, now, end))
-            self.started[piece][direction] += 1
-            self.peak[piece] = max(self.peak[piece], self.started[piece][0] - self.finished[piece])
-            self.busy[device] = True
-            heapq.heappush(self.ends, (end, piece, direction))
+    def _start(self, device: int, now: float) -> None:
+        """Let a free device take up what it does next."""
+        choice = None if self.busy[device] else self._choose(device)
+        if choice is None:
+            return
+        piece, direction = choice
+        facts = self.pieces[piece]
+        end = now + (facts.backward if direction else facts.forward)
+        micro_batch = self.started[piece][direction]
+        self.slots.append(Slot(device, piece, micro_batch, direction == 0, now, end))
+        self.started[piece][direction] += 1
+        self.peak[piece] = max(self.peak[piece], self.started[piece][0] - self.finished[piece])
+        self.busy[device] = True
+        heapq.heappush(self.ends, (end, piece, direction))
 
     def _choose(self, device: int) -> tuple[int, int] | None:
         """The piece and direction a free device takes up next; None: it waits.

@@ -78,6 +78,12 @@ class Plan:
         """Tokens of one optimizer step."""
         return self.size * self.sequence_length
 
+    @property
+    def tokens_per_second(self) -> float:
+        """Predicted tokens trained on, or generated."""
+        tokens = self.size if self.mode == "generate" else self.tokens_per_step
+        return tokens / self.step_seconds
+
     def region_fields(self) -> dict[str, Any]:
         """Exactly what the compiled kernels depend on. Depth and recompute are not in it."""
         architecture = dataclasses.asdict(self.architecture)
@@ -148,7 +154,7 @@ class Plan:
             "parameters": a.parameter_count(),
             "flops_per_token": self.flops_per_token,
             "step_seconds": self.step_seconds,
-            "tokens_per_second": self.tokens_per_step / self.step_seconds,
+            "tokens_per_second": self.tokens_per_second,
             **{
                 name: getattr(self, name)
                 for name in ("micro", "size", "accumulation", "sequence_length", "compute")
@@ -173,12 +179,20 @@ class Plan:
             ("vocabulary", f"{a.vocab_size:,} tokens"),
             ("parameters", f"{a.parameter_count():,}"),
             ("compute", self.compute),
+            ("limited by", f"{self.limited_by} ({', '.join(self._shares())})"),
+            ("FLOPs", f"{self.flops_per_token / 1e9:,.3f} GFLOP per token"),
+        ]
+        if self.mode == "generate":
+            return [
+                *rows,
+                ("generating", f"up to {self.size} texts of {self.sequence_length} tokens"),
+                ("predicted", f"{bound}{self.step_seconds:.3g} s per token of all texts"),
+            ]
+        rows += [
             ("recompute", self.recompute),
             ("step", f"{self.size} × {self.sequence_length} tokens"),
             ("micro-batches", f"{self.accumulation} of {self.micro}"),
-            ("training FLOPs", f"{self.flops_per_token / 1e9:,.3f} GFLOP per token"),
             ("predicted", f"{bound}{self.step_seconds:.3g} s per step"),
-            ("limited by", f"{self.limited_by} ({', '.join(self._shares())})"),
         ]
         if self.replicas > 1:
             rows.append(("replicas", f"{self.replicas}, sharded: {self.shard}"))

@@ -5,18 +5,18 @@ planning answers at once.
 """
 
 import dataclasses
+import math
 from collections.abc import Sequence
 from typing import Any
 
 from penstock.compiler.cost import CostModel
+from penstock.compiler.demands import check_length, check_shapes, require_stages, with_devices
 from penstock.compiler.layout import DevicePlan, Layout, Layouter
 from penstock.compiler.memory import MemoryModel, generation_memory
 from penstock.compiler.plan import Plan
 from penstock.compiler.search import advise
-from penstock.compiler.stages import check_layers_per_stage, check_stages
 from penstock.config.planning import PlanSection
 from penstock.config.schema import BatchSection
-from penstock.errors import ConfigError
 from penstock.hardware.target import Target
 from penstock.models.architecture import Architecture
 
@@ -34,16 +34,39 @@ def make_plan(
     target: Target,
     optimizer: str = "adamw",
     saves: bool = False,
+    resumes: bool = False,
+    compiled: bool = True,
 ) -> Plan:
     """Decide how to train `architecture` on `target`.
 
-    `compute` None takes bf16 where the target is fast at it; `saves`: whether checkpoints are
-    saved while training goes on. A plan that does not fit says what would.
+    `compute` None takes bf16 where the target is fast at it. A plan that does not fit says what
+    would.
+
+    Args:
+        architecture: the model.
+        batch: as the user gave it.
+        plan: as the user gave it.
+        compute: bf16 or fp32.
+        sequence_length: tokens per sequence.
+        target: the machine.
+        optimizer: its name, for its state.
+        saves: whether checkpoints are saved while training goes on.
+        resumes: whether training starts from one.
+        compiled: whether regions run as kernels where they can; on CUDA they cannot so far.
 
     Raises:
         ConfigError: shapes that contradict each other.
     """
-    deciding = _Deciding(architecture, compute, sequence_length, target, optimizer, saves)
+    deciding = _Deciding(
+        architecture=architecture,
+        compute=compute,
+        sequence_length=sequence_length,
+        target=target,
+        optimizer=optimizer,
+        saves=saves,
+        resumes=resumes,
+        compiled=compiled and target.device != "cuda",
+    )
     decided = deciding.decide(batch, plan, thorough=True)
     if decided.fits:
         return decided
@@ -66,14 +89,18 @@ def make_generation_plan(
     Raises:
         ConfigError: texts longer than the model's positions.
     """
-    _check_length(architecture, capacity)
+    check_length(architecture, capacity)
+    architecture = dataclasses.replace(architecture, dropout=0.0)
     compute = compute or ("bf16" if target.fast_bf16 else "fp32")
     memory = generation_memory(
         architecture, rows=batch, capacity=capacity, compute=compute, device=target.device
     )
     # Every token reads all weights and, at worst, all of the cache.
     read = memory["weights"] + memory["cache"]
-    seconds = read / target.bandwidth_bytes_per_second
+    seconds = {
+        "compute": 2 * batch * architecture.parameter_count() / target.peak(compute),
+        "memory bandwidth": read / target.bandwidth_bytes_per_second,
+    }
     return Plan(
         mode="generate",
         architecture=architecture,
@@ -90,13 +117,15 @@ def make_generation_plan(
         memory_limit_bytes=target.memory_bytes,
         fits=memory["total"] <= target.memory_bytes,
         flops_per_token=architecture.flops_per_token(capacity) // 3,
-        step_seconds=seconds,
-        seconds={"memory bandwidth": seconds},
+        step_seconds=max(seconds.values()),
+        layers_per_stage=(architecture.layers,),
+        devices=(DevicePlan(architecture.layers, True, True, memory, {}),),
+        seconds=seconds,
         measured=target.measured,
     )
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class _Deciding:
     """What stays the same for every plan that is tried."""
 
@@ -106,14 +135,16 @@ class _Deciding:
     target: Target
     optimizer: str
     saves: bool
+    resumes: bool
+    compiled: bool
 
     def decide(self, batch: BatchSection, plan: PlanSection, *, thorough: bool = False) -> Plan:
         """One plan, whether it fits or not; `thorough` also tries other orders of the stages."""
-        _check_shapes(self.architecture, batch, plan, self.sequence_length)
+        check_shapes(self.architecture, batch, plan, self.sequence_length)
         size = batch.size or batch.micro * plan.replicas
         accumulation = size // (batch.micro * plan.replicas)
-        stages = _stages(self.architecture, plan, accumulation)
-        target = _with_devices(self.target, stages, plan.replicas)
+        stages = require_stages(self.architecture, plan, accumulation)
+        target = with_devices(self.target, stages, plan.replicas)
         layouter = Layouter(
             cost=CostModel(**self._common(batch, plan), target=target),
             memory=self._memory(batch, plan, accumulation),
@@ -123,7 +154,7 @@ class _Deciding:
         found = tuple(plan.layers_per_stage or layouter.find(target.memory_bytes))
         if thorough and plan.layers_per_stage is None:
             found = layouter.improve(found)
-        return _plan(layouter, layouter.lay_out(found), target, size)
+        return _plan(layouter, layouter.lay_out(found), target, size, timed=thorough)
 
     def _common(self, batch: BatchSection, plan: PlanSection) -> dict[str, Any]:
         """What costs and memory both depend on."""
@@ -146,15 +177,18 @@ class _Deciding:
             device=self.target.device,
             optimizer=self.optimizer,
             saves=self.saves,
+            resumes=self.resumes,
+            compiled=self.compiled,
             streams=self.target.streams,
             sums=self.target.sums,
         )
 
 
-def _plan(layouter: Layouter, layout: Layout, target: Target, size: int) -> Plan:
-    """Everything decided, as one record."""
+def _plan(layouter: Layouter, layout: Layout, target: Target, size: int, *, timed: bool) -> Plan:
+    """Everything decided, as one record; not `timed`, a plan that does not fit takes for ever."""
     memory, cost = layouter.memory, layouter.cost
-    spent = layout.spent
+    spent, fits = layout.spent, _fits(layout.devices, target)
+    step_seconds = layout.step_seconds if timed or fits else math.inf
     return Plan(
         architecture=cost.architecture,
         device=target.device,
@@ -168,21 +202,21 @@ def _plan(layouter: Layouter, layout: Layout, target: Target, size: int) -> Plan
         target=target.name,
         memory=layout.fullest.memory,
         memory_limit_bytes=target.memory_bytes,
-        fits=_fits(layout.devices, target),
+        fits=fits,
         flops_per_token=cost.architecture.flops_per_token(cost.sequence_length),
-        step_seconds=layout.step_seconds,
+        step_seconds=step_seconds,
         replicas=cost.replicas,
         layers_per_stage=layout.layers_per_stage,
         schedule=layouter.schedule,
         shard=cost.shard,
         devices=layout.devices,
         pieces=layout.schedule.pieces,
-        bubble=layout.bubble,
+        bubble=layout.bubble if timed else 0.0,
         seconds={
             "compute": spent.compute,
             "memory bandwidth": spent.bandwidth,
             "link": spent.link,
-            "waiting": max(0.0, layout.step_seconds - spent.total),
+            "waiting": max(0.0, step_seconds - spent.total),
         },
         measured=target.measured,
     )
@@ -195,63 +229,6 @@ def _fits(devices: Sequence[DevicePlan], target: Target) -> bool:
         and sum(device.outside[kind] for kind in target.streams) <= target.streaming_memory_bytes
         for device in devices
     )
-
-
-def _with_devices(target: Target, stages: int, replicas: int) -> Target:
-    """The target, or equal parts of it where it is one CPU; a refusal where it is too small."""
-    wanted = stages * replicas
-    if target.devices >= wanted:
-        return target
-    if target.device == "cpu" and target.devices == 1:
-        return target.shared_by(wanted)
-    raise ConfigError(
-        f"plan.stages={stages} × plan.replicas={replicas} needs {wanted} devices, "
-        f"{target.name} has {target.devices}",
-        where="plan.stages" if stages > 1 else "plan.replicas",
-        do=f"use at most {target.devices} in all, or another plan.target",
-    )
-
-
-def _stages(architecture: Architecture, plan: PlanSection, accumulation: int) -> int:
-    """Number of stages, checked against the model and the schedule."""
-    given, layers = plan.layers_per_stage, architecture.layers
-    if given is not None:
-        tied = architecture.tie_embeddings and len(given) > 1
-        check_layers_per_stage(given, layers, plan.stages, tied=tied)
-    stages = len(given or ()) or plan.stages or 1
-    check_stages(stages, layers)
-    if plan.schedule == "interleaved" and stages > 1 and accumulation % stages:
-        raise ConfigError(
-            f"{accumulation} micro-batches are not a multiple of {stages} stages",
-            where="plan.schedule",
-            do="interleaved needs one: change batch.size, or use plan.schedule=1f1b",
-        )
-    return stages
-
-
-def _check_shapes(
-    architecture: Architecture, batch: BatchSection, plan: PlanSection, sequence_length: int
-) -> None:
-    """Refuse what cannot be, naming the key."""
-    _check_length(architecture, sequence_length)
-    unit = batch.micro * plan.replicas
-    if batch.size is not None and batch.size % unit:
-        replicas = f" × plan.replicas={plan.replicas}" if plan.replicas > 1 else ""
-        raise ConfigError(
-            f"batch.size={batch.size} is not a multiple of batch.micro={batch.micro}{replicas}",
-            where="batch.size",
-            do=f"use {-(-batch.size // unit) * unit}",
-        )
-
-
-def _check_length(architecture: Architecture, sequence_length: int) -> None:
-    if sequence_length > architecture.max_positions:
-        raise ConfigError(
-            f"data.sequence_length={sequence_length} is longer than the model's "
-            f"{architecture.max_positions} positions",
-            where="data.sequence_length",
-            do=f"use at most {architecture.max_positions}, or raise model.max_positions",
-        )
 
 
 def _loss_chunks(architecture: Architecture, rows: int) -> int:

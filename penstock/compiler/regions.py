@@ -1,6 +1,6 @@
 """What the three regions of a transformer compute, as kernels: names, tensors, traced graphs.
 
-`compiler/toolchain.py` lowers what `trace_kernel` returns; `compiler/runtime.py` calls the result
+`compiler/build.py` has lowered what `trace_kernel` returns; `compiler/runtime.py` calls the result
 by the `RegionContract` it carries. It must never know about machine code, files or training.
 """
 
@@ -37,7 +37,7 @@ class TracedKernel:
 
 
 def trace_kernel(plan: Plan, name: str) -> TracedKernel:
-    """Trace one of `toolchain.kernel_names(plan)`; no weights are allocated."""
+    """Trace one of `build.kernel_names(plan)`; no weights are allocated."""
     with FakeTensorMode():
         if name in _TRACERS:
             return _TRACERS[name](plan)

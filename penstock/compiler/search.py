@@ -4,9 +4,10 @@
 learned (the sequences of a step stay the same), nothing of how plans are made.
 """
 
+import contextlib
 import dataclasses
 import itertools
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any, Protocol
 
 from penstock.config.planning import PlanSection
@@ -73,13 +74,11 @@ def advise(
         devices: how many the target has.
     """
     tried: list[tuple[Candidate, Change]] = []
-    for stages, replicas in _device_counts(plan, devices):
-        found: list[tuple[Candidate, Change]] = []
-        for change in _changes(batch, plan, size, chunks, stages, replicas):
-            try:
-                found.append((make(change.batch, change.plan), change))
-            except ConfigError:
-                continue
+    for number, (stages, replicas) in enumerate(_device_counts(plan, devices)):
+        changes = list(_changes(batch, plan, size, chunks, stages, replicas))
+        found = _made(make, _smallest(changes))
+        if number == 0 or any(made.fits for made, _ in found):
+            found = _made(make, changes)
         tried += found
         fitting = [(made, change) for made, change in found if made.fits]
         if fitting:
@@ -95,6 +94,31 @@ def advise(
         f"None of {len(tried)} plans tried fits; {' '.join(change.keys)} needs least, "
         f"{_size(made)}. Choose a smaller model or a shorter data.sequence_length.",
     )
+
+
+def _made(make: Make, changes: Iterable[Change]) -> list[tuple[Candidate, Change]]:
+    """The plans of these changes that can be."""
+    found: list[tuple[Candidate, Change]] = []
+    for change in changes:
+        with contextlib.suppress(ConfigError):
+            found.append((make(change.batch, change.plan), change))
+    return found
+
+
+def _smallest(changes: Sequence[Change]) -> list[Change]:
+    """Those that need least memory: if none of them fits, none does.
+
+    Smallest or largest micro-batches: fewer of them need no sums of gradients.
+    """
+    if not changes:
+        return []
+    shard = changes[-1].plan.shard
+    sizes = {min(c.batch.micro for c in changes), max(c.batch.micro for c in changes)}
+    return [
+        c
+        for c in changes
+        if c.plan.recompute == "blocks" and c.plan.shard == shard and c.batch.micro in sizes
+    ]
 
 
 def _size(made: Candidate) -> str:

@@ -35,7 +35,7 @@ VERBS: dict[str, Verb] = {
     "plan": Verb(
         "Whether a training step fits this machine, with numbers, before anything is allocated.",
         "penstock plan model.preset=gpt2 batch.micro=4 data.sequence_length=512",
-        (*_MODEL, "optimizer", "checkpoint", "mode", "generate", "run", "out"),
+        (*_MODEL, "mode", "generate", "optimizer", "checkpoint", "compile", "run", "out"),
     ),
     "compile": Verb(
         "Compile a plan's regions to one signed file of machine code.",
@@ -94,12 +94,13 @@ VERBS: dict[str, Verb] = {
         ),
     ),
     "convert": Verb(
-        "A run's weights as a folder `transformers` loads.",
-        "penstock convert checkpoint run=RUN out=FOLDER",
-        ("run", "checkpoint", "out"),
+        "A run's weights for `transformers`, or a dataset's format into another.",
+        "penstock convert checkpoint run=RUN out=FOLDER, or "
+        "penstock convert dataset from=PATH out=FOLDER data.format=FORMAT",
+        ("run", "checkpoint", "from_", "out", "data", "tokenizer"),
     ),
     "inspect": Verb(
-        "What an executable, a dataset or a run holds.",
+        "What an executable, a dataset (in any format) or a run holds.",
         "penstock inspect FILE_OR_FOLDER",
         ("trust",),
     ),

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from penstock.config.schema import DataSection
+from penstock.config.data import DataSection
 from penstock.data.formats.megatron import Reader, Writer, token_dtype
 from penstock.data.packing import Packing, fit, pack_rows, parse_packing
 from penstock.data.tokenize import Shard

@@ -13,7 +13,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from penstock.config.schema import DataSection, PrepareSection, SourceSection, TokenizerSection
+from penstock.config.data import DataSection, PrepareSection, SourceSection, TokenizerSection
 from penstock.console import Console, get_console
 from penstock.data.dataset import MANIFEST, SCHEMA_VERSION, TOKENIZER, Dataset
 from penstock.data.merge import merge_shards

@@ -7,7 +7,7 @@ import dataclasses
 import hashlib
 from collections.abc import Sequence
 
-from penstock.config.schema import SourceSection
+from penstock.config.data import SourceSection
 from penstock.data.sources.files import SourceFile
 from penstock.data.sources.reading import line_start_after, uncompressed_size
 

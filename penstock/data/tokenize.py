@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from penstock.config.schema import SourceSection
+from penstock.config.data import SourceSection
 from penstock.console import get_console
 from penstock.data.formats.megatron import Writer, token_dtype
 from penstock.data.sources.files import SourceFile

@@ -44,6 +44,15 @@ def memory_bytes() -> int:
     return total if limit is None else min(total, limit)
 
 
+def free_memory_bytes(facts: Path = Path("/proc/meminfo")) -> int | None:
+    """Main memory nobody uses now, or only as a cache of files; None where nobody says."""
+    for line in _lines(facts):
+        name, _, value = line.partition(":")
+        if name == "MemAvailable" and value.split()[:1]:
+            return int(value.split()[0]) << 10
+    return None
+
+
 def control_group_limit(mount: Path, membership: Path) -> int | None:
     """Smallest memory limit, in bytes, of the control groups a process is in; None without one.
 

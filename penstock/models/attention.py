@@ -74,11 +74,17 @@ class Attention(nn.Module):
             # A group's queries are rows of one product, which reads the shared keys once.
             query = query.unflatten(1, (-1, self.group_size)).flatten(2, 3)  # (B, K, G·T, S)
             mask = mask.repeat(1, 1, self.group_size, 1)
-        cached = query @ cache_keys.transpose(2, 3)  # (B, K, G·T, L)
-        scores = torch.cat([cached, query @ key.transpose(2, 3)], 3).float()
-        weights = torch.softmax(torch.where(mask, scores, float("-inf")), -1).to(query.dtype)
+        # Cached and new positions apart: one tensor for both scores costs more than all else.
         length = cache_keys.shape[2]
-        mixed = weights[..., :length] @ cache_values + weights[..., length:] @ value
+        cached = _masked(query @ cache_keys.transpose(2, 3), mask[..., :length])  # (B, K, G·T, L)
+        new = _masked(query @ key.transpose(2, 3), mask[..., length:])  # (B, K, G·T, T)
+        largest = new.amax(-1, keepdim=True)  # finite: each position sees itself
+        if length > 0:
+            largest = torch.maximum(largest, cached.amax(-1, keepdim=True))
+        cached, new = torch.exp(cached - largest), torch.exp(new - largest)
+        total = cached.sum(-1, keepdim=True) + new.sum(-1, keepdim=True)
+        mixed = (cached.to(x.dtype) @ cache_values).float() + (new.to(x.dtype) @ value).float()
+        mixed = (mixed / total).to(x.dtype)
         if self.group_size > 1:
             mixed = mixed.unflatten(2, (self.group_size, -1)).flatten(1, 2)  # (B, H, T, S)
         return self.output(mixed.transpose(1, 2).flatten(2)), key, value
@@ -120,3 +126,8 @@ class Attention(nn.Module):
         scores = torch.where(earlier, scores.float(), float("-inf"))
         weights = torch.softmax(scores, -1).to(query.dtype)
         return dropout(weights, dropout_key, self.rate) @ value
+
+
+def _masked(scores: Float[Tensor, "B H T N"], mask: Bool[Tensor, "B 1 T N"]) -> Tensor:
+    """Scores in float32, minus infinity where attention is not allowed."""
+    return torch.where(mask, scores.float(), float("-inf"))

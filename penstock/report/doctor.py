@@ -8,8 +8,9 @@ from typing import Any
 
 import torch
 
-from penstock.compiler.fingerprint import compiler_settings, processor_features, torch_version
+from penstock.compiler.fingerprint import processor_features, torch_version
 from penstock.compiler.probe import measured_speeds
+from penstock.compiler.toolchains import find_toolchain
 from penstock.config.folders import user_cache_folder, user_config_folder
 from penstock.console import Console
 from penstock.hardware.detect import gpus, memory_bytes, processor_name, usable_cores
@@ -74,7 +75,7 @@ def examine(device: str) -> DoctorReport:
 
 def _compiler() -> str | None:
     """First line of the C++ compiler's version; None without one."""
-    for name in compiler_settings()["compilers"]:
+    for name in find_toolchain("inductor").settings()["compilers"]:
         program = shutil.which(name)
         if program is not None:
             result = subprocess.run(  # noqa: S603 - a fixed command

@@ -21,19 +21,25 @@ class PlanFiles:
     """What was written."""
 
     plan: Path
-    timeline: Path
     memory: Path
     page: Path
+    timeline: Path | None
+    """None for generating, which has no micro-batches."""
 
 
 def write_plan(plan: Plan, folder: Path) -> PlanFiles:
-    """Write FOLDER/plan.json, timeline.svg, memory.svg and plan.html."""
-    names = ("plan.json", "timeline.svg", "memory.svg", "plan.html")
-    files = PlanFiles(*(folder / name for name in names))
-    timeline, memory = draw_timeline(plan), draw_memory(plan)
+    """Write FOLDER/plan.json, memory.svg, plan.html, and timeline.svg for training."""
+    timeline, memory = draw_timeline(plan) if plan.pieces else None, draw_memory(plan)
+    files = PlanFiles(
+        plan=folder / "plan.json",
+        memory=folder / "memory.svg",
+        page=folder / "plan.html",
+        timeline=None if timeline is None else folder / "timeline.svg",
+    )
     atomic_write(files.plan, json.dumps(plan.to_json(), indent=1))
-    atomic_write(files.timeline, timeline)
     atomic_write(files.memory, memory)
+    if timeline is not None:
+        atomic_write(folder / "timeline.svg", timeline)
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(Path(__file__).parent),
         autoescape=True,
@@ -60,10 +66,10 @@ def _verdict(plan: Plan) -> str:
 def _headline(plan: Plan) -> list[tuple[str, str]]:
     """(figure, label)."""
     bound = "" if plan.measured else "≥ "
-    rate = plan.tokens_per_step / plan.step_seconds
+    unit = "per token of all texts" if plan.mode == "generate" else "per step"
     cards = [
-        (f"{bound}{plan.step_seconds:.3g} s", "per step"),
-        (f"{'' if plan.measured else '≤ '}{rate:,.0f}", "tokens per second"),
+        (f"{bound}{plan.step_seconds:.3g} s", unit),
+        (f"{'' if plan.measured else '≤ '}{plan.tokens_per_second:,.0f}", "tokens per second"),
         (plan.limited_by, "limits the step"),
         (f"{plan.memory['total'] / 2**30:.2f} GiB", "on the fullest device"),
     ]

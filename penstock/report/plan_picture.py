@@ -18,6 +18,7 @@ _MOST_DRAWN = 24
 
 KINDS = {
     "weights": ("#2f6f9f", "#5fa3d3"),
+    "cache": ("#4f9a76", "#6fbb96"),
     "gradients": ("#8fb8d6", "#33658a"),
     "optimizer": ("#7a5ea8", "#a890d0"),
     "activations": ("#d98536", "#e0a065"),

@@ -92,3 +92,22 @@ def test_planning_needs_no_torch() -> None:
         "assert 'torch' not in sys.modules"
     )
     subprocess.run([sys.executable, "-c", code], check=True, timeout=60)
+
+
+def test_plans_written_before_there_were_stages_are_read_and_shown(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    from penstock.console import Console
+
+    value = json.loads(json.dumps(plan_for().to_json()))
+    for key in (
+        "mode", "replicas", "layers_per_stage", "schedule", "shard", "devices", "pieces",
+        "bubble", "seconds", "measured",
+    ):  # fmt: skip
+        del value[key]
+    plan = Plan.from_json(value)
+    assert plan.stages == 1
+    assert plan.memory == plan_for().memory
+    assert json.dumps(plan.json())
+    plan.show(Console())
+    assert "weights" in capsys.readouterr().err

@@ -6,8 +6,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from penstock.config.data import SourceSection
 from penstock.config.load import as_config, dump_config, load_config
-from penstock.config.schema import Config, ModelSection, SourceSection, TrainSection
+from penstock.config.schema import Config, ModelSection, TrainSection
 from penstock.errors import ConfigError
 
 

@@ -11,7 +11,7 @@ import pytest
 import zstandard
 
 import penstock
-from penstock.config.schema import SourceSection
+from penstock.config.data import SourceSection
 from penstock.data import prepare as prepare_module
 from penstock.data.dataset import Dataset
 from penstock.data.packing import fit, pack_rows

@@ -202,13 +202,18 @@ def test_only_the_newest_and_the_best_checkpoints_are_kept(undisturbed: Path) ->
     assert set(kept) == {*kept[-3:], best}
 
 
-def test_the_best_checkpoint_can_be_used(undisturbed: Path, trained_run: Path) -> None:
+def test_the_best_checkpoint_can_be_used(
+    undisturbed: Path, trained_run: Path, tmp_path: Path
+) -> None:
     best = best_checkpoint(undisturbed / "checkpoints").name
     for use, expected in (("best", best), ("newest", "step-00000012")):
         run = load_run(as_config(run=undisturbed, checkpoint={"use": use}))
         assert f"step-{run.state.step:08}" == expected
+    shutil.copytree(trained_run, tmp_path / "run")
+    [manifest] = (tmp_path / "run").glob("checkpoints/*/manifest.json")
+    manifest.write_text(json.dumps({**json.loads(manifest.read_bytes()), "is_best": False}))
     with pytest.raises(CheckpointError, match="never validated"):
-        load_run(as_config(run=trained_run, checkpoint={"use": "best"}))
+        load_run(as_config(run=tmp_path / "run", checkpoint={"use": "best"}))
 
 
 def test_a_run_in_use_is_refused(

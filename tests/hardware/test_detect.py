@@ -9,6 +9,7 @@ import pytest
 
 from penstock.hardware.detect import (
     control_group_limit,
+    free_memory_bytes,
     gpus,
     memory_bytes,
     parse_gpus,
@@ -102,3 +103,15 @@ def test_cores_are_those_this_process_may_run_on() -> None:
         "from penstock.hardware.detect import usable_cores; assert usable_cores() == 1"
     )
     subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_free_memory_is_what_the_kernel_says(tmp_path: Path) -> None:
+    facts = tmp_path / "meminfo"
+    facts.write_text("MemTotal:  100 kB\nMemFree: 5 kB\nMemAvailable:   42 kB\n")
+    assert free_memory_bytes(facts) == 42 << 10
+    facts.write_text("MemTotal:  100 kB\n")
+    assert free_memory_bytes(facts) is None
+    assert free_memory_bytes(tmp_path / "nowhere") is None
+    free = free_memory_bytes()
+    assert free is not None
+    assert 0 < free <= os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from penstock.compiler.plan import Plan
-from penstock.compiler.planner import make_plan
+from penstock.compiler.planner import make_generation_plan, make_plan
 from penstock.config.schema import BatchSection, ModelSection, PlanSection
 from penstock.hardware.target import load_target
 from penstock.models.resolve import resolve_architecture
@@ -98,6 +98,7 @@ def test_the_folder_has_the_plan_its_pictures_and_a_page(tmp_path: Path) -> None
     assert Plan.from_json(json.loads(files.plan.read_bytes())) == plan
     page = files.page.read_text()
     assert draw_timeline(plan) in page
+    assert files.timeline is not None
     assert files.timeline.read_text() == draw_timeline(plan)
     assert files.memory.read_text() == draw_memory(plan)
     assert "It fits: the fullest device needs" in page
@@ -135,3 +136,20 @@ def test_drawing_needs_no_torch(tmp_path: Path) -> None:
     assert {path.name for path in tmp_path.iterdir()} == {
         "plan.json", "timeline.svg", "memory.svg", "plan.html",
     }  # fmt: skip
+
+
+def test_generation_has_no_timeline(tmp_path: Path) -> None:
+    plan = make_generation_plan(
+        resolve_architecture(ModelSection(preset="gpt2")),
+        batch=4,
+        compute="bf16",
+        capacity=512,
+        target=load_target("h200"),
+    )
+    assert plan.tokens_per_second == pytest.approx(4 / plan.step_seconds)
+    assert plan.limited_by == "memory bandwidth"
+    files = write_plan(plan, tmp_path)
+    assert files.timeline is None
+    assert {path.name for path in tmp_path.iterdir()} == {"plan.json", "memory.svg", "plan.html"}
+    assert "per token of all texts" in files.page.read_text()
+    assert Plan.from_json(json.loads(files.plan.read_bytes())) == plan

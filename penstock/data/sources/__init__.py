@@ -2,7 +2,7 @@
 
 from collections.abc import Callable
 
-from penstock.config.schema import SourceSection
+from penstock.config.data import SourceSection
 from penstock.data.sources.files import SourceFile, list_files
 from penstock.data.sources.stdlib import list_stdlib
 

@@ -10,7 +10,7 @@ import re
 from collections.abc import Iterator
 from pathlib import Path
 
-from penstock.config.schema import SourceSection
+from penstock.config.data import SourceSection
 from penstock.errors import DataError
 
 _MAGIC = re.compile(r"[*?\[]")

@@ -16,7 +16,7 @@ from typing import IO
 
 import zstandard
 
-from penstock.config.schema import SourceSection
+from penstock.config.data import SourceSection
 from penstock.data.sources.files import SourceFile
 from penstock.errors import DataError
 

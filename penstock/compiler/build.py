@@ -1,0 +1,205 @@
+"""Build a plan's kernels with a toolchain, in parallel processes, through a cache.
+
+`api.py` and `jobs.py` call `build_kernels`. Nothing that runs an executable imports it.
+"""
+
+import concurrent.futures
+import contextlib
+import dataclasses
+import fcntl
+import hashlib
+import json
+import os
+import time
+from collections.abc import Generator, Sequence
+from pathlib import Path
+from typing import Any
+
+from penstock.compiler import signing
+from penstock.compiler.fingerprint import toolchain_fingerprint
+from penstock.compiler.kernels import BuiltKernel, KernelSpec, RegionContract, TensorSpec
+from penstock.compiler.plan import Plan
+from penstock.compiler.toolchains import Region, find_toolchain
+from penstock.config.folders import user_cache_folder
+from penstock.console import get_console
+from penstock.errors import ExecutableError
+from penstock.files import atomic_write, canonical_json
+from penstock.workers import worker_pool
+
+
+def build_kernels(
+    plan: Plan,
+    *,
+    toolchain: str = "inductor",
+    workers: int | None = None,
+    cache: Path | None = None,
+) -> dict[str, BuiltKernel]:
+    """Return every kernel the plan's regions need, building those the cache does not have.
+
+    Raises:
+        ConfigError: there is no such toolchain.
+        ExecutableError: it cannot build on this machine.
+    """
+    folder = _cache_folder(cache)
+    names = kernel_names(plan)
+    keys = {name: _cache_key(plan, name, toolchain) for name in names}
+    built = {name: found for name, key in keys.items() if (found := _from_cache(folder / key))}
+    missing = [name for name in names if name not in built]
+    if built:
+        get_console().info(f"reused from the kernel cache: {', '.join(built)}")
+    if missing:
+        problem = find_toolchain(toolchain).problem()
+        if problem is not None:
+            raise ExecutableError(
+                f"{toolchain} cannot build here: {problem}",
+                where="compile.toolchain",
+                do="or train with compile.mode=off, or copy an executable made elsewhere",
+            )
+        workers = workers or os.cpu_count() or 1
+        built |= _build_missing(plan, missing, folder, workers, toolchain)
+    return {name: built[name] for name in names}
+
+
+def kernel_names(plan: Plan) -> tuple[str, ...]:
+    """The kernels the plan's mode needs, those slow to compile first."""
+    if plan.mode == "generate":
+        return tuple(plan.generation_shapes().kernels())
+    if plan.mode == "evaluate":
+        return ("head_evaluate", "block_evaluate", "embed_evaluate")
+    names = ["head_train", "block_backward", "block_forward", "head_evaluate"]
+    names += ["embed_backward", "embed_forward"]
+    if plan.architecture.dropout > 0:
+        names += ["block_evaluate", "embed_evaluate"]
+    return tuple(names)
+
+
+def trace_graphs(plan: Plan) -> dict[str, BuiltKernel]:
+    """Every kernel's description and graph, without code: for a machine with no toolchain here."""
+    here = dataclasses.replace(plan, device="cpu")  # graphs name no device they must run on
+    return {name: _trace(here, name)[0] for name in kernel_names(plan)}
+
+
+def _build_missing(
+    plan: Plan, names: Sequence[str], folder: Path, workers: int, toolchain: str
+) -> dict[str, BuiltKernel]:
+    """Build kernels in worker processes, longest first."""
+    built: dict[str, BuiltKernel] = {}
+    with (
+        get_console().progress("compiling kernels", total=len(names)) as progress,
+        worker_pool(min(workers, len(names))) as pool,
+    ):
+        plan_json = json.dumps(plan.to_json())
+        jobs = {pool.submit(_build, plan_json, name, folder, toolchain): name for name in names}
+        for job in concurrent.futures.as_completed(jobs):
+            name = jobs[job]
+            built[name] = job.result()
+            progress.advance(1, kernel=name, seconds=f"{built[name].seconds:.1f}")
+    return built
+
+
+def _build(plan_json: str, name: str, folder: Path, toolchain: str) -> BuiltKernel:
+    """Trace, build and store one kernel (runs in a worker process).
+
+    Whoever else wants the same kernel at the same time waits, and finds it in the cache.
+    """
+    plan = Plan.from_json(json.loads(plan_json))
+    key = _cache_key(plan, name, toolchain)
+    with _locked(folder / f"{key}.lock"):
+        found = _from_cache(folder / key)
+        if found is not None:
+            return found
+        started = time.monotonic()
+        kernel, region = _trace(plan, name)
+        workspace = folder / toolchain
+        workspace.mkdir(mode=0o700, exist_ok=True)
+        code = find_toolchain(toolchain).build(region, {"workspace": str(workspace)})
+        built = dataclasses.replace(kernel, code=code, seconds=time.monotonic() - started)
+        _to_cache(folder / key, built)
+    return built
+
+
+def _trace(plan: Plan, name: str) -> tuple[BuiltKernel, Region]:
+    """A kernel without its code, and the region to build it from."""
+    from penstock.compiler.portable import write_graph  # noqa: PLC0415 - loads torch's tracer
+    from penstock.compiler.regions import trace_kernel  # noqa: PLC0415 - as above
+
+    traced = trace_kernel(plan, name)
+    graph = traced.graph
+    region = Region(name, graph.module, graph.inputs, graph.outputs)
+    spec = KernelSpec(
+        name,
+        tuple(TensorSpec.of(tensor) for tensor in graph.inputs),
+        tuple(TensorSpec.of(tensor) for tensor in graph.outputs),
+    )
+    kernel = BuiltKernel(spec, traced.contract, b"", write_graph(graph.module), 0.0, False)
+    return kernel, region
+
+
+@contextlib.contextmanager
+def _locked(path: Path) -> Generator[None, None, None]:
+    """Hold a lock that ends with the process; the empty file stays, since removing it would let
+    two processes lock two files of one name.
+    """
+    with path.open("wb") as handle:
+        fcntl.flock(handle, fcntl.LOCK_EX)
+        yield
+
+
+def _cache_folder(cache: Path | None) -> Path:
+    """The kernel cache: private to the user, since what is in it gets executed."""
+    folder = (cache or user_cache_folder()) / "kernels"
+    folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+    if folder.stat().st_uid != os.getuid():
+        raise ExecutableError(
+            "the kernel cache belongs to another user",
+            where=str(folder),
+            do="choose another folder with compile.cache=FOLDER",
+        )
+    return folder
+
+
+def _cache_key(plan: Plan, name: str, toolchain: str) -> str:
+    """Everything the code of kernel `name` depends on, hashed."""
+    made_by = toolchain_fingerprint(toolchain)
+    parts = {"kernel": name, "regions": plan.region_fields(), "toolchain": made_by}
+    return hashlib.sha256(canonical_json(parts).encode()).hexdigest()
+
+
+def _from_cache(entry: Path) -> BuiltKernel | None:
+    """Read a kernel from the cache; a damaged or unsigned entry counts as absent."""
+    try:
+        description = (entry / "kernel.json").read_bytes()
+        signature = json.loads((entry / "signature.json").read_bytes())
+        code = (entry / "kernel.so").read_bytes()
+        if not signing.verifies(description, signature):
+            return None
+        value: dict[str, Any] = json.loads(description)
+        if hashlib.sha256(code).hexdigest() != value["sha256"]:
+            return None
+        return BuiltKernel(
+            KernelSpec.from_json(value["spec"]),
+            RegionContract.from_json(value["contract"]),
+            code,
+            str(value["graph"]),
+            float(value["seconds"]),
+            True,
+        )
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+
+
+def _to_cache(entry: Path, kernel: BuiltKernel) -> None:
+    """Store a kernel; the signature is written last and makes the entry count."""
+    entry.mkdir(exist_ok=True, mode=0o700)
+    description = canonical_json(
+        {
+            "spec": kernel.spec.to_json(),
+            "contract": kernel.contract.to_json(),
+            "sha256": hashlib.sha256(kernel.code).hexdigest(),
+            "graph": kernel.graph,
+            "seconds": kernel.seconds,
+        }
+    ).encode()
+    atomic_write(entry / "kernel.so", kernel.code)
+    atomic_write(entry / "kernel.json", description)
+    atomic_write(entry / "signature.json", json.dumps(signing.sign(description)))

@@ -1,0 +1,69 @@
+"""What a user asks of a plan, checked before anything is laid out; each refusal names its key.
+
+`compiler/planner.py` calls it. It must never import torch.
+"""
+
+from penstock.compiler.stages import check_layers_per_stage, check_stages
+from penstock.config.planning import PlanSection
+from penstock.config.schema import BatchSection
+from penstock.errors import ConfigError
+from penstock.hardware.target import Target
+from penstock.models.architecture import Architecture
+
+
+def check_shapes(
+    architecture: Architecture, batch: BatchSection, plan: PlanSection, sequence_length: int
+) -> None:
+    """Refuse what cannot be, naming the key."""
+    check_length(architecture, sequence_length)
+    unit = batch.micro * plan.replicas
+    if batch.size is not None and batch.size % unit:
+        replicas = f" × plan.replicas={plan.replicas}" if plan.replicas > 1 else ""
+        raise ConfigError(
+            f"batch.size={batch.size} is not a multiple of batch.micro={batch.micro}{replicas}",
+            where="batch.size",
+            do=f"use {-(-batch.size // unit) * unit}",
+        )
+
+
+def check_length(architecture: Architecture, sequence_length: int) -> None:
+    """Refuse sequences that the model has no positions for."""
+    if sequence_length > architecture.max_positions:
+        raise ConfigError(
+            f"data.sequence_length={sequence_length} is longer than the model's "
+            f"{architecture.max_positions} positions",
+            where="data.sequence_length",
+            do=f"use at most {architecture.max_positions}, or raise model.max_positions",
+        )
+
+
+def require_stages(architecture: Architecture, plan: PlanSection, accumulation: int) -> int:
+    """Number of stages, checked against the model and the schedule."""
+    given, layers = plan.layers_per_stage, architecture.layers
+    if given is not None:
+        tied = architecture.tie_embeddings and len(given) > 1
+        check_layers_per_stage(given, layers, plan.stages, tied=tied)
+    stages = len(given or ()) or plan.stages or 1
+    check_stages(stages, layers)
+    if plan.schedule == "interleaved" and stages > 1 and accumulation % stages:
+        raise ConfigError(
+            f"{accumulation} micro-batches are not a multiple of {stages} stages",
+            where="plan.schedule",
+            do="interleaved needs one: change batch.size, or use plan.schedule=1f1b",
+        )
+    return stages
+
+
+def with_devices(target: Target, stages: int, replicas: int) -> Target:
+    """The target, or equal parts of it where it is one CPU; a refusal where it is too small."""
+    wanted = stages * replicas
+    if target.devices >= wanted:
+        return target
+    if target.device == "cpu" and target.devices == 1:
+        return target.shared_by(wanted)
+    raise ConfigError(
+        f"plan.stages={stages} × plan.replicas={replicas} needs {wanted} devices, "
+        f"{target.name} has {target.devices}",
+        where="plan.stages" if stages > 1 else "plan.replicas",
+        do=f"use at most {target.devices} in all, or another plan.target",
+    )

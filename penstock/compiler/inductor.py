@@ -1,0 +1,78 @@
+"""The toolchain of CPUs: AOTInductor and a C++ compiler make machine code with weights as inputs.
+
+`compiler/toolchains.py` finds it. Loading needs neither of the two, and must never import them.
+"""
+
+import fcntl
+import os
+import shutil
+import tempfile
+import warnings
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from penstock.compiler.toolchains import Region, Run
+
+_COMPILERS = ("g++", "clang++")
+_SEALS = 0x1 | 0x2 | 0x4 | 0x8
+"""F_SEAL_SEAL | F_SEAL_SHRINK | F_SEAL_GROW | F_SEAL_WRITE (linux/fcntl.h)."""
+_F_ADD_SEALS = 1033
+
+
+class Inductor:
+    """See `toolchains.Toolchain`."""
+
+    def problem(self) -> str | None:
+        """A C++ compiler must be on the PATH."""
+        if any(shutil.which(name) for name in _COMPILERS):
+            return None
+        return "no C++ compiler was found: install g++"
+
+    def settings(self) -> dict[str, Any]:
+        """Inductor options and the compilers looked for, the same for every kernel."""
+        return {
+            "compilers": list(_COMPILERS),
+            "options": {
+                "aot_inductor.compile_wrapper_opt_level": "O0",
+                "cpp.dynamic_threads": True,
+            },
+        }
+
+    def build(self, region: Region, options: Mapping[str, Any]) -> bytes:
+        """A shared library."""
+        os.environ["TORCHINDUCTOR_CACHE_DIR"] = str(options["workspace"])
+        os.environ.setdefault("OMP_NUM_THREADS", "1")
+        # Torch 2.13 trips over a deprecation of its own when it copies graphs.
+        warnings.filterwarnings("ignore", category=FutureWarning, module="copyreg")
+        import torch  # noqa: PLC0415 - only worker processes load the compiler
+        from torch._inductor import aot_compile  # noqa: PLC0415 - as above
+
+        with tempfile.TemporaryDirectory() as scratch, torch.no_grad():
+            output = {"aot_inductor.output_path": str(Path(scratch) / "kernel.so")}
+            torch.use_deterministic_algorithms(True)
+            given = {**self.settings()["options"], **output}
+            return Path(str(aot_compile(region.module, region.inputs, options=given))).read_bytes()
+
+    def load(self, name: str, code: bytes) -> Run:
+        """Open the library from memory."""
+        import torch  # noqa: PLC0415 - settings are asked for without it
+
+        descriptor = _sealed_file(name, code)
+        runner: Any = torch._C._aoti.AOTIModelContainerRunnerCpu(  # pyright: ignore[reportAttributeAccessIssue] - torch's stubs lack it
+            f"/proc/self/fd/{descriptor}", 1
+        )
+        return runner.run
+
+
+def _sealed_file(name: str, code: bytes) -> int:
+    """Put verified code into an anonymous file nobody can change, so that what was verified is
+    what runs. The descriptor stays open for good: the loader tells libraries apart by their path,
+    and the path names the descriptor.
+    """
+    descriptor = os.memfd_create(f"penstock-{name}", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
+    view = memoryview(code)
+    while view:
+        view = view[os.write(descriptor, view) :]
+    fcntl.fcntl(descriptor, _F_ADD_SEALS, _SEALS)
+    return descriptor

@@ -1,0 +1,95 @@
+"""From configs to plans: what a plan may be used for, and what the machine and the run add."""
+
+import dataclasses
+from pathlib import Path
+
+import pytest
+
+from penstock.compiler.plan import Plan
+from penstock.config.load import load_config
+from penstock.config.schema import Config
+from penstock.errors import ConfigError, DoesNotFitError
+from penstock.hardware.detect import free_memory_bytes
+from penstock.planning import plan_of, require_fit, require_here
+
+TINY = ("model.preset=gpt2-tiny", "device=cpu")
+
+
+def config_of(*words: str) -> Config:
+    return load_config(None, [*TINY, *words]).config
+
+
+def plan_for(*words: str) -> Plan:
+    return plan_of(config_of(*words), None)
+
+
+def test_a_plan_for_elsewhere_is_not_for_training() -> None:
+    words = ("plan.target=h200",)
+    with pytest.raises(ConfigError, match="is for h200 .cuda., training runs on cpu") as caught:
+        require_here(config_of(*words), plan_for(*words))
+    assert "(plan.target)" in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("word", "key"), [("plan.stages=2", "stages"), ("plan.replicas=2", "replicas")]
+)
+def test_a_plan_for_several_devices_is_not_for_training_yet(word: str, key: str) -> None:
+    words = (word, "plan.target=cpu")
+    with pytest.raises(ConfigError, match="training runs on one device so far") as caught:
+        require_here(config_of(*words), plan_for(*words))
+    assert f"(plan.{key})" in str(caught.value)
+
+
+def test_this_machines_processor_is_a_target() -> None:
+    here, named = plan_for("plan.target=cpu"), plan_for("plan.target=detect")
+    assert (here.device, here.target, here.measured) == (named.device, named.target, True)
+    require_here(config_of("plan.target=cpu"), here)
+
+
+def test_what_does_not_fit_is_refused_with_what_would() -> None:
+    words = ("model.preset=gpt2-large", "batch.micro=32", "plan.target=rtx-4090")
+    plan = plan_for(*words)
+    with pytest.raises(DoesNotFitError, match="rtx-4090 has 22.35 GiB .plan.: .* fits: "):
+        require_fit(plan)
+
+
+def test_saving_during_training_is_planned_for_and_saving_at_its_end_is_not() -> None:
+    assert plan_for().memory["checkpoint"] == 0
+    saved = plan_for("checkpoint.every=10")
+    assert saved.memory["checkpoint"] == 12 * saved.architecture.parameter_count(padded=True)
+
+
+def test_a_run_with_checkpoints_is_planned_as_resumed(tmp_path: Path) -> None:
+    words = ("model.preset=gpt2", f"run={tmp_path}", "batch.micro=1", "data.sequence_length=8")
+    assert plan_for(*words).memory["checkpoint"] == 0
+    (tmp_path / "checkpoints" / "step-00000004").mkdir(parents=True)
+    assert plan_for(*words).memory["checkpoint"] > 0
+    assert plan_for(*words, "checkpoint.resume=never").memory["checkpoint"] == 0
+
+
+def test_muon_is_planned_with_less_state() -> None:
+    assert plan_for("optimizer.name=muon").memory["optimizer"] < plan_for().memory["optimizer"]
+
+
+def test_without_kernels_more_is_kept() -> None:
+    kept = plan_for().memory["activations"]
+    assert plan_for("compile.mode=off").memory["activations"] > 1.5 * kept
+
+
+def test_memory_that_others_use_is_told(tmp_path: Path) -> None:
+    free = free_memory_bytes()
+    assert free is not None
+    target = tmp_path / "mine.yaml"
+    target.write_text(
+        "name: mine\ndevice: cpu\nmemory_bytes: 1e15\nfast_bf16: true\n"
+        "peak_flops: {bf16: 1e12}\nbandwidth_bytes_per_second: 4e10\n"
+    )
+    # A machine of one's own file is not this one: nothing is said of others.
+    plan = plan_for("batch.micro=1", f"plan.target={target}")
+    assert plan.advice == ()
+    from penstock.planning import _mind_others
+
+    much = dataclasses.replace(plan, memory={**plan.memory, "total": free + 1})
+    assert _mind_others(plan, plan.memory["total"]) == ()
+    (line,) = _mind_others(much, free)
+    assert f"leave {free / 2**30:.1f} GiB of it free now" in line
