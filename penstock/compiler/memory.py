@@ -148,12 +148,25 @@ class MemoryModel:
         if self.compiled:
             dropping = element * scores - 4 * rows * a.heads if a.dropout > 0 else 0
             return block_activations(a, rows, element) + dropping
-        kept = rows * (element * (6 * a.hidden_size + 2 * a.mlp_size) + 8 * a.hidden_size + 16)
+        kept = rows * self._eager_bytes(element)
         if a.dropout > 0:
             # Softmax in float32, the mask of what is dropped, and what is left.
             return kept + 2 * rows * a.hidden_size + (5 + element) * scores
         kept += 4 * rows * a.heads
         return kept + (rows * element * a.hidden_size if self.device == "cpu" else 0)
+
+    def _eager_bytes(self, element: int) -> int:
+        """Per position, what a block without kernels keeps beside attention's own: norms' inputs in
+        float32 with their statistics (RMS norms their results besides), and every product's input.
+        """
+        a = self.architecture
+        norms = 1 if a.residual == "parallel_one_norm" else 2
+        # In float32 two norms of the same input share it.
+        inputs = 1 if a.residual == "parallel" and element == ELEMENT_BYTES["fp32"] else norms
+        wide = 4 * a.hidden_size * (inputs + (norms if a.norm == "rms" else 0))
+        statistics = norms * (8 if a.norm == "layer" else 4)
+        inner = (4 if a.gated_mlp else 2) * a.mlp_size
+        return element * ((norms + 4) * a.hidden_size + inner) + wide + statistics
 
     def _logits(self, rows: int, element: int) -> int:
         """One piece's logits (compute format, float32) and gradient; the projection's sum."""

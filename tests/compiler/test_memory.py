@@ -195,25 +195,29 @@ def test_what_a_traced_block_keeps_is_what_is_predicted(
 
 @pytest.mark.parametrize("compute", ["bf16", "fp32"])
 @pytest.mark.parametrize("dropout", [0.0, 0.1])
+@pytest.mark.parametrize("preset", ["gpt2-tiny", "pythia-tiny", "gpt-j-tiny", "llama-tiny"])
 def test_what_a_block_keeps_without_kernels_is_what_is_predicted(
-    compute: str, dropout: float
+    preset: str, compute: str, dropout: float
 ) -> None:
     import torch
 
+    from penstock.models.rotary import rotation
     from penstock.models.transformer import Block
 
-    architecture = resolve_architecture(ModelSection(preset="gpt2-tiny", dropout=dropout))
+    architecture = resolve_architecture(ModelSection(preset=preset, dropout=dropout))
     dtype = {"bf16": torch.bfloat16, "fp32": torch.float32}[compute]
     block = Block(architecture).to(dtype)
     x = torch.randn(3, 64, architecture.hidden_size, dtype=dtype, requires_grad=True)
     keys = torch.zeros(3, 3, dtype=torch.int64) if dropout else None
-    weights = {parameter.untyped_storage().data_ptr() for parameter in block.parameters()}
+    turns = rotation(architecture, torch.arange(64)[None])
+    given = [*block.parameters(), *([] if turns is None else [turns])]
+    weights = {tensor.untyped_storage().data_ptr() for tensor in given}
     kept: list[torch.Tensor] = []
     hooks = torch.autograd.graph.saved_tensors_hooks(
         lambda tensor: (kept.append(tensor), tensor)[1], lambda tensor: tensor
     )
     with hooks:
-        block(x, keys)
+        block(x, keys, turns)
     sizes = {t.untyped_storage().data_ptr(): t.untyped_storage().nbytes() for t in kept}
     size = sum(n for address, n in sizes.items() if address not in weights)
     model = memory(
