@@ -179,7 +179,11 @@ def follow_executable(config: Config, plan: Plan) -> Config:
             **config.data.model_dump(exclude_unset=True),
         },
         "precision": {"compute": plan.compute, **config.precision.model_dump(exclude_unset=True)},
-        "plan": {"loss_chunks": plan.loss_chunks, **config.plan.model_dump(exclude_unset=True)},
+        "plan": {
+            "loss_chunks": plan.loss_chunks,
+            "recompute": plan.recompute,
+            **config.plan.model_dump(exclude_unset=True),
+        },
     }
     sections = {name: type(getattr(config, name)).model_validate(v) for name, v in given.items()}
     return config.model_copy(update=sections)

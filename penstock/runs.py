@@ -127,7 +127,7 @@ def attach_for_evaluation(config: Config, loaded: LoadedRun, model: Transformer)
         kernels = kept_kernels(loaded.folder, plan, config)
     if kernels is None:
         return config.evaluate.batch
-    attach(model, kernels, recompute=False)
+    attach(model, kernels)
     return plan.micro
 
 
