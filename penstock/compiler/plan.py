@@ -10,6 +10,7 @@ from typing import Any
 from penstock.compiler.generation import GenerationShapes
 from penstock.compiler.layout import DevicePlan
 from penstock.compiler.pipeline import Piece, Schedule
+from penstock.config.recompute import kept_values
 from penstock.console import Console
 from penstock.models.architecture import Architecture
 
@@ -85,7 +86,9 @@ class Plan:
         return tokens / self.step_seconds
 
     def region_fields(self) -> dict[str, Any]:
-        """Exactly what the compiled kernels depend on. Depth and recompute are not in it."""
+        """Exactly what the compiled kernels depend on. Depth is not in it, and of recompute only
+        what one block's kernels keep.
+        """
         architecture = dataclasses.asdict(self.architecture)
         del architecture["layers"]
         return {
@@ -96,7 +99,21 @@ class Plan:
             "sequence_length": self.sequence_length,
             "loss_chunks": self.loss_chunks,
             "mode": self.mode,
+            **({"kept": kept_values(self.recompute)} if self.mode == "train" else {}),
         }
+
+    def kernel_fields(self, kernel: str) -> dict[str, Any]:
+        """Those of `region_fields` that one kernel's code depends on, so that plans share it."""
+        fields = self.region_fields()
+        if self.mode == "generate":
+            return fields
+        region, _, part = kernel.partition("_")
+        del fields["mode"]
+        if region != "head":
+            del fields["loss_chunks"]
+        if region != "block" or part == "evaluate":
+            fields.pop("kept", None)
+        return fields
 
     def generation_shapes(self) -> GenerationShapes:
         """Shapes of the kernels that generate text under this plan."""
@@ -126,6 +143,7 @@ class Plan:
             f"data.sequence_length={self.sequence_length}",
             f"precision.compute={self.compute}",
             f"plan.loss_chunks={self.loss_chunks}",
+            *([f"plan.recompute={self.recompute}"] if self.mode == "train" else []),
         ]
 
     def to_json(self) -> dict[str, Any]:

@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from penstock.data.dataset import Dataset
 from penstock.data.loader import Loader
 from penstock.data.order import permute
+from penstock.data.samples import SplitSamples
 
 
 @given(size=st.integers(1, 3000), seed=st.integers(0, 2**40), epoch=st.integers(0, 50))
@@ -38,8 +39,8 @@ def split(dataset_folder: Path) -> object:
 
 
 def loader(split: object, **more: object) -> Loader:
-    options = {"sequence_length": 64, "batch_size": 6, "micro": 2, "seed": 1, **more}
-    return Loader(split, **options)
+    options = {"sequence_length": 64, "batch_size": 6, "micro": 2, **more}
+    return Loader(SplitSamples(split, 64, seed=1), **options)
 
 
 def test_an_epoch_has_every_token_as_a_target_once(split: object) -> None:
@@ -47,7 +48,7 @@ def test_an_epoch_has_every_token_as_a_target_once(split: object) -> None:
     seen = torch.cat(
         [
             batch.targets[batch.loss_weights > 0]
-            for position in range(whole.samples)
+            for position in range(whole.epoch)
             for batch in whole.micro_batches(position)
         ]
     )
@@ -56,10 +57,10 @@ def test_an_epoch_has_every_token_as_a_target_once(split: object) -> None:
 
 def test_steps_equal_direct_access_from_any_position(split: object) -> None:
     whole = loader(split)
-    for start in (0, 12, whole.samples - 3):
+    for start in (0, 12, whole.epoch - 3):
         steps = whole.steps(start)
         for i in range(3):
-            position, batches = next(steps)
+            position, batches, _ = next(steps)
             assert position == start + 6 * (i + 1)
             for ours, theirs in zip(batches, whole.micro_batches(position - 6), strict=True):
                 assert torch.equal(ours.tokens, theirs.tokens)
