@@ -148,6 +148,7 @@ def evaluate(config: ConfigLike = None, **sections: Any) -> "EvaluationResult": 
         sequence_length=chosen.sequence_length,
         stride=c.evaluate.stride,
         batch=batch,
+        by_document=chosen.attention == "document",
     )
     bits = compressor_bits(split, dataset.tokenizer()) if c.evaluate.compressors else {}
     result = EvaluationResult(split.name, scores, bits)

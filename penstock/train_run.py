@@ -96,6 +96,7 @@ def _settle(config: Config) -> _Setting:
         batch_size=chosen.size,
         micro=chosen.micro,
         seed=config.seed,
+        by_document=chosen.attention == "document",
     )
     total_steps = _total_steps(config, loader)
     check_schedule(config.schedule, config.optimizer.lr, total_steps)
@@ -168,6 +169,7 @@ def _validation(setting: _Setting) -> Loader | None:
         micro=chosen.micro,
         seed=0,
         limit=config.train.evaluate_sequences,
+        by_document=chosen.attention == "document",
     )
 
 

@@ -56,6 +56,15 @@ class Plan:
     """The busiest device's step: compute, memory bandwidth, link, waiting."""
     measured: bool = True
     """Whether the target's speeds were measured; else times are lower bounds."""
+    attention: str = "full"
+    """full, or document: positions see those of their own document alone."""
+
+    @property
+    def takes_segments(self) -> bool:
+        """Whether blocks are told which positions belong together: documents, or what is text and
+        what is padding, where attention would reach it.
+        """
+        return self.attention == "document" or not self.architecture.is_causal
 
     @property
     def stages(self) -> int:
@@ -96,6 +105,7 @@ class Plan:
             "sequence_length": self.sequence_length,
             "loss_chunks": self.loss_chunks,
             "mode": self.mode,
+            "attention": self.attention,
         }
 
     def generation_shapes(self) -> GenerationShapes:
@@ -126,6 +136,7 @@ class Plan:
             f"data.sequence_length={self.sequence_length}",
             f"precision.compute={self.compute}",
             f"plan.loss_chunks={self.loss_chunks}",
+            *([] if self.attention == "full" else [f"data.attention={self.attention}"]),
         ]
 
     def to_json(self) -> dict[str, Any]:

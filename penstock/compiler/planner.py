@@ -36,6 +36,7 @@ def make_plan(
     saves: bool = False,
     resumes: bool = False,
     compiled: bool = True,
+    attention: str = "full",
 ) -> Plan:
     """Decide how to train `architecture` on `target`.
 
@@ -53,6 +54,7 @@ def make_plan(
         saves: whether checkpoints are saved while training goes on.
         resumes: whether training starts from one.
         compiled: whether regions run as kernels where they can; on CUDA they cannot so far.
+        attention: full or document; see `Plan.attention`.
 
     Raises:
         ConfigError: shapes that contradict each other.
@@ -68,6 +70,7 @@ def make_plan(
         compiled=compiled and target.device != "cuda",
     )
     decided = deciding.decide(batch, plan, thorough=True)
+    decided = dataclasses.replace(decided, attention=attention)
     if decided.fits:
         return decided
     advice = advise(

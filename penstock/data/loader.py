@@ -8,12 +8,15 @@ import queue
 import threading
 from collections.abc import Generator
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from penstock.data.dataset import Split
+from penstock.data.masking import Masking
 from penstock.data.order import permute
 from penstock.errors import DataError
 
@@ -28,11 +31,13 @@ class Batch:
     tokens: Tensor
     """(B, T) int64."""
     targets: Tensor
-    """(B, T) int64: the next token."""
+    """(B, T) int64: the next token, or where tokens are masked the token itself."""
     loss_weights: Tensor
     """(B, T) float32."""
     sequences: Tensor
     """(B,) int64: place of each sequence in the step's global batch."""
+    segments: Tensor | None = None
+    """(B, T) int64, where attention is confined: equal numbers see each other, padding has -1."""
 
 
 class Loader:
@@ -48,8 +53,13 @@ class Loader:
         seed: int,
         shuffle: bool = True,
         limit: int | None = None,
+        by_document: bool = False,
+        masking: Masking | None = None,
     ) -> None:
         """`limit` uses only that many samples of each epoch's order.
+
+        `by_document` gives every document a segment of its own, and weight 0 to what would be
+        predicted from another one; `masking` has masked tokens predicted instead of the next.
 
         Raises:
             DataError: the split has not one whole sequence.
@@ -60,6 +70,8 @@ class Loader:
         self.micro = micro
         self._seed = seed
         self._shuffle = shuffle
+        self._by_document = by_document
+        self._masking = masking
         self._total = split.samples(sequence_length)
         if split.token_count < 2:
             raise DataError(
@@ -72,19 +84,32 @@ class Loader:
 
     def micro_batches(self, position: int) -> list[Batch]:
         """The step that starts at sample `position`, counted over all epochs."""
-        indices = self._indices(np.arange(position, position + self.batch_size))
+        positions = np.arange(position, position + self.batch_size)
+        rows = [self._row(*pair) for pair in zip(self._indices(positions), positions, strict=True)]
         batches: list[Batch] = []
         for first in range(0, self.batch_size, self.micro):
-            rows = [
-                self.split.sample(int(index), self.sequence_length)
-                for index in indices[first : first + self.micro]
-            ]
-            tokens, targets, weights = (
-                torch.from_numpy(np.stack(part)) for part in zip(*rows, strict=True)
+            chosen = rows[first : first + self.micro]
+            tokens, targets, weights, segments = (
+                torch.from_numpy(np.stack(part)) for part in zip(*chosen, strict=True)
             )
-            places = torch.arange(first, first + len(rows))
-            batches.append(Batch(tokens, targets, weights, places))
+            places = torch.arange(first, first + len(chosen))
+            confined = segments if self._by_document or self._masking else None
+            batches.append(Batch(tokens, targets, weights, places, confined))
         return batches
+
+    def _row(self, index: np.int64, position: np.int64) -> tuple[NDArray[Any], ...]:
+        """Inputs, targets, loss weights and segments (T,) of one sample of the split."""
+        tokens, targets, weights = self.split.sample(int(index), self.sequence_length)
+        length = self.split.length(int(index), self.sequence_length)
+        segments = segments_of(
+            tokens, length, self.split.end_of_text if self._by_document else None
+        )
+        if self._masking is not None:
+            inputs, weights = self._masking.mask(tokens, length, int(position))
+            return inputs, tokens, weights, segments
+        if self._by_document:
+            weights = np.where(tokens == self.split.end_of_text, np.float32(0), weights)
+        return tokens, targets, weights, segments
 
     def _indices(
         self, positions: "np.ndarray[tuple[int], np.dtype[np.int64]]"
@@ -129,6 +154,21 @@ class Loader:
             # Joined: a thread inside torch when the interpreter ends takes the process down.
             stop.set()
             thread.join()
+
+
+def segments_of(
+    tokens: NDArray[np.int64], length: int, end_of_text: int | None
+) -> NDArray[np.int64]:
+    """Numbers (T,) int64 of the documents of `length` tokens, and -1 for the padding after them.
+
+    A document ends with its end-of-text token, as in Megatron-LM's `reset_attention_mask`; None:
+    all is one document.
+    """
+    segments = np.zeros(len(tokens), np.int64)
+    if end_of_text is not None:
+        segments[1:] = np.cumsum(tokens[:-1] == end_of_text)
+    segments[length:] = -1
+    return segments
 
 
 def _put(
