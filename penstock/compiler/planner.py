@@ -16,6 +16,7 @@ from penstock.compiler.memory import MemoryModel, generation_memory
 from penstock.compiler.plan import Plan
 from penstock.compiler.search import advise
 from penstock.config.planning import PlanSection
+from penstock.config.recompute import default_policy
 from penstock.config.schema import BatchSection
 from penstock.hardware.target import Target
 from penstock.models.architecture import Architecture
@@ -69,6 +70,8 @@ def make_plan(
         resumes=resumes,
         compiled=compiled and target.device != "cuda",
     )
+    policy = plan.recompute or default_policy(deciding.compiled)
+    plan = plan.model_copy(update={"recompute": policy})
     decided = deciding.decide(batch, plan, thorough=True)
     decided = dataclasses.replace(decided, attention=attention)
     if decided.fits:
@@ -167,6 +170,7 @@ class _Deciding:
             "sequence_length": self.sequence_length,
             "compute": self.compute or ("bf16" if self.target.fast_bf16 else "fp32"),
             "recompute": plan.recompute,
+            "compiled": self.compiled,
             "replicas": plan.replicas,
             "shard": plan.shard,
         }
@@ -181,7 +185,6 @@ class _Deciding:
             optimizer=self.optimizer,
             saves=self.saves,
             resumes=self.resumes,
-            compiled=self.compiled,
             streams=self.target.streams,
             sums=self.target.sums,
         )

@@ -16,6 +16,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from penstock.compiler.graphs import Graph, trace, trace_joint
 from penstock.compiler.kernels import RegionContract
 from penstock.compiler.plan import Plan
+from penstock.config.recompute import kept_values
 from penstock.models.architecture import Architecture
 from penstock.models.embedding import Embed
 from penstock.models.head import WEIGHT_NAMES, Head, head_weights
@@ -136,7 +137,7 @@ def _trace_region(part: str, region: str, plan: Plan) -> TracedKernel:
     if part == "evaluate":
         return TracedKernel(trace(function, inputs), RegionContract(names, 1))
     differentiable = tuple(range(before - skipped))
-    pair = trace_joint(function, inputs, differentiable, 1)
+    pair = trace_joint(function, inputs, differentiable, 1, kept_values(plan.recompute))
     contract = RegionContract(names, pair.output_count, pair.kept_inputs, pair.differentiable)
     return TracedKernel(pair.forward if part == "forward" else pair.backward, contract)
 

@@ -14,7 +14,7 @@ import torch
 
 from penstock.console import Console, get_console
 from penstock.data.dataset import Split
-from penstock.data.loader import segments_of
+from penstock.data.objective import segments_of
 from penstock.errors import DataError
 from penstock.models.transformer import Transformer
 
@@ -166,6 +166,6 @@ def _rows(
 
 
 def _segments(tokens: torch.Tensor, end_of_text: int) -> torch.Tensor:
-    """Numbers of the documents in each row (B, T) int64; see `data/loader.py`."""
+    """Numbers of the documents in each row (B, T) int64; see `data/objective.py`."""
     rows = tokens.numpy()
     return torch.from_numpy(np.stack([segments_of(row, len(row), end_of_text) for row in rows]))
