@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from penstock import jobs, planning, runs
+from penstock.compiler.plan import Plan
 from penstock.config.schema import Config, ModelSection
 from penstock.console import get_console
 from penstock.data.dataset import Dataset
@@ -69,7 +70,13 @@ def _evaluate(config: Config, tasks: Sequence[Task]) -> EvaluationResult:
     """All tasks on one model."""
     wants_split = PERPLEXITY in config.evaluate.tasks
     dataset = planning.open_dataset(config) if wants_split else None
-    subject = _subject(config, dataset)
+    subject, plan = _subject(config, dataset)
+    if tasks and not subject.model.architecture.is_causal:
+        raise ConfigError(
+            f"{', '.join(task.name for task in tasks)}: only causal models continue text",
+            where="evaluate.tasks",
+            do="evaluate a causal model, or perplexity alone",
+        )
     result = EvaluationResult(None, None, {}, [])
     if dataset is not None:
         split = dataset.split(config.evaluate.split)
@@ -79,6 +86,7 @@ def _evaluate(config: Config, tasks: Sequence[Task]) -> EvaluationResult:
             sequence_length=subject.scorer.length,
             stride=config.evaluate.stride,
             batch=subject.batch,
+            by_document=plan.attention == "document",
         )
         wanted = config.evaluate.compressors
         bits = compressor_bits(split, dataset.tokenizer()) if wanted else {}
@@ -86,8 +94,8 @@ def _evaluate(config: Config, tasks: Sequence[Task]) -> EvaluationResult:
     return dataclasses.replace(result, tasks=[task.run(subject) for task in tasks])
 
 
-def _subject(config: Config, dataset: Dataset | None) -> Subject:
-    """The model, its tokenizer, and kernels where there are any for it."""
+def _subject(config: Config, dataset: Dataset | None) -> tuple[Subject, Plan]:
+    """The model, its tokenizer, kernels where there are any for it, and what it was planned by."""
     source = config.model.from_
     if source is not None:
         # The figures of weights that others publish are those of float32.
@@ -115,8 +123,14 @@ def _subject(config: Config, dataset: Dataset | None) -> Subject:
         )
     model.requires_grad_(False)
     batch = rows or config.evaluate.batch
-    scorer = Scorer(model, length=length, batch=batch, is_fixed=rows is not None)
-    return Subject(model, tokenizer, scorer, config.evaluate.batch if rows is None else rows)
+    scorer = Scorer(
+        model,
+        length=length,
+        batch=batch,
+        is_fixed=rows is not None,
+        by_document=plan.attention == "document",
+    )
+    return Subject(model, tokenizer, scorer, batch), plan
 
 
 def _record(config: Config, result: EvaluationResult, name: str | None) -> None:

@@ -52,6 +52,10 @@ class DataSection(Section):
     packing: str = "full"
     """full: documents back to back, cut anywhere; greedy::drop|truncate_left|truncate_right: whole
     documents per sequence, padded; single::drop|truncate_left|truncate_right: one per sequence."""
+    attention: Literal["full", "document"] = "full"
+    """What a position sees of its sequence: all (of what is before it, in causal models), or its
+    own document alone, where positions start again at 0. A document ends with its end-of-text
+    token."""
     format: Literal[
         "megatron",
         "sambanova",

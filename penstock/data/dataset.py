@@ -67,18 +67,26 @@ class Split:
         Full packing cuts the stream every T tokens, so that each token is a target once; rows are
         padded with end-of-text, at weight 0.
         """
-        if parse_packing(self.packing).kind == "full":
-            first = index * sequence_length
-            last = min(first + sequence_length + 1, self.token_count)
-        else:
-            first = int(self.reader.starts[index])
-            last = first + min(int(self.reader.lengths[index]), sequence_length + 1)
+        first, last = self._range(index, sequence_length)
         count = max(0, last - first - 1)
         tokens = np.full(sequence_length + 1, self.end_of_text, np.int64)
         tokens[: last - first] = self.tokens[first:last]
         weights = np.zeros(sequence_length, np.float32)
         weights[:count] = 1.0 if self.weights is None else self.weights[first + 1 : last]
         return tokens[:-1], tokens[1:], weights
+
+    def length(self, index: int, sequence_length: int) -> int:
+        """How many inputs of a sequence are not padding."""
+        first, last = self._range(index, sequence_length)
+        return min(last - first, sequence_length)
+
+    def _range(self, index: int, sequence_length: int) -> tuple[int, int]:
+        """Tokens of a sequence and of its last target: first, and end."""
+        if parse_packing(self.packing).kind == "full":
+            first = index * sequence_length
+            return first, min(first + sequence_length + 1, self.token_count)
+        first = int(self.reader.starts[index])
+        return first, first + min(int(self.reader.lengths[index]), sequence_length + 1)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -4,6 +4,7 @@ Folders of ours open as they are; what others have prepared is converted once, i
 cache. It must never change the source.
 """
 
+import glob
 import hashlib
 from pathlib import Path
 
@@ -25,7 +26,7 @@ def open_any(path: Path, data: DataSection, tokenizer: TokenizerSection) -> Data
         DataError: nothing known, or damaged.
         ConfigError: data of others, and no tokenizer known.
     """
-    if (path / MANIFEST).is_file():
+    if (path / MANIFEST).is_file() or _is_missing(path):
         return Dataset.open(path, data.verify)
     found = recognize(path)
     vocabulary = find_vocabulary(path, tokenizer).tokenizer
@@ -49,3 +50,8 @@ def open_any(path: Path, data: DataSection, tokenizer: TokenizerSection) -> Data
         section = DataSection(sequence_length=data.sequence_length)
         convert_dataset(path, copy, section, tokenizer)
     return Dataset.open(copy, data.verify)
+
+
+def _is_missing(path: Path) -> bool:
+    """Whether a path is neither there nor a pattern or prefix of files that are."""
+    return not (path.exists() or glob.glob(str(path), recursive=True) or glob.glob(f"{path}.idx"))

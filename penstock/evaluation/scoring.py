@@ -49,11 +49,21 @@ class Prediction:
 class Scorer:
     """A causal model that answers requests, several at a time."""
 
-    def __init__(self, model: Transformer, *, length: int, batch: int, is_fixed: bool) -> None:
+    def __init__(
+        self,
+        model: Transformer,
+        *,
+        length: int,
+        batch: int,
+        is_fixed: bool,
+        by_document: bool = False,
+    ) -> None:
         """`length`: most tokens the model is given, `batch`: most rows.
 
-        `is_fixed`: the model takes exactly (batch, length) tokens, as compiled kernels do.
+        `is_fixed`: the model takes exactly (batch, length) tokens, as compiled kernels do;
+        `by_document`: and the number of each token's document, here the same for all.
         """
+        self._by_document = by_document
         self._model = model
         self.length = length
         self._batch = batch
@@ -104,7 +114,9 @@ class Scorer:
         inputs = np.zeros((self._batch if self._is_fixed else len(rows), longest), np.int64)
         for place, row in enumerate(rows):
             inputs[place, : len(row) - 1] = row[:-1]
-        hidden = self._model._hidden(torch.from_numpy(inputs).to(self._device), None)
+        tokens = torch.from_numpy(inputs).to(self._device)
+        segments = torch.zeros_like(tokens) if self._by_document else None
+        hidden = self._model.hidden(tokens, segments)
         for place, (row, request) in enumerate(zip(rows, requests, strict=True)):
             first = len(row) - 1 - request.targets
             yield self._prediction(hidden[place, first : len(row) - 1], row[-request.targets :])

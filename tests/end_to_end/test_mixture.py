@@ -111,7 +111,7 @@ def test_plan_shows_the_mixture(members: Path, capsys: pytest.CaptureFixture[str
         ("[0.5,{0}/a,{0}/b]", "is no list of weights and datasets in turn"),
         ("[0,{0}/a,0,{0}/b]", "is no list of weights"),
         ("[{0}/a,0.5]", "0.5 stands where a dataset should"),
-        ("[1,{0}/nothing]", "does not exist"),
+        ("[1,{0}/nothing]", "is not a dataset"),
         ("[]", "the mixture is empty"),
     ],
 )
