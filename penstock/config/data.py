@@ -3,11 +3,16 @@
 `config/schema.py` gathers them. It must never know what reads or writes a dataset.
 """
 
-from typing import Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import Field
+from pydantic import BeforeValidator, Field
 
 from penstock.config.section import PositiveShare, Section, Share
+
+
+def _as_texts(value: Any) -> Any:  # noqa: ANN401 - what a user has given
+    """A list's numbers and paths as text; everything else as it is."""
+    return [str(item) for item in value] if isinstance(value, list | tuple) else value
 
 
 class SourceSection(Section):
@@ -64,11 +69,18 @@ class DataSection(Section):
 
     path: str | None = None
     """Dataset folder: written by `prepare`, read by the other verbs."""
+    mixture: Annotated[list[str] | None, BeforeValidator(_as_texts)] = None
+    """Datasets to train on together, instead of data.path: weights and folders in turn, as in
+    [0.7,A,0.3,B], or folders alone, in proportion to their size. Any known format."""
     sequence_length: int | None = Field(default=None, ge=1)
     """Tokens per sequence."""
     packing: str = "full"
     """full: documents back to back, cut anywhere; greedy::drop|truncate_left|truncate_right: whole
     documents per sequence, padded; single::drop|truncate_left|truncate_right: one per sequence."""
+    attention: Literal["full", "document"] = "full"
+    """What a position sees of its sequence: all (of what is before it, in causal models), or its
+    own document alone, where positions start again at 0. A document ends with its end-of-text
+    token."""
     format: Literal[
         "megatron",
         "sambanova",
