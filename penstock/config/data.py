@@ -19,7 +19,7 @@ class SourceSection(Section):
     """What `prepare` reads."""
 
     kind: Literal["stdlib", "text", "jsonl", "csv", "parquet"] = "text"
-    """text: plain text; jsonl, csv, parquet: a record a line or row; stdlib: Python's own source."""
+    """text: plain; jsonl, csv, parquet: a record a line or row; stdlib: Python's own source."""
     path: str | list[str] | None = None
     """File, folder or glob (or a list of them): plain, .gz, .bz2, .xz or .zst."""
     documents: Literal["file", "line", "blank_line"] | None = None
