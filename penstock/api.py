@@ -45,13 +45,7 @@ def prepare(config: ConfigLike = None, **sections: Any) -> "PrepareResult":  # n
     from penstock.data.prepare import prepare as prepare_dataset
 
     c = as_config(config, **sections)
-    if c.data.format != "megatron":
-        raise ConfigError(
-            f"prepare does not write {c.data.format} itself",
-            where="data.format",
-            do=f"prepare, then convert dataset from=DATASET out=OUT data.format={c.data.format}",
-        )
-    return prepare_dataset(c.source, c.tokenizer, c.data, c.prepare)
+    return prepare_dataset(c.source, c.tokenizer, c.data, c.prepare, c.seed)
 
 
 def plan(config: ConfigLike = None, **sections: Any) -> "Plan":  # noqa: ANN401 - sections of any kind

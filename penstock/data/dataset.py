@@ -123,7 +123,8 @@ class Dataset:
             _check_files(path, manifest["files"], verify)
             dataset = Dataset(path, manifest)
             for name in manifest["splits"].keys():  # noqa: SIM118 - refuses what is no mapping
-                _check_counts(dataset, name)
+                if dataset.is_native:
+                    _check_counts(dataset, name)
         except (KeyError, TypeError, AttributeError, ValueError) as error:
             raise DataError(
                 f"{path / MANIFEST} is not a dataset's manifest ({error!r})",
@@ -179,7 +180,12 @@ class Dataset:
 
     def tokenizer(self) -> Tokenizer:
         """The tokenizer the dataset was made with."""
-        return Tokenizer.load(self.path / TOKENIZER)
+        return Tokenizer.load(self.path / str(self.manifest["tokenizer"].get("file", TOKENIZER)))
+
+    @property
+    def is_native(self) -> bool:
+        """Whether it is in our own format; others are converted before anything trains on them."""
+        return self.manifest.get("format", "megatron") == "megatron"
 
     @property
     def vocab_size(self) -> int:
@@ -238,10 +244,16 @@ def _check_counts(dataset: Dataset, name: str) -> None:
         )
 
 
+def is_inside(name: str) -> bool:
+    """Whether a path that a manifest names stays in its folder."""
+    path = Path(name)
+    return bool(path.parts) and not path.is_absolute() and ".." not in path.parts
+
+
 def _check_files(path: Path, files: dict[str, Any], verify: str) -> None:
     """Sizes and, with "checksum", SHA-256 of every file; names must stay in the folder."""
     for name, facts in files.items():
-        if name != Path(name).name:
+        if not is_inside(name):
             raise DataError(
                 f"{MANIFEST} names {name}, outside the folder", where=str(path), do="do not use it"
             )
