@@ -123,7 +123,7 @@ class Scorer:
 
     def _prediction(self, hidden: torch.Tensor, targets: NDArray[np.int64]) -> Prediction:
         """Losses and hits of targets (n,) from hidden states (n, D), some at a time."""
-        size = max(1, _CHUNK_LOGITS // self._model.head.vocab_size)
+        size = max(1, _CHUNK_LOGITS // self._model.architecture.vocab_size)
         losses: list[torch.Tensor] = []
         hits: list[torch.Tensor] = []
         wanted = torch.from_numpy(targets.copy()).to(hidden.device)
