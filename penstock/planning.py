@@ -111,6 +111,7 @@ def plan_of(config: Config, dataset: TrainingData | None, mode: str = "train") -
         saves=mode == "train" and config.checkpoint.every is not None,
         resumes=mode == "train" and _has_checkpoint(config),
         compiled=config.compile.mode != "off",
+        attention=config.data.attention if run is None else run.attention,
     )
     is_here = config.plan.target in ("detect", "cpu")
     advice = (*plan.advice, *_mind_others(plan, free_memory_bytes() if is_here else None))
@@ -183,6 +184,7 @@ def follow_executable(config: Config, plan: Plan) -> Config:
         "batch": {"micro": plan.micro, **config.batch.model_dump(exclude_unset=True)},
         "data": {
             "sequence_length": plan.sequence_length,
+            "attention": plan.attention,
             **config.data.model_dump(exclude_unset=True),
         },
         "precision": {"compute": plan.compute, **config.precision.model_dump(exclude_unset=True)},

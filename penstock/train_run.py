@@ -22,6 +22,7 @@ from penstock.config.load import dump_config
 from penstock.config.schema import Config
 from penstock.console import get_console
 from penstock.data.loader import Loader
+from penstock.data.objective import Objective
 from penstock.data.training_data import TrainingData
 from penstock.errors import ConfigError
 from penstock.files import atomic_write, canonical_json
@@ -96,6 +97,7 @@ def _settle(config: Config) -> _Setting:
         sequence_length=chosen.sequence_length,
         batch_size=chosen.size,
         micro=chosen.micro,
+        objective=_objective(chosen, data),
     )
     total_steps = _total_steps(config, loader)
     check_schedule(config.schedule, config.optimizer.lr, total_steps)
@@ -105,6 +107,11 @@ def _settle(config: Config) -> _Setting:
     }
     data.announce(config.data.split, chosen.sequence_length)
     return _Setting(config, run, chosen, data, executable, loader, total_steps, identity)
+
+
+def _objective(chosen: Plan, data: TrainingData) -> Objective:
+    """What samples ask of the model."""
+    return Objective(data.end_of_text if chosen.attention == "document" else None)
 
 
 def _check_resumed(setting: _Setting, resume: CheckpointState) -> RunSummary | None:
@@ -170,6 +177,7 @@ def _validation(setting: _Setting) -> list[Validation]:
                 sequence_length=chosen.sequence_length,
                 batch_size=chosen.micro,
                 micro=chosen.micro,
+                objective=_objective(chosen, setting.data),
             ),
         )
         for part in parts
@@ -218,7 +226,7 @@ def _results(setting: _Setting, trainer: Trainer, *, compiled: bool) -> dict[str
     before = RunSummary.read(setting.run.path).values
     config = canonical_json(setting.config.model_dump(mode="json"))
     return {
-        **{name: before[name] for name in ("evaluation", "compressors") if name in before},
+        **{name: before[name] for name in ("evaluation", "compressors", "tasks") if name in before},
         "complete": totals.step >= setting.total_steps or totals.reached_target,
         "steps": totals.step,
         "tokens": totals.tokens,

@@ -100,7 +100,7 @@ class CostModel:
     def head(self) -> tuple[Seconds, Seconds]:
         """Forward and backward of the last norm, the projection and the loss."""
         a = self.architecture
-        parameters = a.vocab_size * (a.hidden_size + a.head_bias) + a.norm_parameters()
+        parameters = a.head_parameters()
         flops = 2 * self._rows * parameters
         traffic = _LOGIT_BYTES * self._rows * a.padded_vocab_size / 3
         forward = self._work(flops, traffic) + self._fetch(parameters)

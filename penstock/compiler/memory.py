@@ -96,13 +96,12 @@ class MemoryModel:
     def parameters(self, layers: int, *, embedding: bool, head: bool) -> int:
         """Parameters of these regions, the padded vocabulary counted; a tied table once."""
         a = self.architecture
-        table = a.padded_vocab_size * a.hidden_size
-        count = layers * a.block_parameters()
+        count = a.distinct_blocks(layers) * a.block_parameters()
         if embedding:
-            count += table + a.position_parameters()
+            count += a.embedding_parameters(padded=True)
         if head:
-            count += a.norm_parameters() + a.padded_vocab_size * a.head_bias
-            count += 0 if a.tie_embeddings and embedding else table
+            tied = a.table_elements(padded=True) if a.tie_embeddings and embedding else 0
+            count += a.head_parameters(padded=True) - tied
         return count
 
     def _activations(self, block_passes: int, rows: int, element: int) -> int:
@@ -138,7 +137,7 @@ class MemoryModel:
     def _state_bytes(self, parameters: int, layers: int) -> int:
         """Masters and moments of one device: what a checkpoint holds of it."""
         a = self.architecture
-        matrices = layers * a.block_matrix_elements()
+        matrices = a.distinct_blocks(layers) * a.block_matrix_elements()
         saved = OPTIMIZER_BYTES["adamw"] - OPTIMIZER_BYTES[self.optimizer]
         return (OPTIMIZER_BYTES["adamw"] * parameters - saved * matrices) // self._optimizer_share()
 
@@ -181,7 +180,7 @@ class MemoryModel:
         """One piece's logits (compute format, float32) and gradient; the projection's sum."""
         a = self.architecture
         piece = -(-rows // self.loss_chunks) * a.padded_vocab_size
-        projection = a.padded_vocab_size * a.hidden_size
+        projection = a.table_elements(padded=True)
         sums = ELEMENT_BYTES[self.sums] if self.loss_chunks > 1 else 0
         return piece * (4 + 2 * element) + sums * projection
 
@@ -200,18 +199,20 @@ class MemoryModel:
         if self.shard != "full" or self.replicas == 1:
             return 0
         a = self.architecture
-        table = a.padded_vocab_size * a.hidden_size if embedding else 0
+        table = a.table_elements(padded=True) if embedding else 0
         return 2 * ELEMENT_BYTES[self.compute] * max(table, a.block_parameters())
 
 
 def block_activations(architecture: Architecture, rows: int, element: int) -> int:
     """Bytes one block keeps: its input, the matrix products' outputs but the last, attention's
     output and log-sum-exp (`compiler/graphs.py` keeps exactly the outputs of matrix products).
-    A parallel block's gradients need no sum, hence not what attention's projection gave.
+    A parallel block's gradients need no sum, hence not what attention's projection gave; those of
+    a norm after the MLP need that product too.
     """
     a = architecture
     attention = a.hidden_size + 2 * a.kv_size + a.hidden_size
     projected = a.hidden_size if a.residual == "sequential" else 0
+    projected += a.hidden_size if a.norm_position == "after" else 0
     inner = (2 if a.gated_mlp else 1) * a.mlp_size
     return rows * (element * (a.hidden_size + attention + projected + inner) + 4 * a.heads)
 

@@ -57,6 +57,15 @@ class Plan:
     """The busiest device's step: compute, memory bandwidth, link, waiting."""
     measured: bool = True
     """Whether the target's speeds were measured; else times are lower bounds."""
+    attention: str = "full"
+    """full, or document: positions see those of their own document alone."""
+
+    @property
+    def takes_segments(self) -> bool:
+        """Whether blocks are told which positions belong together: documents, or what is text and
+        what is padding, where attention would reach it.
+        """
+        return self.attention == "document" or not self.architecture.is_causal
 
     @property
     def stages(self) -> int:
@@ -99,6 +108,7 @@ class Plan:
             "sequence_length": self.sequence_length,
             "loss_chunks": self.loss_chunks,
             "mode": self.mode,
+            "attention": self.attention,
             **({"kept": kept_values(self.recompute)} if self.mode == "train" else {}),
         }
 
@@ -109,8 +119,7 @@ class Plan:
             return fields
         region, _, part = kernel.partition("_")
         del fields["mode"]
-        if region != "head":
-            del fields["loss_chunks"]
+        del fields["attention" if region == "head" else "loss_chunks"]
         if region != "block" or part == "evaluate":
             fields.pop("kept", None)
         return fields
@@ -143,6 +152,7 @@ class Plan:
             f"data.sequence_length={self.sequence_length}",
             f"precision.compute={self.compute}",
             f"plan.loss_chunks={self.loss_chunks}",
+            *([] if self.attention == "full" else [f"data.attention={self.attention}"]),
             *([f"plan.recompute={self.recompute}"] if self.mode == "train" else []),
         ]
 

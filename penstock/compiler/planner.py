@@ -37,6 +37,7 @@ def make_plan(
     saves: bool = False,
     resumes: bool = False,
     compiled: bool = True,
+    attention: str = "full",
 ) -> Plan:
     """Decide how to train `architecture` on `target`.
 
@@ -54,6 +55,7 @@ def make_plan(
         saves: whether checkpoints are saved while training goes on.
         resumes: whether training starts from one.
         compiled: whether regions run as kernels where they can; on CUDA they cannot so far.
+        attention: full or document; see `Plan.attention`.
 
     Raises:
         ConfigError: shapes that contradict each other.
@@ -71,6 +73,7 @@ def make_plan(
     policy = plan.recompute or default_policy(deciding.compiled)
     plan = plan.model_copy(update={"recompute": policy})
     decided = deciding.decide(batch, plan, thorough=True)
+    decided = dataclasses.replace(decided, attention=attention)
     if decided.fits:
         return decided
     advice = advise(

@@ -73,13 +73,15 @@ class _Region:
         module: nn.Module,
         x: Tensor,
         keys: Tensor | None = None,
-        turns: Tensor | None = None,
+        *after: Tensor | None,
     ) -> Tensor:
-        """What `module.forward(x, keys, turns)` computes; an embedding takes no turns."""
+        """What `module.forward(x, keys, *after)` computes: an embedding takes positions then, a
+        block turns and segments.
+        """
         parameters = parameters_of(module, self.forward.contract)
         if not self.has_dropout:
             keys = None
-        inputs = [*parameters, x, *(given for given in (keys, turns) if given is not None)]
+        inputs = [*parameters, x, *(given for given in (keys, *after) if given is not None)]
         if torch.is_grad_enabled():
             if self.backward is None:
                 raise ExecutableError("the executable is for evaluation: it has no gradients")

@@ -67,18 +67,26 @@ class Split:
         Full packing cuts the stream every T tokens, so that each token is a target once; rows are
         padded with end-of-text, at weight 0.
         """
-        if parse_packing(self.packing).kind == "full":
-            first = index * sequence_length
-            last = min(first + sequence_length + 1, self.token_count)
-        else:
-            first = int(self.reader.starts[index])
-            last = first + min(int(self.reader.lengths[index]), sequence_length + 1)
+        first, last = self._range(index, sequence_length)
         count = max(0, last - first - 1)
         tokens = np.full(sequence_length + 1, self.end_of_text, np.int64)
         tokens[: last - first] = self.tokens[first:last]
         weights = np.zeros(sequence_length, np.float32)
         weights[:count] = 1.0 if self.weights is None else self.weights[first + 1 : last]
         return tokens[:-1], tokens[1:], weights
+
+    def length(self, index: int, sequence_length: int) -> int:
+        """How many inputs of a sequence are not padding."""
+        first, last = self._range(index, sequence_length)
+        return min(last - first, sequence_length)
+
+    def _range(self, index: int, sequence_length: int) -> tuple[int, int]:
+        """Tokens of a sequence and of its last target: first, and end."""
+        if parse_packing(self.packing).kind == "full":
+            first = index * sequence_length
+            return first, min(first + sequence_length + 1, self.token_count)
+        first = int(self.reader.starts[index])
+        return first, first + min(int(self.reader.lengths[index]), sequence_length + 1)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -115,7 +123,8 @@ class Dataset:
             _check_files(path, manifest["files"], verify)
             dataset = Dataset(path, manifest)
             for name in manifest["splits"].keys():  # noqa: SIM118 - refuses what is no mapping
-                _check_counts(dataset, name)
+                if dataset.is_native:
+                    _check_counts(dataset, name)
         except (KeyError, TypeError, AttributeError, ValueError) as error:
             raise DataError(
                 f"{path / MANIFEST} is not a dataset's manifest ({error!r})",
@@ -171,7 +180,12 @@ class Dataset:
 
     def tokenizer(self) -> Tokenizer:
         """The tokenizer the dataset was made with."""
-        return Tokenizer.load(self.path / TOKENIZER)
+        return Tokenizer.load(self.path / str(self.manifest["tokenizer"].get("file", TOKENIZER)))
+
+    @property
+    def is_native(self) -> bool:
+        """Whether it is in our own format; others are converted before anything trains on them."""
+        return self.manifest.get("format", "megatron") == "megatron"
 
     @property
     def vocab_size(self) -> int:
@@ -230,10 +244,16 @@ def _check_counts(dataset: Dataset, name: str) -> None:
         )
 
 
+def is_inside(name: str) -> bool:
+    """Whether a path that a manifest names stays in its folder."""
+    path = Path(name)
+    return bool(path.parts) and not path.is_absolute() and ".." not in path.parts
+
+
 def _check_files(path: Path, files: dict[str, Any], verify: str) -> None:
     """Sizes and, with "checksum", SHA-256 of every file; names must stay in the folder."""
     for name, facts in files.items():
-        if name != Path(name).name:
+        if not is_inside(name):
             raise DataError(
                 f"{MANIFEST} names {name}, outside the folder", where=str(path), do="do not use it"
             )

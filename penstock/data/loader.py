@@ -14,6 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from penstock.data.objective import Objective
 from penstock.data.samples import Samples
 from penstock.errors import ConfigError
 
@@ -28,11 +29,13 @@ class Batch:
     tokens: Tensor
     """(B, T) int64."""
     targets: Tensor
-    """(B, T) int64: the next token."""
+    """(B, T) int64: the next token, or where tokens are masked the token itself."""
     loss_weights: Tensor
     """(B, T) float32."""
     sequences: Tensor
     """(B,) int64: place of each sequence in the step's global batch."""
+    segments: Tensor | None = None
+    """(B, T) int64, where the objective says what positions see; see `data/objective.py`."""
 
 
 class LoadedStep(NamedTuple):
@@ -49,9 +52,18 @@ class Loader:
     """Cuts samples into global batches of `batch_size` sequences, `micro` at a time."""
 
     def __init__(
-        self, samples: Samples, *, sequence_length: int, batch_size: int, micro: int
+        self,
+        samples: Samples,
+        *,
+        sequence_length: int,
+        batch_size: int,
+        micro: int,
+        objective: Objective | None = None,
     ) -> None:
-        """Samples of `sequence_length` tokens."""
+        """Samples of `sequence_length` tokens; without an objective, the next token is predicted
+        from all before it.
+        """
+        self._objective = objective or Objective()
         self.samples = samples
         self.sequence_length = sequence_length
         self.batch_size = batch_size
@@ -72,15 +84,17 @@ class Loader:
 
     def micro_batches(self, position: int) -> list[Batch]:
         """The step that starts at sample `position`, counted over all epochs."""
-        found = self.samples.rows(position, self.batch_size)
+        rows = self.samples.rows(position, self.batch_size)
+        tasks = [self._objective.of(row, position + i) for i, row in enumerate(rows)]
         batches: list[Batch] = []
         for first in range(0, self.batch_size, self.micro):
-            rows = found[first : first + self.micro]
-            tokens, targets, weights = (
-                torch.from_numpy(np.stack(part)) for part in zip(*rows, strict=True)
+            chosen = tasks[first : first + self.micro]
+            tokens, targets, weights, segments = (
+                torch.from_numpy(np.stack(part)) for part in zip(*chosen, strict=True)
             )
-            places = torch.arange(first, first + len(rows))
-            batches.append(Batch(tokens, targets, weights, places))
+            places = torch.arange(first, first + len(chosen))
+            told = segments if self._objective.takes_segments else None
+            batches.append(Batch(tokens, targets, weights, places, told))
         return batches
 
     def steps(self, position: int) -> Generator[LoadedStep]:

@@ -26,6 +26,8 @@ class Row(NamedTuple):
     """(T,): the next token."""
     weights: NDArray[np.float32]
     """(T,): loss weight of each target."""
+    length: int
+    """Tokens that are not padding."""
 
 
 class Samples(Protocol):
@@ -80,6 +82,10 @@ class Sequences(Protocol):
         """Inputs, targets and loss weights of one sequence."""
         ...
 
+    def length(self, index: int, sequence_length: int) -> int:
+        """How many of its inputs are not padding."""
+        ...
+
 
 class SplitSamples:
     """The samples of one split, in a new order each epoch."""
@@ -115,7 +121,11 @@ class SplitSamples:
     def rows(self, position: int, count: int) -> list[Row]:
         """Samples `position` and after, counted over all epochs."""
         indices = self._indices(np.arange(position, position + count))
-        return [Row(*self.split.sample(int(index), self._length)) for index in indices]
+        return [self._row(int(index)) for index in indices]
+
+    def _row(self, index: int) -> Row:
+        split, length = self.split, self._length
+        return Row(*split.sample(index, length), split.length(index, length))
 
     def state(self) -> dict[str, Any]:
         """Nothing: the position says all."""

@@ -45,7 +45,9 @@ def validation_loss(model: Transformer, loader: Loader, device: torch.device) ->
     for position in range(0, loader.epoch, loader.batch_size):
         for batch in loader.micro_batches(position):
             weights = _without_repeats(batch, loader.epoch - position)
-            losses = model.token_losses(batch.tokens.to(device), batch.targets.to(device))
+            segments = None if batch.segments is None else batch.segments.to(device)
+            tokens, targets = batch.tokens.to(device), batch.targets.to(device)
+            losses = model.token_losses(tokens, targets, segments)
             total += (losses.cpu().double() * weights).sum()
             weight += weights.sum()
     return float(total / weight.clamp(min=1e-20))

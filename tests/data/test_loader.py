@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 
 from penstock.data.dataset import Dataset
 from penstock.data.loader import Loader
+from penstock.data.objective import Objective, segments_of
 from penstock.data.order import permute
 from penstock.data.samples import SplitSamples
 
@@ -73,3 +74,19 @@ def test_the_micro_batch_size_does_not_change_the_global_batch(split: object) ->
     for position in (0, 30):
         parts = [torch.cat([b.tokens for b in x.micro_batches(position)]) for x in (two, three)]
         assert torch.equal(*parts)
+
+
+def test_documents_are_numbered_up_to_their_end_of_text_and_padding_apart() -> None:
+    tokens = np.array([5, 0, 6, 7, 0, 0, 8, 0, 0, 0])
+    assert segments_of(tokens, 8, 0).tolist() == [0, 0, 1, 1, 1, 2, 3, 3, -1, -1]
+    assert segments_of(tokens, 8, None).tolist() == [0] * 8 + [-1] * 2
+
+
+def test_confined_to_documents_nothing_is_predicted_from_another_one(split: object) -> None:
+    whole, confined = loader(split), loader(split, objective=Objective(split.end_of_text))
+    for plain, batch in zip(whole.micro_batches(6), confined.micro_batches(6), strict=True):
+        assert plain.segments is None
+        ends = batch.tokens == split.end_of_text
+        assert torch.equal(batch.segments[:, 1:] - batch.segments[:, :-1], ends[:, :-1].long())
+        assert torch.equal(batch.loss_weights, plain.loss_weights * ~ends)
+        assert torch.equal(batch.tokens, plain.tokens)
