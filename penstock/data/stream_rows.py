@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from penstock.data.formats.sequence import TokenSequence
 from penstock.data.order import permute
 from penstock.data.packing import Packing
-from penstock.data.sources.reading import Piece
+from penstock.data.sources.piece import Piece
 from penstock.data.tokenize import Shard
 from penstock.errors import DataError
 
@@ -73,8 +73,11 @@ def rows_from(text: StreamText, start: Cursor, step: int = 1) -> Iterator[Stream
     """Rows from a cursor on, for ever; of the shards' order every `step`-th is taken."""
     parts = _parts(text, start, step)
     if text.packing.kind == "full":
-        return _full_rows(parts, start, text.sequence_length)
-    return _packed_rows(_documents(parts), text.packing, text.sequence_length + 1)
+        rows = _full_rows(parts, text.sequence_length)
+    else:
+        rows = _packed_rows(_documents(parts), text.packing, text.sequence_length + 1)
+    # A row of which nothing weighs has nothing to teach.
+    return (r for r in rows if r.sequence.weights is None or r.sequence.weights[1:].any())
 
 
 def shard_at(text: StreamText, number: int) -> Shard:
@@ -160,7 +163,7 @@ def _without(part: _Part, count: int) -> _Part:
     return _Part(part.at._replace(offset=count), left, part.ends)
 
 
-def _full_rows(parts: Iterator[_Part], start: Cursor, length: int) -> Iterator[StreamRow]:
+def _full_rows(parts: Iterator[_Part], length: int) -> Iterator[StreamRow]:
     """Everything back to back, cut every `length` tokens; a row has one token more."""
     held: deque[_Part] = deque()
     count = 0
@@ -194,20 +197,21 @@ def _documents(parts: Iterator[_Part]) -> Iterator[_Part]:
 
 
 def _packed_rows(documents: Iterator[_Part], packing: Packing, limit: int) -> Iterator[StreamRow]:
-    """Whole documents in rows of at most `limit` tokens, as `packing.pack_rows` puts them."""
+    """Whole documents in rows of at most `limit` tokens, as `articles.pack_articles` puts them: one
+    longer than a row ends the row before it, also when it is dropped.
+    """
     row: list[TokenSequence] = []
     used = 0
     for document in documents:
-        whole = document.sequence
-        size = len(whole.tokens)
+        whole, size = document.sequence, len(document.sequence.tokens)
+        if row and (packing.kind == "single" or used + size > limit):
+            yield StreamRow(_concatenate(row), document.at)
+            row, used = [], 0
         if size > limit:
             if packing.overflow == "drop":
                 continue
             first = size - limit if packing.overflow == "truncate_left" else 0
             whole, size = _cut(whole, first, first + limit), limit
-        if row and (packing.kind == "single" or used + size > limit):
-            yield StreamRow(_concatenate(row), document.at)
-            row, used = [], 0
         row.append(whole)
         used += size
 

@@ -204,4 +204,4 @@ def padded_row(sequence: TokenSequence, text: StreamText) -> Row:
     tokens[:count] = sequence.tokens
     weights = np.zeros(length, np.float32)
     weights[: max(0, count - 1)] = 1 if sequence.weights is None else sequence.weights[1:]
-    return Row(tokens[:-1], tokens[1:], weights)
+    return Row(tokens[:-1], tokens[1:], weights, min(count, length))

@@ -7,17 +7,20 @@ import dataclasses
 import hashlib
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from penstock.config.data import DataSection, SourceSection, TokenizerSection
 from penstock.console import get_console
-from penstock.data.formats.sequence import TokenSequence
+from penstock.data.chat import ChatTemplate
+from penstock.data.encode import Encoder
+from penstock.data.formats.sequence import PROMPT, TokenSequence, weights_or_none
 from penstock.data.packing import parse_packing
+from penstock.data.prepare import resolve_source
 from penstock.data.samples import HeldOut, Row, SplitSamples
 from penstock.data.sources import SOURCES
+from penstock.data.sources.piece import Piece, Tally
 from penstock.data.splits import SPLITS, assign_splits
 from penstock.data.stream_rows import Cursor, StreamRow, StreamText, rows_from
 from penstock.data.stream_samples import StreamSamples, padded_row
@@ -49,8 +52,13 @@ class HeldOutRows:
     def sample(
         self, index: int, sequence_length: int
     ) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.float32]]:
-        """One row."""
-        return self.rows[index]
+        """Inputs, targets and loss weights of one row."""
+        row = self.rows[index]
+        return row.tokens, row.targets, row.weights
+
+    def length(self, index: int, sequence_length: int) -> int:
+        """How many inputs of a row are not padding."""
+        return self.rows[index].length
 
 
 @dataclasses.dataclass(frozen=True)
@@ -60,6 +68,8 @@ class TextStream:
     source: SourceSection
     data: DataSection
     inner: Tokenizer
+    chat: ChatTemplate | None
+    """How the tokenizer lays out chats, where it says so."""
     shards: list[Shard]
 
     @property
@@ -145,27 +155,32 @@ class TextStream:
     def _text(
         self, split: str, sequence_length: int, seed: int, *, shuffle: bool = True
     ) -> StreamText:
-        end = self.inner.end_of_text
+        encoder = Encoder(self.inner, self.source, self.chat)
 
-        def encode(pieces: Sequence[Any]) -> list[list[TokenSequence]]:
-            ids = self.inner.encode_batch([piece.text for piece in pieces])
-            return [
-                [TokenSequence(np.array([*tokens, end] if piece.ends else tokens, np.int32))]
-                for piece, tokens in zip(pieces, ids, strict=True)
-            ]
+        def encode(pieces: Sequence[Piece]) -> list[list[TokenSequence]]:
+            encoded = encoder.encode(pieces, Tally())
+            return [[_weighted(s, self.source.prompt_weight) for s in one] for one in encoded]
 
         shards = [s for s in self.shards if any(f.split in (None, split) for f in s.files)]
         return StreamText(
             shards=shards,
             read=lambda shard: split_pieces(shard.files, self.source, self.data.splits),
             encode=encode,
-            end_of_text=end,
+            end_of_text=self.inner.end_of_text,
             split=split,
             packing=parse_packing(self.data.packing),
             sequence_length=sequence_length,
             seed=seed,
             shuffle=shuffle,
         )
+
+
+def _weighted(sequence: TokenSequence, prompt_weight: float) -> TokenSequence:
+    """The sequence with the loss weights its roles mean."""
+    if sequence.roles is None or sequence.weights is not None:
+        return sequence
+    weights = np.where(sequence.roles == PROMPT, np.float32(prompt_weight), np.float32(1))
+    return TokenSequence(sequence.tokens, weights_or_none(weights))
 
 
 def _one_pass(text: StreamText) -> Iterator[StreamRow]:
@@ -194,8 +209,10 @@ def open_stream(
             where="tokenizer.from",
             do="set tokenizer.from=FOLDER; `prepare tokenizer.train=true` makes one",
         )
-    files = assign_splits(SOURCES[source.kind](source), source, data.splits)
+    source = resolve_source(source, data)
+    files = assign_splits(SOURCES[source.kind].files(source), source, data.splits)
     if sum(file.size for file in files) == 0:
         raise DataError("the source has no text", where="source", do="check source.path")
     shards = make_shards(files, source, _SHARD_BYTES, Path())
-    return TextStream(source, data, Tokenizer.load(tokenizer.from_), shards)
+    chat = ChatTemplate.find(tokenizer.from_)
+    return TextStream(source, data, Tokenizer.load(tokenizer.from_), chat, shards)

@@ -2,6 +2,7 @@
 
 import dataclasses
 import itertools
+import json
 from pathlib import Path
 
 import numpy as np
@@ -110,6 +111,25 @@ def test_a_resumed_stream_gives_the_rows_of_one_never_stopped(
     assert same(second.rows(position, count), expected[position : position + count])
     for samples in (whole, first, second):
         samples.close()
+
+
+@pytest.mark.parametrize("packing", ["full", "greedy::drop", "single::truncate_right"])
+def test_prompts_weigh_what_they_should(packing: str, dataset_folder: Path, tmp_path: Path) -> None:
+    lines = [{"prompt": f"What is {i}?", "completion": f"It is {i}."} for i in range(300)]
+    (tmp_path / "x.jsonl").write_text("\n".join(map(json.dumps, lines)))
+    source = {"kind": "jsonl", "documents": None, "prompt_weight": 0.25}
+    found = stream(tmp_path / "x.jsonl", dataset_folder, source, packing=packing, splits=(1, 0, 0))
+    samples, tokenizer = found.training("train", LENGTH, 0), found.tokenizer()
+    weighed: dict[float, list[int]] = {0.0: [], 0.25: [], 1.0: []}
+    for row in samples.rows(0, 60):
+        for target, weight in zip(row.targets.tolist(), row.weights.tolist(), strict=True):
+            weighed[weight].append(target)
+    assert "hat is" in tokenizer.decode(weighed[0.25])
+    assert "It is" not in tokenizer.decode(weighed[0.25])
+    assert "It is" in tokenizer.decode(weighed[1.0])
+    assert "hat" not in tokenizer.decode(weighed[1.0])
+    assert set(weighed[0.0]) <= {found.end_of_text}
+    samples.close()
 
 
 def test_ranks_share_the_rows_of_one(corpus: Path, dataset_folder: Path) -> None:
