@@ -25,6 +25,8 @@ _SOURCES = (
             "blockwise.py",
             "layers.py",
             "loss.py",
+            "mlp.py",
+            "projection.py",
             "rotary.py",
         ),
     ),

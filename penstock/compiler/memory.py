@@ -71,7 +71,8 @@ class MemoryModel:
         their backward.
         """
         parameters = self.parameters(layers, embedding=embedding, head=head)
-        held = self._kinds_by_parameter(parameters, layers)
+        trained = self.trained(layers, embedding=embedding, head=head)
+        held = self._kinds_by_parameter(parameters, trained, layers)
         element = ELEMENT_BYTES[self.compute]
         rows = self.micro * self.sequence_length
         held["activations"] = self._activations(block_passes, rows, element)
@@ -80,7 +81,7 @@ class MemoryModel:
         held["workspace"] += self._temporaries(rows, element) if layers else 0
         held["workspace"] += self._gathered(embedding=embedding or head)
         outside = {kind: held.pop(kind) for kind in self.streams}
-        state = self._state_bytes(parameters, layers)
+        state = self._state_bytes(trained, layers)
         copy = state if self.saves else 0
         if self.device == "cpu":
             if self.resumes:
@@ -96,13 +97,19 @@ class MemoryModel:
         """Parameters of these regions, the padded vocabulary counted; a tied table once."""
         a = self.architecture
         table = a.padded_vocab_size * a.hidden_size
-        count = layers * a.block_parameters()
+        count = layers * (a.block_parameters() + a.adapter_parameters())
         if embedding:
             count += table + a.position_parameters()
         if head:
             count += a.norm_parameters() + a.padded_vocab_size * a.head_bias
             count += 0 if a.tie_embeddings and embedding else table
         return count
+
+    def trained(self, layers: int, *, embedding: bool, head: bool) -> int:
+        """Those of them that have gradients and state: all, or the adapters alone."""
+        if self.architecture.adapter is not None:
+            return layers * self.architecture.adapter_parameters()
+        return self.parameters(layers, embedding=embedding, head=head)
 
     def _activations(self, block_passes: int, rows: int, element: int) -> int:
         """Kept by a device's blocks for the backward pass: all, or with recompute the blocks'
@@ -113,16 +120,16 @@ class MemoryModel:
             return block_passes * rows * element * self.architecture.hidden_size + full
         return block_passes * full
 
-    def _kinds_by_parameter(self, parameters: int, layers: int) -> dict[str, int]:
+    def _kinds_by_parameter(self, parameters: int, trained: int, layers: int) -> dict[str, int]:
         """Weights, gradients, optimizer: replicas may divide them."""
         element = ELEMENT_BYTES[self.compute]
         sums = ELEMENT_BYTES[self.sums] if self._has_sums(self.accumulation) else 0
         all_share = self.replicas if self.shard == "full" else 1
         return {
             "weights": element * parameters // all_share,
-            "gradients": (element + sums) * parameters // all_share,
-            "optimizer": self._state_bytes(parameters, layers)
-            - (4 * parameters if self.compute == "fp32" else 0) // self._optimizer_share(),
+            "gradients": (element + sums) * trained // all_share,
+            "optimizer": self._state_bytes(trained, layers)
+            - (4 * trained if self.compute == "fp32" else 0) // self._optimizer_share(),
         }
 
     def _has_sums(self, addends: int) -> bool:
@@ -135,7 +142,8 @@ class MemoryModel:
     def _state_bytes(self, parameters: int, layers: int) -> int:
         """Masters and moments of one device: what a checkpoint holds of it."""
         a = self.architecture
-        matrices = layers * a.block_matrix_elements()
+        has_adapter = a.adapter is not None
+        matrices = layers * (a.adapter_parameters() if has_adapter else a.block_matrix_elements())
         saved = OPTIMIZER_BYTES["adamw"] - OPTIMIZER_BYTES[self.optimizer]
         return (OPTIMIZER_BYTES["adamw"] * parameters - saved * matrices) // self._optimizer_share()
 
@@ -144,12 +152,14 @@ class MemoryModel:
         and no log-sum-exp.
         """
         a = self.architecture
+        adapter = a.adapter
+        low = 0 if adapter is None else element * rows * adapter.rank * len(adapter.sites)
         scores = a.heads * self.micro * self.sequence_length**2
         if self.compiled:
-            dropping = element * scores - 4 * rows * a.heads if a.dropout > 0 else 0
-            return block_activations(a, rows, element) + dropping
-        kept = rows * self._eager_bytes(element)
-        if a.dropout > 0:
+            dropping = element * scores - 4 * rows * a.heads if a.attention_rate > 0 else 0
+            return block_activations(a, rows, element) + dropping + low
+        kept = rows * self._eager_bytes(element) + low
+        if a.attention_rate > 0:
             # Softmax in float32, the mask of what is dropped, and what is left.
             return kept + 2 * rows * a.hidden_size + (5 + element) * scores
         kept += 4 * rows * a.heads
@@ -173,7 +183,7 @@ class MemoryModel:
         a = self.architecture
         piece = -(-rows // self.loss_chunks) * a.padded_vocab_size
         projection = a.padded_vocab_size * a.hidden_size
-        sums = ELEMENT_BYTES[self.sums] if self.loss_chunks > 1 else 0
+        sums = ELEMENT_BYTES[self.sums] if self.loss_chunks > 1 and a.adapter is None else 0
         return piece * (4 + 2 * element) + sums * projection
 
     def _temporaries(self, rows: int, element: int) -> int:

@@ -18,13 +18,13 @@ from penstock.compiler.kernels import RegionContract
 from penstock.compiler.plan import Plan
 from penstock.models.architecture import Architecture
 from penstock.models.loss import loss_and_gradients, token_losses
+from penstock.models.projection import is_trained
 from penstock.models.rotary import rotation
 from penstock.models.transformer import Block, Embed, Head
 
 COMPUTE_DTYPES = {"bf16": torch.bfloat16, "fp32": torch.float32}
 """Dtype of weights and activations by the plan's `compute`."""
 
-_BLOCK_SITES = 3
 _EMBED_SITES = 1
 
 
@@ -106,12 +106,12 @@ def _trace_region(part: str, region: str, plan: Plan) -> TracedKernel:
     """Trace the forward, backward or evaluate kernel of Embed or Block."""
     kind, activations, sites, skipped = {
         "embed": (Embed, [_tokens(plan)], _EMBED_SITES, 1),
-        "block": (Block, [_activations(plan)], _BLOCK_SITES, 0),
+        "block": (Block, [_activations(plan)], plan.architecture.dropout_sites, 0),
     }[region]
     call, parameters = _function(kind, "forward", plan)
     names = tuple(parameters)
     inputs = [*parameters.values(), *activations]
-    in_training = part != "evaluate" and plan.architecture.dropout > 0
+    in_training = part != "evaluate" and plan.architecture.has_dropout
     if in_training:
         inputs.append(torch.empty(plan.micro, sites, dtype=torch.int64, device=plan.device))
     turns = _turns(plan, 1, plan.sequence_length) if region == "block" else []
@@ -122,9 +122,10 @@ def _trace_region(part: str, region: str, plan: Plan) -> TracedKernel:
         keys = () if in_training else (None,)
         return (call(*tensors[:before], *keys, *tensors[before:]),)
 
-    if part == "evaluate":
+    trained = [i for i, name in enumerate(names) if is_trained(plan.architecture, name)]
+    differentiable = (*trained, *range(len(names), before - skipped))
+    if part == "evaluate" or not differentiable:
         return TracedKernel(trace(function, inputs), RegionContract(names, 1))
-    differentiable = tuple(range(before - skipped))
     pair = trace_joint(function, inputs, differentiable, 1)
     contract = RegionContract(names, pair.output_count, pair.kept_inputs, pair.differentiable)
     return TracedKernel(pair.forward if part == "forward" else pair.backward, contract)
@@ -154,7 +155,9 @@ def _trace_head(part: str, plan: Plan) -> TracedKernel:
         if part == "evaluate":
             return (token_losses(*first, *rest, bias=bias, **options),)
         results = loss_and_gradients(*first, *rest, bias=bias, **options)
-        return tuple(result for result in results if result is not None)
+        # Loss, cross entropy, the gradient of x; the others where they are trained.
+        wanted = results if is_trained(plan.architecture, "projection.weight") else results[:3]
+        return tuple(result for result in wanted if result is not None)
 
     graph = trace(function, inputs)
     return TracedKernel(graph, RegionContract(names, len(graph.outputs)))

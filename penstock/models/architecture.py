@@ -5,8 +5,10 @@ that planning answers at once.
 """
 
 import dataclasses
+from typing import Any
 
 from penstock.errors import ConfigError
+from penstock.models.adapter import Adapter
 
 VOCABULARY_MULTIPLE = 128
 """Rows of the token embedding are padded to a multiple of this (matrix units like it); the
@@ -22,12 +24,17 @@ CHOICES = {
 }
 """Field → its possible values."""
 
+BLOCK_DROPOUT_SITES = 3
+"""Places in a block that drop: attention's probabilities, its output, the MLP's output."""
+
 _SIZES = ("layers", "hidden_size", "heads", "mlp_size", "max_positions", "vocab_size")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Architecture:
-    """One decoder's shape. Sizes are counts of elements; `dropout` is a probability."""
+    """One decoder's shape. Sizes are counts of elements; `dropout` is a probability, of the
+    residual branches and, where they have no rate of their own, of embeddings and attention.
+    """
 
     family: str
     layers: int
@@ -68,6 +75,10 @@ class Architecture:
     """llama3: wavelengths below rotary_trained / rotary_high are left alone."""
     rotary_trained: int = 8192
     """llama3: positions before stretching."""
+    embedding_dropout: float | None = None
+    attention_dropout: float | None = None
+    adapter: Adapter | None = None
+    """Low-rank adapters beside the blocks' layers; with them, nothing else is trained."""
 
     def __post_init__(self) -> None:
         """Refuse impossible shapes, naming the configuration key."""
@@ -90,12 +101,7 @@ class Architecture:
                 )
         if self.kv_heads == self.heads:  # one way to say the same: equal shapes compare equal
             object.__setattr__(self, "kv_heads", None)
-        if not 0.0 <= self.dropout < 1.0:
-            raise ConfigError(
-                f"model.dropout={self.dropout} is not a probability below 1",
-                where="model.dropout",
-                do="give a value from 0 up to, not including, 1",
-            )
+        self._check_dropout()
         for name, values in CHOICES.items():
             if getattr(self, name) not in values:
                 raise ConfigError(
@@ -110,6 +116,59 @@ class Architecture:
                 where="model.rotary_fraction",
                 do="choose heads and rotary_fraction so that an even number is rotated",
             )
+
+    def _check_dropout(self) -> None:
+        """Refuse what is no probability; a rate that is the residual's is not said twice."""
+        for name in ("dropout", "embedding_dropout", "attention_dropout"):
+            rate = getattr(self, name)
+            if rate is not None and not 0.0 <= rate < 1.0:
+                raise ConfigError(
+                    f"model.{name}={rate} is not a probability below 1",
+                    where=f"model.{name}",
+                    do="give a value from 0 up to, not including, 1",
+                )
+            if name != "dropout" and rate == self.dropout:
+                object.__setattr__(self, name, None)
+
+    @property
+    def embedding_rate(self) -> float:
+        """Probability of dropping an element of the embeddings' sum."""
+        return self.dropout if self.embedding_dropout is None else self.embedding_dropout
+
+    @property
+    def attention_rate(self) -> float:
+        """Probability of dropping one of attention's."""
+        return self.dropout if self.attention_dropout is None else self.attention_dropout
+
+    @property
+    def adapter_rate(self) -> float:
+        """Probability of dropping an element on its way into an adapter."""
+        return 0.0 if self.adapter is None else self.adapter.dropout
+
+    @property
+    def has_dropout(self) -> bool:
+        """Whether anything drops in training."""
+        return max(self.dropout, self.embedding_rate, self.attention_rate, self.adapter_rate) > 0
+
+    @property
+    def dropout_sites(self) -> int:
+        """Places of a block that have dropout keys."""
+        adapters = self.adapter.sites if self.adapter is not None and self.adapter_rate else ()
+        return BLOCK_DROPOUT_SITES + len(adapters)
+
+    def for_generation(self) -> "Architecture":
+        """The same, without what only training has: adapters are merged, nothing is dropped."""
+        return dataclasses.replace(
+            self, dropout=0.0, embedding_dropout=None, attention_dropout=None, adapter=None
+        )
+
+    @staticmethod
+    def from_json(value: dict[str, Any]) -> "Architecture":
+        """Read what `dataclasses.asdict` made; TypeError or KeyError when it is none."""
+        fields = dict(value)
+        if fields.get("adapter") is not None:
+            fields["adapter"] = Adapter.from_json(fields["adapter"])
+        return Architecture(**fields)
 
     @property
     def head_size(self) -> int:
@@ -163,8 +222,19 @@ class Architecture:
         head = self.norm_parameters() + rows * self.head_bias
         return tables + self.position_parameters() + self.layers * self.block_parameters() + head
 
+    def adapter_parameters(self) -> int:
+        """Of one block's adapters."""
+        return 0 if self.adapter is None else self.adapter.parameters()
+
+    def trained_parameters(self) -> int:
+        """All that training changes."""
+        if self.adapter is None:
+            return self.parameter_count()
+        return self.layers * self.adapter_parameters()
+
     def flops_per_token(self, sequence_length: int) -> int:
-        """Training FLOPs per token, forward and backward: 6N + 12·L·D·T.
+        """Training FLOPs per token, forward and backward: 6N + 12·L·D·T; where only adapters are
+        trained, 4N + 6·(adapters) + 12·L·D·T, as frozen weights have no gradient.
 
         N leaves out the tables that are only looked up (positions, and tokens where the head has
         its own) and counts a tied head once; the causal half of attention is not discounted, as
@@ -172,4 +242,7 @@ class Architecture:
         """
         looked_up = 0 if self.tie_embeddings else self.vocab_size * self.hidden_size
         multiplied = self.parameter_count() - self.position_parameters() - looked_up
-        return 6 * multiplied + 12 * self.layers * self.hidden_size * sequence_length
+        weights = 6 * multiplied
+        if self.adapter is not None:
+            weights = 4 * multiplied + 6 * self.trained_parameters()
+        return weights + 12 * self.layers * self.hidden_size * sequence_length

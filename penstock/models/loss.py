@@ -27,8 +27,8 @@ class HeadGradients(NamedTuple):
     """(D,)"""
     norm_bias: Tensor | None
     """(D,), where the norm has one."""
-    projection: Tensor
-    """(Vpadded, D), summed over the pieces in float32."""
+    projection: Tensor | None
+    """(Vpadded, D), summed over the pieces in float32; None where it is not trained."""
     bias: Tensor | None = None
     """(Vpadded,), where the projection has one, summed likewise."""
 
@@ -46,12 +46,13 @@ def loss_and_gradients(
     vocab_size: int,
     chunks: int,
     bias: Float[Tensor, " V"] | None = None,
+    trains_projection: bool = True,
 ) -> HeadGradients:
     """Final norm, projection, weighted cross entropy, and the gradients of all of it.
 
     x (B, T, D); targets (B, T) int64; loss_weights (B, T) float32; z_loss () float32, the factor
     of the squared log-partition (PaLM, arXiv 2204.02311, §5). `chunks` pieces of tokens are
-    projected one after the other; bias (Vpadded,) is added to their logits.
+    projected one after the other, bias (Vpadded,) added. A projection not trained has no gradient.
     """
     with torch.enable_grad():
         given = (x, norm_weight, norm_bias)
@@ -74,9 +75,10 @@ def loss_and_gradients(
         cross_entropy = cross_entropy + (weight * nll).sum()
         loss = loss + (weight * (nll + z_loss * normalizer.square())).sum()
         row_gradients.append(gradient @ projection)
-        part = gradient.t() @ piece
-        # Summed in float32: bf16 sums would lose the small ones.
-        for_projection = part if chunks == 1 else for_projection + part.float()
+        if trains_projection:
+            part = gradient.t() @ piece
+            # Summed in float32: bf16 sums would lose the small ones.
+            for_projection = part if chunks == 1 else for_projection + part.float()
         if bias is not None:
             for_bias = for_bias + gradient.float().sum(0)
     for_x, *for_norm = torch.autograd.grad(
@@ -88,7 +90,7 @@ def loss_and_gradients(
         for_x,
         for_norm[0],
         (*for_norm, None)[1],
-        for_projection.to(projection.dtype),
+        for_projection.to(projection.dtype) if trains_projection else None,
         None if bias is None else for_bias.to(bias.dtype),
     )
 

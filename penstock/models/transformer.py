@@ -16,8 +16,9 @@ from torch import Tensor, nn
 
 from penstock.models.architecture import Architecture
 from penstock.models.attention import Attention
-from penstock.models.layers import activate, dropout, dropout_keys, normalize
+from penstock.models.layers import dropout, dropout_keys, normalize
 from penstock.models.loss import loss_and_gradients, token_losses
+from penstock.models.mlp import Mlp
 from penstock.models.rotary import rotation
 
 _CHUNK_LOGITS = 1 << 24
@@ -40,27 +41,6 @@ class Norm(nn.Module):
         return normalize(x, self.weight, self.bias, self.epsilon)
 
 
-class Mlp(nn.Module):
-    """Two linear layers around an activation, which a third may gate (Shazeer, arXiv 2002.05202,
-    equation 6).
-    """
-
-    def __init__(self, architecture: Architecture) -> None:
-        """Parameters: up (F, D), gate (F, D) where there is one, down (D, F); biases if any."""
-        super().__init__()
-        width, inner, bias = architecture.hidden_size, architecture.mlp_size, architecture.mlp_bias
-        self.activation = architecture.activation
-        self.gate = nn.Linear(width, inner, bias=bias) if architecture.gated_mlp else None
-        self.up = nn.Linear(width, inner, bias=bias)
-        self.down = nn.Linear(inner, width, bias=bias)
-
-    def forward(self, x: Float[Tensor, "... D"]) -> Float[Tensor, "... D"]:
-        """X (..., D) → (..., D)."""
-        if self.gate is None:
-            return self.down(activate(self.up(x), self.activation))
-        return self.down(activate(self.gate(x), self.activation) * self.up(x))
-
-
 class Embed(nn.Module):
     """Token embeddings, plus those of learned positions."""
 
@@ -68,7 +48,7 @@ class Embed(nn.Module):
         """Parameters: tokens (Vpadded, D), positions (P, D) where they are learned."""
         super().__init__()
         width = architecture.hidden_size
-        self.rate = architecture.dropout
+        self.rate = architecture.embedding_rate
         self.tokens = _table(architecture.padded_vocab_size, width)
         learned = architecture.positions == "learned"
         self.positions = _table(architecture.max_positions, width) if learned else None
@@ -114,15 +94,15 @@ class Block(nn.Module):
     def forward(
         self,
         x: Float[Tensor, "B T D"],
-        keys: Int[Tensor, "B 3"] | None = None,
+        keys: Int[Tensor, "B sites"] | None = None,
         turns: Float[Tensor, "2 #B 1 T P"] | None = None,
     ) -> Float[Tensor, "B T D"]:
-        """X (B, T, D) → (B, T, D); keys (B, 3) int64: probabilities, attention, MLP dropout;
-        turns (2, 1, 1, T, P) float32: see `models/rotary.py`.
+        """X (B, T, D) → (B, T, D); keys (B, sites) int64: probabilities, attention, MLP
+        dropout, then the adapters'; turns (2, 1, 1, T, P) float32: see `models/rotary.py`.
         """
         normalized = self.attention_norm(x)
         attended = x + self.attention(normalized, keys, turns)
-        update = self._mlp_update(x, normalized, attended)
+        update = self._mlp_update(x, normalized, attended, keys)
         return attended + (update if keys is None else dropout(update, keys[:, 2], self.rate))
 
     def decode(
@@ -146,11 +126,12 @@ class Block(nn.Module):
         x: Float[Tensor, "B T D"],
         normalized: Float[Tensor, "B T D"],
         attended: Float[Tensor, "B T D"],
+        keys: Int[Tensor, "B sites"] | None = None,
     ) -> Float[Tensor, "B T D"]:
         """What the MLP adds (B, T, D): from x, x behind attention's norm, or x and attention."""
         if self.mlp_norm is None:
-            return self.mlp(normalized)
-        return self.mlp(self.mlp_norm(x if self.is_parallel else attended))
+            return self.mlp(normalized, keys)
+        return self.mlp(self.mlp_norm(x if self.is_parallel else attended), keys)
 
 
 class Head(nn.Module):
@@ -184,8 +165,9 @@ class Head(nn.Module):
         factor of the squared log-partition (PaLM, arXiv 2204.02311, §5).
         """
         z_loss = x.new_zeros((), dtype=torch.float32) if z_loss is None else z_loss
+        options = {**self._options(x), "trains_projection": self.projection.weight.requires_grad}
         return _ChunkedLoss.apply(
-            *self._parameters_in_order(), x, targets, loss_weights, z_loss, self._options(x)
+            *self._parameters_in_order(), x, targets, loss_weights, z_loss, options
         )
 
     def token_losses(
@@ -261,7 +243,7 @@ class Transformer(nn.Module):
         """Logits (B, T, V), or with targets the weighted loss () float32.
 
         tokens, targets (B, T) int64; loss_weights (B, T) float32, all 1 when not given; keys:
-        dropout keys (B, 1) of the embedding, then (B, 3) of each block, or None for no dropout.
+        dropout keys (B, 1) of the embedding, then (B, sites) of each block, or None for no dropout.
         """
         x = self._hidden(tokens, keys)
         if targets is None:
@@ -273,14 +255,16 @@ class Transformer(nn.Module):
     def dropout_keys(
         self, seed: int, step: int, sequences: Int[Tensor, " B"]
     ) -> list[Tensor] | None:
-        """Keys for `forward`, int64: (B, 1) for the embedding, (B, 3) per block; None without
-        dropout. A pure function of seed, step, each sequence's place in the step's global batch
-        (B,) int64, layer and site, so that any split of the batch drops the same elements.
+        """Keys for `forward`, int64: (B, 1) for the embedding, (B, sites) per block; None
+        without dropout. A pure function of seed, step, each sequence's place in the step's global
+        batch (B,) int64, layer and site, so that any split of the batch drops the same elements.
         """
-        if self.architecture.dropout == 0:
+        if not self.architecture.has_dropout:
             return None
+        sites = self.architecture.dropout_sites
         keys = [dropout_keys(seed, step, sequences, -1, 1)]
-        return keys + [dropout_keys(seed, step, sequences, i, 3) for i in range(len(self.blocks))]
+        layers = range(len(self.blocks))
+        return keys + [dropout_keys(seed, step, sequences, i, sites) for i in layers]
 
     @torch.no_grad()
     def token_losses(
