@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from penstock.data.convert import DatasetConversion
     from penstock.data.dataset import Dataset
     from penstock.data.prepare import PrepareResult
+    from penstock.data.training_data import TrainingData
     from penstock.report.doctor import DoctorReport
     from penstock.report.inspection import Inspection
     from penstock.report.page import ReportFiles
@@ -43,13 +44,7 @@ def prepare(config: ConfigLike = None, **sections: Any) -> "PrepareResult":  # n
     from penstock.data.prepare import prepare as prepare_dataset
 
     c = as_config(config, **sections)
-    if c.data.format != "megatron":
-        raise ConfigError(
-            f"prepare does not write {c.data.format} itself",
-            where="data.format",
-            do=f"prepare, then convert dataset from=DATASET out=OUT data.format={c.data.format}",
-        )
-    return prepare_dataset(c.source, c.tokenizer, c.data, c.prepare)
+    return prepare_dataset(c.source, c.tokenizer, c.data, c.prepare, c.seed)
 
 
 def plan(config: ConfigLike = None, **sections: Any) -> "Plan":  # noqa: ANN401 - sections of any kind
@@ -58,7 +53,10 @@ def plan(config: ConfigLike = None, **sections: Any) -> "Plan":  # noqa: ANN401 
     With `out`, also write plan.json, its pictures and a page there.
     """
     c = as_config(config, **sections)
-    result = planning.plan_of(c, _dataset_if_there(c), c.mode)
+    data = _data_if_there(c)
+    result = planning.plan_of(c, data, c.mode)
+    if data is not None:
+        data.announce(c.data.split, result.sequence_length)
     if c.out is not None:
         from penstock.report.plan_page import write_plan
 
@@ -80,7 +78,7 @@ def compile(config: ConfigLike = None, **sections: Any) -> "CompileResult":  # n
     if c.executable is None:
         raise ConfigError("no file to write", where="executable", do="set executable=FILE.penstock")
     path = Path(c.executable)
-    wanted = planning.plan_of(c, _dataset_if_there(c), c.mode)
+    wanted = planning.plan_of(c, _data_if_there(c), c.mode)
     planning.require_fit(wanted)
     if wanted.device != "cpu":
         write_executable(path, wanted, trace_graphs(wanted), PORTABLE)
@@ -114,9 +112,10 @@ def train(
     return train_run(as_config(config, **sections), origins or {})
 
 
-def _dataset_if_there(config: Config) -> "Dataset | None":
-    """The dataset, for its vocabulary, where one is named."""
-    return None if config.data.path is None else planning.open_dataset(config)
+def _data_if_there(config: Config) -> "TrainingData | None":
+    """The data to train on, for its vocabulary, where any is named."""
+    is_named = config.data.path is not None or config.data.mixture is not None
+    return planning.open_training_data(config) if is_named else None
 
 
 def evaluate(config: ConfigLike = None, **sections: Any) -> "EvaluationResult":  # noqa: ANN401 - sections of any kind
@@ -148,6 +147,7 @@ def evaluate(config: ConfigLike = None, **sections: Any) -> "EvaluationResult": 
         sequence_length=chosen.sequence_length,
         stride=c.evaluate.stride,
         batch=batch,
+        by_document=chosen.attention == "document",
     )
     bits = compressor_bits(split, dataset.tokenizer()) if c.evaluate.compressors else {}
     result = EvaluationResult(split.name, scores, bits)

@@ -24,8 +24,8 @@ from penstock.compiler.runtime import attach
 from penstock.config.load import load_config
 from penstock.config.schema import Config
 from penstock.console import get_console
-from penstock.data.dataset import Dataset
 from penstock.data.tokenizer import Tokenizer
+from penstock.data.training_data import TrainingData
 from penstock.errors import CheckpointError
 from penstock.inference.decoding import CompiledDecoder
 from penstock.inference.engine import Engine
@@ -151,7 +151,7 @@ def write_adapter_of(loaded: LoadedRun, out: Path) -> None:
     write_adapter(out, loaded.trained(), architecture, loaded.config.model.from_)
 
 
-def require_same_tokenizer(expected: str, dataset: Dataset, where: str) -> None:
+def require_same_tokenizer(expected: str, dataset: TrainingData, where: str) -> None:
     """Refuse data made with another tokenizer than the weights were trained with."""
     if dataset.tokenizer_sha256 != expected:
         raise CheckpointError(
@@ -186,7 +186,7 @@ def attach_for_evaluation(config: Config, loaded: LoadedRun, model: Transformer)
         kernels = kept_kernels(loaded.folder, plan, config)
     if kernels is None:
         return config.evaluate.batch
-    attach(model, kernels, recompute=False)
+    attach(model, kernels)
     return plan.micro
 
 

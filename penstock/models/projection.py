@@ -12,7 +12,8 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from penstock.models.adapter import Adapter, Site
-from penstock.models.architecture import BLOCK_DROPOUT_SITES, Architecture
+from penstock.models.architecture import Architecture
+from penstock.models.dropout_rates import BLOCK_DROPOUT_SITES
 from penstock.models.layers import dropout
 
 
@@ -60,7 +61,7 @@ class Projection(nn.Linear):
         self, x: Float[Tensor, "... I"], keys: Int[Tensor, "B sites"] | None
     ) -> Float[Tensor, "... N"]:
         """A x of all adapters, side by side: (..., sites × R)."""
-        downs = [low.down for low in self._adapters()]
+        downs: list[Tensor] = [low.down for low in self._adapters()]
         if keys is None or self.rate == 0:
             return F.linear(x, torch.cat(downs))
         given = [
