@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from penstock.report.page import ReportFiles
     from penstock.report.summary import RunSummary
     from penstock.results import (
+        ComparisonResult,
         CompileResult,
         ConversionResult,
         EvaluationResult,
@@ -118,47 +119,16 @@ def _data_if_there(config: Config) -> "TrainingData | None":
     return planning.open_training_data(config) if is_named else None
 
 
-def evaluate(config: ConfigLike = None, **sections: Any) -> "EvaluationResult":  # noqa: ANN401 - sections of any kind
-    """Score a run, or a model in the Hugging Face layout, on held-out text."""
-    from penstock import jobs, runs
-    from penstock.evaluation.compression import compressor_bits
-    from penstock.evaluation.perplexity import evaluate_split
-    from penstock.report.page import write_report
-    from penstock.report.summary import RunSummary
-    from penstock.results import EvaluationResult
+def evaluate(
+    config: ConfigLike = None,
+    **sections: Any,  # noqa: ANN401 - sections of any kind
+) -> "EvaluationResult | ComparisonResult":
+    """Score a run, or a model in the Hugging Face layout, on `evaluate.tasks`: held-out text by
+    default. With `evaluate.compare`, others beside it.
+    """
+    from penstock.evaluate_run import evaluate_run
 
-    c = as_config(config, **sections)
-    dataset = planning.open_dataset(c)
-    split = dataset.split(c.evaluate.split)
-    device = planning.device_of(c)
-    if c.model.from_ is not None:
-        chosen = planning.plan_of(c, dataset)
-        model, _ = jobs.new_model(c, chosen, None)
-        batch = c.evaluate.batch
-    else:
-        loaded = runs.load_run(c)
-        runs.require_same_tokenizer(loaded.tokenizer.sha256, dataset, f"the run {c.run}")
-        chosen = loaded.plan
-        model = loaded.model(c.precision.compute or chosen.compute, device)
-        batch = runs.attach_for_evaluation(c, loaded, model)
-    scores = evaluate_split(
-        model,
-        split,
-        sequence_length=chosen.sequence_length,
-        stride=c.evaluate.stride,
-        batch=batch,
-        by_document=chosen.attention == "document",
-    )
-    bits = compressor_bits(split, dataset.tokenizer()) if c.evaluate.compressors else {}
-    result = EvaluationResult(split.name, scores, bits)
-    if c.run is not None:
-        summary = RunSummary.read(Path(c.run))
-        summary.values["evaluation"] = {"split": split.name, **scores.json()}
-        if bits:
-            summary.values["compressors"] = bits
-        summary.write()
-        write_report(Path(c.run))
-    return result
+    return evaluate_run(as_config(config, **sections))
 
 
 def generate(config: ConfigLike = None, **sections: Any) -> "GenerationResult | None":  # noqa: ANN401 - sections of any kind

@@ -173,11 +173,13 @@ def require_same_job(identity: dict[str, Any], state: CheckpointState) -> None:
             )
 
 
-def attach_for_evaluation(config: Config, loaded: LoadedRun, model: Transformer) -> int:
-    """Give a loaded model kernels where there are any; returns the rows it takes at a time."""
+def attach_for_evaluation(config: Config, loaded: LoadedRun, model: Transformer) -> int | None:
+    """Give a loaded model kernels where there are any; returns the rows it then takes at a time,
+    each of the plan's sequence length, or None where there are no kernels: any number.
+    """
     plan = loaded.plan
     if plan.device != "cpu" or (config.precision.compute or plan.compute) != plan.compute:
-        return config.evaluate.batch
+        return None
     executable = _executable_for(config, "evaluate", ("train", "evaluate"))
     if executable is not None:
         executable.require(dataclasses.replace(plan, mode=executable.plan.mode))
@@ -185,7 +187,7 @@ def attach_for_evaluation(config: Config, loaded: LoadedRun, model: Transformer)
     else:
         kernels = kept_kernels(loaded.folder, plan, config)
     if kernels is None:
-        return config.evaluate.batch
+        return None
     attach(model, kernels)
     return plan.micro
 

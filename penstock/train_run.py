@@ -239,7 +239,7 @@ def _results(setting: _Setting, trainer: Trainer, *, compiled: bool) -> dict[str
     before = RunSummary.read(setting.run.path).values
     config = canonical_json(setting.config.model_dump(mode="json"))
     return {
-        **{name: before[name] for name in ("evaluation", "compressors") if name in before},
+        **{name: before[name] for name in ("evaluation", "compressors", "tasks") if name in before},
         "complete": totals.step >= setting.total_steps or totals.reached_target,
         "steps": totals.step,
         "tokens": totals.tokens,

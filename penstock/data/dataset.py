@@ -22,6 +22,9 @@ from penstock.errors import DataError
 from penstock.files import read_json
 
 MANIFEST = "dataset.json"
+PREPARED = "prepared.json"
+"""The manifest of what `prepare` wrote in another format than ours: to train on it, `members.py`
+opens it as it opens data of others."""
 TOKENIZER = "tokenizer.json"
 SCHEMA_VERSION = 1
 
@@ -96,7 +99,7 @@ class Dataset:
     manifest: dict[str, Any]
 
     @staticmethod
-    def open(path: str | Path, verify: str = "checksum") -> "Dataset":
+    def open(path: str | Path, verify: str = "checksum", name: str = MANIFEST) -> "Dataset":
         """Open and check a dataset folder.
 
         `verify` "size" compares sizes; "checksum" SHA-256 too, remembering files already checked.
@@ -105,13 +108,13 @@ class Dataset:
             DataError: missing, damaged, truncated, or of a newer schema.
         """
         path = Path(path)
-        if not (path / MANIFEST).is_file():
+        if not (path / name).is_file():
             raise DataError(
-                f"{path} is not a dataset (it has no {MANIFEST})",
+                f"{path} is not a dataset (it has no {name})",
                 where="data.path",
                 do="make one with `penstock prepare data.path=FOLDER`",
             )
-        manifest = read_json(path / MANIFEST)
+        manifest = read_json(path / name)
         try:
             if manifest["schema_version"] != SCHEMA_VERSION:
                 raise DataError(
@@ -121,12 +124,12 @@ class Dataset:
                 )
             _check_files(path, manifest["files"], verify)
             dataset = Dataset(path, manifest)
-            for name in manifest["splits"].keys():  # noqa: SIM118 - refuses what is no mapping
-                if dataset.is_native:
-                    _check_counts(dataset, name)
+            for split in manifest["splits"].keys():  # noqa: SIM118 - refuses what is no mapping
+                if name == MANIFEST:
+                    _check_counts(dataset, split)
         except (KeyError, TypeError, AttributeError, ValueError) as error:
             raise DataError(
-                f"{path / MANIFEST} is not a dataset's manifest ({error!r})",
+                f"{path / name} is not a dataset's manifest ({error!r})",
                 where="data.path",
                 do="prepare the dataset again",
             ) from None
@@ -180,11 +183,6 @@ class Dataset:
     def tokenizer(self) -> Tokenizer:
         """The tokenizer the dataset was made with."""
         return Tokenizer.load(self.path / str(self.manifest["tokenizer"].get("file", TOKENIZER)))
-
-    @property
-    def is_native(self) -> bool:
-        """Whether it is in our own format; others are converted before anything trains on them."""
-        return self.manifest.get("format", "megatron") == "megatron"
 
     @property
     def vocab_size(self) -> int:
