@@ -170,9 +170,10 @@ def convert(
     config: ConfigLike = None,
     **sections: Any,  # noqa: ANN401 - sections of any kind
 ) -> "ConversionResult | DatasetConversion":
-    """Write a run's weights for `transformers`, or a dataset in another format.
+    """Write a run's weights for `transformers`, its adapters for `peft`, or a dataset in another
+    format.
 
-    `what` is "checkpoint" or "dataset".
+    `what` is "checkpoint", "adapter" or "dataset".
     """
     from penstock import runs
     from penstock.data.convert import convert_dataset
@@ -180,9 +181,11 @@ def convert(
     from penstock.results import ConversionResult
 
     c = as_config(config, **sections)
-    if what not in ("checkpoint", "dataset"):
+    if what not in ("checkpoint", "adapter", "dataset"):
         raise ConfigError(
-            f"cannot convert {what}", where="convert", do="use convert checkpoint, or dataset"
+            f"cannot convert {what}",
+            where="convert",
+            do="use convert checkpoint, convert adapter, or convert dataset",
         )
     if c.out is None:
         raise ConfigError("no folder to write", where="out", do="set out=FOLDER")
@@ -191,6 +194,9 @@ def convert(
             raise ConfigError("no dataset to read", where="from", do="set from=PATH")
         return convert_dataset(Path(c.from_), Path(c.out), c.data, c.tokenizer)
     loaded = runs.load_run(c)
+    if what == "adapter":
+        runs.write_adapter_of(loaded, Path(c.out))
+        return ConversionResult(Path(c.out))
     save_weights(
         Path(c.out),
         loaded.weights(),
