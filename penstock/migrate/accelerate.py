@@ -10,12 +10,24 @@ _PLUGIN = "deepspeed_config"
 
 
 def _precision(value: Any, _: Values) -> Values:  # noqa: ANN401 - any value of a file
-    return {"precision.compute": {"no": "fp32", "bf16": "bf16", "fp16": "bf16"}[str(value).lower().replace("false", "no")]}
+    return {
+        "precision.compute": {"no": "fp32", "bf16": "bf16", "fp16": "bf16"}[
+            str(value).lower().replace("false", "no")
+        ]
+    }
 
 
 def _sharding(value: Any, _: Values) -> Values:  # noqa: ANN401 - any value of a file
-    names = {"1": "full", "full_shard": "full", "hybrid_shard": "full", "4": "full",
-             "2": "optimizer", "shard_grad_op": "optimizer", "3": "none", "no_shard": "none"}
+    names = {
+        "1": "full",
+        "full_shard": "full",
+        "hybrid_shard": "full",
+        "4": "full",
+        "2": "optimizer",
+        "shard_grad_op": "optimizer",
+        "3": "none",
+        "no_shard": "none",
+    }
     return {"plan.shard": names[str(value).lower()]}
 
 
@@ -43,8 +55,12 @@ ACCELERATE = System(
         none(f"{_PLUGIN}.*", "state and weights stay on the device"),
         none(_PLUGIN, "empty"),
         changed("fsdp_config.fsdp_sharding_strategy", "plan.shard", "hybrid is full", _sharding),
-        changed("fsdp_config.fsdp_activation_checkpointing", "plan.recompute", "blocks",
-                lambda v, _: {"plan.recompute": "blocks"} if v else {}),
+        changed(
+            "fsdp_config.fsdp_activation_checkpointing",
+            "plan.recompute",
+            "blocks",
+            lambda v, _: {"plan.recompute": "blocks"} if v else {},
+        ),
         none("fsdp_config.*", "sharding has no further settings"),
         none("fsdp_config", "empty"),
         maps("megatron_lm_config.megatron_lm_pp_degree", "plan.stages"),

@@ -59,7 +59,11 @@ _MODEL = (
     maps("model.filter_size", "model.mlp_size"),
     none("model.nonlinearity", _FIXED + ": gelu with tanh in gpt2"),
     changed("model.mixed_precision", "precision.compute", "bf16, masters in float32", _mixed),
-    maps("model.fp16_type", "precision.compute", choice("precision.compute", bfloat16="bf16", cbfloat16="bf16", float16="bf16")),
+    maps(
+        "model.fp16_type",
+        "precision.compute",
+        choice("precision.compute", bfloat16="bf16", cbfloat16="bf16", float16="bf16"),
+    ),
 )
 _OPTIMIZER = (
     maps("optimizer.optimizer_type", "optimizer.name", choice("optimizer.name", adamw="adamw")),
@@ -75,7 +79,10 @@ _OPTIMIZER = (
     ),
     changed("optimizer.weight_decay", "optimizer.weight_decay", "matrices only"),
     changed("optimizer.weight_decay_rate", "optimizer.weight_decay", "matrices only"),
-    *none_of("optimizer.initial_loss_scale optimizer.max_loss_scale optimizer.loss_scaling_factor", _SCALING),
+    *none_of(
+        "optimizer.initial_loss_scale optimizer.max_loss_scale optimizer.loss_scaling_factor",
+        _SCALING,
+    ),
 )
 _RUN = (
     maps("runconfig.max_steps", "train.steps"),
@@ -138,8 +145,12 @@ _PROCESSING = (
     none("short_seq_prob", "sequences are never cut short at random"),
     *none_of("eos_id pad_id", "the tokenizer knows"),
     *none_of("use_ftfy ftfy_normalizer wikitext_detokenize", "text is taken as it is"),
-    changed("pack_sequences", "data.packing", "greedy::truncate_right, or full",
-            lambda on, _: {"data.packing": "greedy::truncate_right" if on else "full"}),
+    changed(
+        "pack_sequences",
+        "data.packing",
+        "greedy::truncate_right, or full",
+        lambda on, _: {"data.packing": "greedy::truncate_right" if on else "full"},
+    ),
     *none_of("min_sequence_len input_ids_dtype write_remainder", "chosen from the data"),
     none("resume_from_checkpoint", "prepare always goes on where it stopped"),
     maps("jsonl_key", "source.text_key"),

@@ -15,7 +15,11 @@ def number(ours: str) -> Any:  # noqa: ANN401 - a converter
 
 def zero_stage(value: Any, _: Values) -> Values:  # noqa: ANN401 - any value of a file
     """ZeRO's stages as plan.shard."""
-    return {} if value == _AUTO else {"plan.shard": ("none", "optimizer", "optimizer", "full")[int(value)]}
+    return (
+        {}
+        if value == _AUTO
+        else {"plan.shard": ("none", "optimizer", "optimizer", "full")[int(value)]}
+    )
 
 
 def _betas(value: Any, _: Values) -> Values:  # noqa: ANN401 - any value of a file
@@ -28,7 +32,9 @@ def _schedule(value: Any, _: Values) -> Values:  # noqa: ANN401 - any value of a
 
 
 def _optimizer(value: Any, _: Values) -> Values:  # noqa: ANN401 - any value of a file
-    return {"optimizer.name": {"adam": "adamw", "adamw": "adamw", "muon": "muon"}[str(value).lower()]}
+    return {
+        "optimizer.name": {"adam": "adamw", "adamw": "adamw", "muon": "muon"}[str(value).lower()]
+    }
 
 
 _Z = "zero_optimization"
@@ -41,17 +47,28 @@ DEEPSPEED = System(
         maps("train_batch_size", "batch.size", number("batch.size")),
         maps("train_micro_batch_size_per_gpu", "batch.micro", number("batch.micro")),
         none("gradient_accumulation_steps", "follows from batch.size, batch.micro and replicas"),
-        maps("bf16.enabled", "precision.compute",
-             lambda v, _: {"precision.compute": "bf16"} if v is True else {}),
-        changed("fp16.enabled", "precision.compute", "bf16: no loss scaling is needed",
-                lambda v, _: {"precision.compute": "bf16"} if v is True else {}),
+        maps(
+            "bf16.enabled",
+            "precision.compute",
+            lambda v, _: {"precision.compute": "bf16"} if v is True else {},
+        ),
+        changed(
+            "fp16.enabled",
+            "precision.compute",
+            "bf16: no loss scaling is needed",
+            lambda v, _: {"precision.compute": "bf16"} if v is True else {},
+        ),
         none("fp16.*", "bf16 needs no loss scaling"),
         maps("gradient_clipping", "optimizer.clip", number("optimizer.clip")),
-        changed(f"{_Z}.stage", "plan.shard",
-                "1 optimizer, 3 full; 2 is optimizer: gradients are not divided apart", zero_stage),
+        changed(
+            f"{_Z}.stage",
+            "plan.shard",
+            "1 optimizer, 3 full; 2 is optimizer: gradients are not divided apart",
+            zero_stage,
+        ),
         *none_of(
-            f"{_Z}.overlap_comm {_Z}.reduce_scatter {_Z}.contiguous_gradients {_Z}.allgather_partitions "
-            f"{_Z}.allgather_bucket_size {_Z}.reduce_bucket_size {_Z}.round_robin_gradients",
+            f"{_Z}.overlap_comm {_Z}.reduce_scatter {_Z}.contiguous_gradients "
+            f"{_Z}.allgather_partitions {_Z}.allgather_bucket_size {_Z}.reduce_bucket_size {_Z}.round_robin_gradients",
             _LINKS,
         ),
         none(f"{_Z}.offload_optimizer.*", "state stays on the device; `plan` says whether it fits"),
@@ -61,7 +78,11 @@ DEEPSPEED = System(
         maps("optimizer.params.lr", "optimizer.lr", number("optimizer.lr")),
         maps("optimizer.params.betas", "optimizer.betas", _betas),
         maps("optimizer.params.eps", "optimizer.eps", number("optimizer.eps")),
-        maps("optimizer.params.weight_decay", "optimizer.weight_decay", number("optimizer.weight_decay")),
+        maps(
+            "optimizer.params.weight_decay",
+            "optimizer.weight_decay",
+            number("optimizer.weight_decay"),
+        ),
         none("optimizer.params.*", "one implementation"),
         maps("scheduler.type", "schedule.name", _schedule),
         maps("scheduler.params.warmup_num_steps", "schedule.warmup", number("schedule.warmup")),
@@ -69,8 +90,12 @@ DEEPSPEED = System(
         none("scheduler.params.warmup_min_lr", "the warm-up starts at 0"),
         none("scheduler.params.warmup_type", "the warm-up is linear"),
         none("scheduler.params.total_num_steps", "the decay ends with the run"),
-        changed("activation_checkpointing.partition_activations", "plan.recompute", "blocks",
-                if_true("plan.recompute", "blocks")),
+        changed(
+            "activation_checkpointing.partition_activations",
+            "plan.recompute",
+            "blocks",
+            if_true("plan.recompute", "blocks"),
+        ),
         none("activation_checkpointing.*", "plan.recompute"),
         none("wall_clock_breakdown", "penstock train reports its times"),
         none("zero_allow_untested_optimizer", "every optimizer may be sharded"),

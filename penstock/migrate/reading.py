@@ -77,7 +77,7 @@ def _command_line(text: str) -> dict[str, Any]:
             name, sign, value = word[2:].partition("=")
             key = name.replace("-", "_")
             values[key] = scalar(value) if sign else True
-        elif override is not None and not _VARIABLE.match(word):
+        elif override is not None and _is_override(word, key is not None and values[key] is True):
             values[override[1].replace("-", "_")] = scalar(override[2])
             key = None
         elif key is not None:
@@ -87,6 +87,11 @@ def _command_line(text: str) -> dict[str, Any]:
             else:
                 values[key] = [*(before if isinstance(before, list) else [before]), scalar(word)]
     return values
+
+
+def _is_override(word: str, is_awaited: bool) -> bool:
+    """Whether key=value stands for itself: no variable of the shell, nor a switch's own value."""
+    return word.startswith("+") or not (is_awaited or _VARIABLE.match(word))
 
 
 def scalar(value: Any) -> Any:  # noqa: ANN401 - any value of a file

@@ -40,7 +40,9 @@ _TRAINING = (
     maps("model_name_or_path", "model.from"),
     none("config_name", "a JSON of model settings: set the same as model.* keys"),
     none("cache_dir", "the hub's own cache is used"),
-    changed("max_seq_length", "data.sequence_length", "-1, the model's own, is to leave it out", _length),
+    changed(
+        "max_seq_length", "data.sequence_length", "-1, the model's own, is to leave it out", _length
+    ),
     changed("batch_size", "batch.micro", "per device and step; batch.size accumulates more"),
     changed("weight_decay", "optimizer.weight_decay", "not on biases and norms, nor on embeddings"),
     maps("max_grad_norm_clip", "optimizer.clip"),
@@ -51,7 +53,9 @@ _TRAINING = (
         "source.prompt_weight",
         "given when the data is prepared; their published function gives it to padding by mistake",
     ),
-    changed("data_dir", "data.path", "make a dataset of it once: convert dataset from=DIR out=DATASET"),
+    changed(
+        "data_dir", "data.path", "make a dataset of it once: convert dataset from=DIR out=DATASET"
+    ),
     maps("steps", "train.steps"),
     maps("min_eval_acc", "evaluate.min_accuracy"),
     none("subsample_eval", "a share of the evaluation data; evaluate.limit is a count"),
@@ -72,7 +76,9 @@ _PREPARE = (
     changed("input_packing_config", "data.packing", "style::overflow, the same words", _packing),
     changed("packing_boundary", "source.packing_boundary", "jsonl is document here", _boundary),
     none("attention_boundary", "data.attention=document keeps attention within a document"),
-    changed("shuffle", "data.shuffle", "on_RAM and large_file are one: memory is bounded", _shuffle),
+    changed(
+        "shuffle", "data.shuffle", "on_RAM and large_file are one: memory is bounded", _shuffle
+    ),
     none("apply_chat_template", "records with source.messages_key are laid out by the template"),
     none("num_training_splits", "data.files sets the number of files for data.format=sambanova"),
     *none_of("num_dev_splits num_test_splits", "data.files holds for all splits"),
@@ -102,7 +108,9 @@ _ZOO = (
     none("checkpoint.config_name", "a JSON of model settings: set the same as model.* keys"),
     maps("checkpoint.model_name_or_path", "model.from"),
     maps("model.max_seq_length", "data.sequence_length"),
-    changed("training.batch_size", "batch.micro", "per device and step; batch.size accumulates more"),
+    changed(
+        "training.batch_size", "batch.micro", "per device and step; batch.size accumulates more"
+    ),
     changed("training.dataset", "data.path", "make a dataset of it once: convert dataset"),
     none("samba_compile.arch", _RDU),
     none("samba_compile.debug", _RDU),
@@ -118,8 +126,8 @@ SAMBANOVA = System(
 python3 generative_train.py compile --max_seq_length 1024 --batch-size 16 --weight_decay 0.1 \\
   --max_grad_norm_clip 1.0 --model_name_or_path gpt2 --pef-name=train --num-tiles 4
 python3 generative_train.py run --max_seq_length 1024 --batch-size 16 --weight_decay 0.1 \\
-  --max_grad_norm_clip 1.0 --data_dir hdf5/ --checkpoint_name out/800.pt --model_name_or_path gpt2 \\
-  --steps 800 --min_eval_acc 0.87 --pef train.pef""",
+  --max_grad_norm_clip 1.0 --data_dir hdf5/ --checkpoint_name out/800.pt \\
+  --model_name_or_path gpt2 --steps 800 --min_eval_acc 0.87 --pef train.pef""",
     ours="""\
 penstock import-config run.sh --from sambanova out=job.yaml
 penstock compile --config job.yaml
@@ -129,6 +137,11 @@ penstock evaluate --config job.yaml tasks=[sst2] task_data=dev.jsonl""",
         "The learning rate is constant after the start, as theirs is; `schedule.*` offers more.",
         "A run's weights go back to the Hugging Face layout by `penstock convert checkpoint`.",
     ),
-    defaults={"learning_rate": 7.5e-6, "weight_decay": 0.1, "max_grad_norm_clip": 1.0, "dropout": 0.1},
+    defaults={
+        "learning_rate": 7.5e-6,
+        "weight_decay": 0.1,
+        "max_grad_norm_clip": 1.0,
+        "dropout": 0.1,
+    },
     implied={"schedule.name": "constant"},
 )
