@@ -68,7 +68,8 @@ DEEPSPEED = System(
         ),
         *none_of(
             f"{_Z}.overlap_comm {_Z}.reduce_scatter {_Z}.contiguous_gradients "
-            f"{_Z}.allgather_partitions {_Z}.allgather_bucket_size {_Z}.reduce_bucket_size {_Z}.round_robin_gradients",
+            f"{_Z}.allgather_partitions {_Z}.allgather_bucket_size "
+            f"{_Z}.reduce_bucket_size {_Z}.round_robin_gradients",
             _LINKS,
         ),
         none(f"{_Z}.offload_optimizer.*", "state stays on the device; `plan` says whether it fits"),
