@@ -14,7 +14,7 @@ from penstock.console import get_console
 from penstock.data.articles import ArticleRules
 from penstock.data.convert_plan import plan_conversion
 from penstock.data.convert_text import Vocabulary
-from penstock.data.dataset import MANIFEST, SCHEMA_VERSION, TOKENIZER, is_inside
+from penstock.data.dataset import MANIFEST, PREPARED, SCHEMA_VERSION, TOKENIZER, is_inside
 from penstock.data.formats.registry import FORMATS
 from penstock.data.formats.sequence import Layout
 from penstock.data.merge import MergedReader, Rows, merge_split
@@ -96,7 +96,12 @@ def write_dataset(
         },
         **provenance,
     }
-    atomic_write(folder / MANIFEST, canonical_json(manifest))
+    atomic_write(folder / manifest_name(data), canonical_json(manifest))
+
+
+def manifest_name(data: DataSection) -> str:
+    """What the manifest is called: ours makes a folder a dataset that opens as it is."""
+    return MANIFEST if data.format == "megatron" else PREPARED
 
 
 _SAMBANOVA_TOKENIZER = Path("tokenizer") / TOKENIZER
@@ -177,16 +182,15 @@ def _write_empty_splits(folder: Path, tokenizer: Tokenizer) -> None:
 
 def _remove_former(folder: Path) -> None:
     """Remove the files of the dataset that is to be replaced; its manifest names them."""
-    manifest = folder / MANIFEST
-    if not manifest.is_file():
-        return
-    try:
-        names = [str(name) for name in read_json(manifest)["files"]]
-    except (DataError, KeyError, TypeError):
-        names = []
-    manifest.unlink()
-    for name in names:
-        if is_inside(name):
+    for manifest in (folder / MANIFEST, folder / PREPARED):
+        if not manifest.is_file():
+            continue
+        try:
+            names = [str(name) for name in read_json(manifest)["files"]]
+        except (DataError, KeyError, TypeError):
+            names = []
+        manifest.unlink()
+        for name in filter(is_inside, names):
             (folder / name).unlink(missing_ok=True)
 
 

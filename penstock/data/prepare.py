@@ -16,9 +16,9 @@ from typing import Any
 from penstock.config.data import DataSection, PrepareSection, SourceSection, TokenizerSection
 from penstock.console import Console, get_console
 from penstock.data.chat import ChatTemplate
-from penstock.data.dataset import MANIFEST, TOKENIZER, Dataset
+from penstock.data.dataset import TOKENIZER, Dataset
 from penstock.data.encode import article_rules
-from penstock.data.outputs import check_output, write_dataset
+from penstock.data.outputs import check_output, manifest_name, write_dataset
 from penstock.data.packing import parse_packing
 from penstock.data.sources import SOURCES
 from penstock.data.sources.files import SourceFile
@@ -84,7 +84,7 @@ def prepare(
     if sum(file.size for file in files) == 0:
         raise DataError("the source has no text", where="source", do="check source.path")
     key = _key(source, tokenizer, data, files, seed)
-    found = _existing(folder, key)
+    found = _existing(folder, manifest_name(data), key)
     if found is not None:
         return PrepareResult(found, True, time.monotonic() - started)
     work_folder = folder / _WORK / f"{key[:16]}-{work.shard_bytes}"
@@ -99,7 +99,9 @@ def prepare(
     rules = article_rules(source)
     write_dataset(folder, work_folder, shards, tokens, data, totals, rules, seed, provenance)
     shutil.rmtree(folder / _WORK)
-    return PrepareResult(Dataset.open(folder), False, time.monotonic() - started)
+    return PrepareResult(
+        Dataset.open(folder, name=manifest_name(data)), False, time.monotonic() - started
+    )
 
 
 def resolve_source(source: SourceSection, data: DataSection) -> SourceSection:
@@ -151,12 +153,12 @@ def _folder_state(folder: str | None) -> list[list[Any]]:
     return [[path.name, path.stat().st_size, path.stat().st_mtime_ns] for path in files]
 
 
-def _existing(folder: Path, key: str) -> Dataset | None:
+def _existing(folder: Path, name: str, key: str) -> Dataset | None:
     """The dataset in `folder` if it is whole and was made from exactly this."""
-    if not (folder / MANIFEST).is_file():
+    if not (folder / name).is_file():
         return None
     try:
-        dataset = Dataset.open(folder)
+        dataset = Dataset.open(folder, name=name)
     except DataError as error:
         get_console().warning(f"{error}; preparing it again")
         return None
