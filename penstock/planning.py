@@ -64,9 +64,7 @@ def open_training_data(config: Config) -> TrainingData:
                 do="set data.path=FOLDER, data.mixture or data.streaming",
             )
         if (Path(data.path) / MANIFEST).is_file():
-            dataset = Dataset.open(data.path, data.verify)
-            if dataset.is_native:
-                return dataset
+            return Dataset.open(data.path, data.verify)
         from penstock.data.members import open_any  # noqa: PLC0415 - formats' libraries are heavy
 
         return open_any(Path(data.path), data, config.tokenizer)

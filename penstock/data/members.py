@@ -27,9 +27,7 @@ def open_any(path: Path, data: DataSection, tokenizer: TokenizerSection) -> Data
         ConfigError: data of others, and no tokenizer known.
     """
     if (path / MANIFEST).is_file() or _is_missing(path):
-        dataset = Dataset.open(path, data.verify)
-        if dataset.is_native:
-            return dataset
+        return Dataset.open(path, data.verify)
     found = recognize(path)
     vocabulary = find_vocabulary(path, tokenizer).tokenizer
     if vocabulary is None:
