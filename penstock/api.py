@@ -22,12 +22,12 @@ from penstock.errors import CheckpointError, ConfigError
 if TYPE_CHECKING:
     from penstock.compiler.plan import Plan
     from penstock.data.convert import DatasetConversion
-    from penstock.data.dataset import Dataset
     from penstock.data.prepare import PrepareResult
     from penstock.data.training_data import TrainingData
     from penstock.migrate.translate import ImportedConfig
     from penstock.report.doctor import DoctorReport
     from penstock.report.inspection import Inspection
+    from penstock.report.inspection_data import DataInspection
     from penstock.report.page import ReportFiles
     from penstock.report.summary import RunSummary
     from penstock.results import (
@@ -229,24 +229,31 @@ def import_config(
     return translate(Path(path), c.from_, Path(c.out) if c.out is not None else None)
 
 
-def inspect(path: str | Path, config: ConfigLike = None, **sections: Any) -> "Inspection | Dataset":  # noqa: ANN401 - sections of any kind
-    """What an executable, a dataset in any format, or a run holds. Runs nothing in it."""
+def inspect(
+    path: str | Path,
+    config: ConfigLike = None,
+    **sections: Any,  # noqa: ANN401 - sections of any kind
+) -> "Inspection | DataInspection":
+    """What an executable, a dataset in any format, or a run holds. Runs nothing in it.
+
+    With `out`, also write a page about a dataset there.
+    """
     from penstock.compiler.executable import Executable
-    from penstock.data.dataset import MANIFEST, Dataset
+    from penstock.data.dataset import MANIFEST
     from penstock.data.formats.recognize import is_data_file
     from penstock.report.inspection import inspect_executable, inspect_run
     from penstock.report.inspection_data import inspect_data
+    from penstock.report.inspection_page import write_inspection
     from penstock.training.run_folder import RunFolder
 
     c = as_config(config, **sections)
     path = Path(path)
     if path.is_file() and not is_data_file(path):
         return inspect_executable(Executable.inspect(path, c.trust))
-    if (path / MANIFEST).is_file():
-        return Dataset.open(path)
-    if RunFolder(path).config.is_file():
+    if RunFolder(path).config.is_file() and not (path / MANIFEST).is_file():
         return inspect_run(RunFolder(path))
-    return inspect_data(path)
+    found = inspect_data(path, c.tokenizer)
+    return found if c.out is None else write_inspection(found, Path(c.out))
 
 
 def report(config: ConfigLike = None, **sections: Any) -> "ReportFiles":  # noqa: ANN401 - sections of any kind
