@@ -19,6 +19,12 @@ from penstock.config.reference import VERBS, verb_help
 from penstock.console import Console, set_console
 from penstock.errors import UserError
 from penstock.hardware.process import prepare_process
+from penstock.parallel.environment import (
+    end_with_launcher,
+    find_place,
+    leave_error,
+    was_launched,
+)
 
 _FILE_TROUBLE = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM)
 """System errors the user can mend: full or read-only disks, missing permissions."""
@@ -38,10 +44,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
     as_json = "--json" in words
     console = set_console(quiet="--quiet" in words, json=as_json)
     try:
+        if find_place().rank > 0:
+            console = set_console(quiet=True, speaker=f"rank {find_place().rank}")
         options = _parse(words)
         if options is not None:
             prepare_process()
-            _show(_call(options), console, as_json)
+            end_with_launcher()
+            result = _call(options)
+            _show(
+                result if find_place().rank == 0 and not was_launched() else None, console, as_json
+            )
     except UserError as error:
         return _mistake(console, error)
     except KeyboardInterrupt:
@@ -58,7 +70,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _parse(words: list[str]) -> argparse.Namespace | None:
     """The command line; None when help or the version was all that was asked for."""
-    values = {i + 1 for i, word in enumerate(words) if word in ("--config", "--trust")}
+    takes_value = ("--config", "--trust", "--processes")
+    values = {i + 1 for i, word in enumerate(words) if word in takes_value}
     verbs = [w for i, w in enumerate(words) if not w.startswith("-") and i not in values]
     if verbs and verbs[0] not in VERBS:
         near = difflib.get_close_matches(verbs[0], VERBS, 1)
@@ -79,6 +92,7 @@ def _parse(words: list[str]) -> argparse.Namespace | None:
     parser.add_argument("--trust", metavar="SHA256", action="append", default=[])
     parser.add_argument("--json", action="store_true")
     parser.add_argument("--quiet", action="store_true")
+    parser.add_argument("--processes", metavar="N")
     return parser.parse_intermixed_args(words)
 
 
@@ -88,7 +102,10 @@ def _call(options: argparse.Namespace) -> Any:  # noqa: ANN401 - each verb has i
     # What is inspected may have any name, also one with a = in it.
     first = options.verb == "inspect" and bool(keys) and not _names_key(keys[0])
     positional = [key for i, key in enumerate(keys) if "=" not in key or (first and i == 0)]
-    loaded = load_config(options.config, [key for key in keys if key not in positional])
+    given = [key for key in keys if key not in positional]
+    if options.processes is not None:
+        given.append(f"launch.processes={options.processes}")
+    loaded = load_config(options.config, given)
     if options.trust:
         trust = [*loaded.config.trust, *options.trust]
         config = loaded.config.model_copy(update={"trust": trust})
@@ -130,6 +147,8 @@ def _show(result: Any, console: Console, as_json: bool) -> None:  # noqa: ANN401
 
 def _mistake(console: Console, error: UserError) -> int:
     """One line, and the same as JSON where that is asked for."""
+    if was_launched() and leave_error(str(error)):
+        return error.exit_code
     if console.json:
         console.write(json.dumps({"error": str(error)}))
     console.error(str(error))

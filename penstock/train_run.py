@@ -12,8 +12,10 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
+import torch
+
 from penstock import jobs, planning, runs
-from penstock.checkpoint import AsyncSaver, CheckpointState
+from penstock.checkpoint import CheckpointState
 from penstock.compiler.executable import Executable
 from penstock.compiler.plan import Plan
 from penstock.compiler.probe import measured_speeds
@@ -27,8 +29,13 @@ from penstock.errors import ConfigError
 from penstock.files import atomic_write, canonical_json
 from penstock.hardware.process import loaded_openmp
 from penstock.models.families import FAMILIES
+from penstock.parallel.environment import find_place
+from penstock.parallel.parts import Part
+from penstock.parallel.replicas import Replicas
+from penstock.parallel.world import World
 from penstock.report.page import write_report
 from penstock.report.summary import RunSummary, environment
+from penstock.saving import AsyncSaver
 from penstock.training.metrics import MetricsLog, peak_memory_bytes
 from penstock.training.muon import Muon
 from penstock.training.optimizer import AdamW
@@ -45,6 +52,7 @@ class _Setting:
     """What is decided before the run folder is touched."""
 
     config: Config
+    world: World
     run: RunFolder
     plan: Plan
     dataset: Dataset
@@ -55,31 +63,66 @@ class _Setting:
 
 
 def train_run(config: Config, origins: Mapping[str, str]) -> RunSummary:
-    """Train, or go on training; see `api.train`."""
-    setting = _settle(config)
-    run, chosen = setting.run, setting.plan
-    with run.lock():
+    """Train, or go on training; see `api.train`. One of several processes does its part."""
+    world = World(find_place())
+    config = planning.with_replicas(config, world.size)
+    with world.joined(planning.device_of(config), config.launch.timeout_seconds):
+        return _train(_settle(config, world), origins)
+
+
+def _train(setting: _Setting, origins: Mapping[str, str]) -> RunSummary:
+    """Train what is settled; all processes compute, the first leaves what the run is."""
+    run, chosen, world = setting.run, setting.plan, setting.world
+    with run.lock() if world.is_first else contextlib.nullcontext():
         resume = run.resume_state(setting.config.checkpoint.resume)
+        _require_same(setting, resume)
         if resume is not None:
             finished = _check_resumed(setting, resume)
             if finished is not None:
                 return finished
-        kernels = jobs.training_kernels(setting.config, chosen, setting.executable, run)
-        _write_provenance(setting, origins)
+        keep = run.executable if world.is_first else None
+        kernels = jobs.training_kernels(setting.config, chosen, setting.executable, run, keep)
+        if world.is_first:
+            _write_provenance(setting, origins)
         _check_openmp()
         job = _job(setting, kernels, resume)
+        if resume is not None:
+            resume = dataclasses.replace(resume, tensors=job.replicas.rows_of(resume.tensors))
         trainer = Trainer(job, resume)
         del resume  # Masters and moments are in the optimizer now; twice is too much to hold.
-        with contextlib.closing(job.saver), job.metrics:
+        with (
+            contextlib.closing(job.saver) if job.saver else contextlib.nullcontext(),
+            job.metrics or contextlib.nullcontext(),
+        ):
             trainer.run()
         summary = RunSummary(run.path, _results(setting, trainer, compiled=kernels is not None))
+        if not world.is_first:
+            return summary
         summary.write()
         if setting.config.train.report:
             summary.report = write_report(run.path)
     return summary
 
 
-def _settle(config: Config) -> _Setting:
+def _require_same(setting: _Setting, resume: CheckpointState | None) -> None:
+    """Refuse processes that would not train the same job."""
+    c, executable = setting.config, setting.executable
+    setting.world.require_same(
+        {
+            "configuration": _short_hash(c.model_dump(mode="json", exclude={"launch"})),
+            "dataset": _short_hash(setting.dataset.manifest),
+            "executable": "none" if executable is None else executable.digest[:16],
+            "checkpoint": "none" if resume is None else f"step {resume.step}",
+            "torch": torch.__version__,
+        }
+    )
+
+
+def _short_hash(value: Any) -> str:  # noqa: ANN401 - any JSON value
+    return hashlib.sha256(canonical_json(value).encode()).hexdigest()[:16]
+
+
+def _settle(config: Config, world: World) -> _Setting:
     """Open and check everything the job needs, before anything is written."""
     run = jobs.run_folder(config)
     executable = None
@@ -88,7 +131,7 @@ def _settle(config: Config) -> _Setting:
         config = planning.follow_executable(config, executable.plan)
     dataset = planning.open_dataset(config)
     chosen = planning.plan_of(config, dataset)
-    planning.require_here(config, chosen)
+    planning.require_here(config, chosen, world.size)
     planning.require_fit(chosen)
     loader = Loader(
         dataset.split(config.data.split),
@@ -96,6 +139,7 @@ def _settle(config: Config) -> _Setting:
         batch_size=chosen.size,
         micro=chosen.micro,
         seed=config.seed,
+        share=(world.rank, world.size),
     )
     total_steps = _total_steps(config, loader)
     check_schedule(config.schedule, config.optimizer.lr, total_steps)
@@ -103,7 +147,7 @@ def _settle(config: Config) -> _Setting:
         "architecture": dataclasses.asdict(chosen.architecture),
         "tokenizer": dataset.tokenizer_sha256,
     }
-    return _Setting(config, run, chosen, dataset, executable, loader, total_steps, identity)
+    return _Setting(config, world, run, chosen, dataset, executable, loader, total_steps, identity)
 
 
 def _check_resumed(setting: _Setting, resume: CheckpointState) -> RunSummary | None:
@@ -126,13 +170,14 @@ def _job(
     resume: CheckpointState | None,
 ) -> TrainingJob:
     """Model, optimizer and everything else the trainer works with."""
-    c, run, chosen = setting.config, setting.run, setting.plan
+    c, chosen, world = setting.config, setting.plan, setting.world
     model, masters = jobs.new_model(c, chosen, kernels)
     make = OPTIMIZERS[c.optimizer.name]
     speeds = measured_speeds(chosen.device)
+    replicas = Replicas(model, world, chosen.shard)
     return TrainingJob(
         model=model,
-        optimizer=make(model.named_parameters(), c.optimizer, masters=masters),
+        optimizer=make(model.named_parameters(), c.optimizer, masters=replicas.rows_of(masters)),
         loader=setting.loader,
         validation=_validation(setting),
         train=c.train,
@@ -143,14 +188,31 @@ def _job(
         total_steps=setting.total_steps,
         accumulation=chosen.accumulation,
         flops_per_token=chosen.flops_per_token,
-        peak_flops=speeds.bf16_flops if chosen.compute == "bf16" else speeds.fp32_flops,
-        saver=AsyncSaver(run.checkpoints, c.checkpoint.keep),
-        metrics=MetricsLog(
-            run.metrics,
-            resume_step=0 if resume is None else resume.step,
-            tensorboard=run.tensorboard if c.train.tensorboard else None,
-        ),
+        peak_flops=(speeds.bf16_flops if chosen.compute == "bf16" else speeds.fp32_flops)
+        * (world.place.hosts if chosen.device == "cpu" else world.size),
+        world=world,
+        replicas=replicas,
+        saver=_saver(setting, replicas),
+        metrics=_metrics(setting, resume) if world.is_first else None,
         identity=setting.identity,
+    )
+
+
+def _saver(setting: _Setting, replicas: Replicas) -> AsyncSaver | None:
+    """What writes checkpoints here: all of each, this process's part, or nothing."""
+    world, folder = setting.world, setting.run.checkpoints
+    if not replicas.is_divided:
+        return AsyncSaver(folder, setting.config.checkpoint.keep) if world.is_first else None
+    part = Part(world.rank, world.size, world.token, setting.config.launch.timeout_seconds)
+    return AsyncSaver(folder, setting.config.checkpoint.keep, part)
+
+
+def _metrics(setting: _Setting, resume: CheckpointState | None) -> MetricsLog:
+    run = setting.run
+    return MetricsLog(
+        run.metrics,
+        resume_step=0 if resume is None else resume.step,
+        tensorboard=run.tensorboard if setting.config.train.tensorboard else None,
     )
 
 

@@ -9,6 +9,7 @@ from typing import Literal
 from pydantic import Field
 
 from penstock.config.data import DataSection, PrepareSection, SourceSection, TokenizerSection
+from penstock.config.launch import LaunchSection
 from penstock.config.planning import PlanSection
 from penstock.config.section import Probability, Section
 
@@ -229,6 +230,7 @@ class Config(Section):
     batch: BatchSection = BatchSection()
     precision: PrecisionSection = PrecisionSection()
     plan: PlanSection = PlanSection()
+    launch: LaunchSection = LaunchSection()
     compile: CompileSection = CompileSection()
     optimizer: OptimizerSection = OptimizerSection()
     schedule: ScheduleSection = ScheduleSection()

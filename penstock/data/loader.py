@@ -48,8 +48,10 @@ class Loader:
         seed: int,
         shuffle: bool = True,
         limit: int | None = None,
+        share: tuple[int, int] = (0, 1),
     ) -> None:
-        """`limit` uses only that many samples of each epoch's order.
+        """`limit` uses only that many samples of each epoch's order; `share` (which, of how many)
+        takes only every so many micro-batches of each global batch, as one of several replicas.
 
         Raises:
             DataError: the split has not one whole sequence.
@@ -59,6 +61,7 @@ class Loader:
         self.batch_size = batch_size
         self.micro = micro
         self._seed = seed
+        self._share = share
         self._shuffle = shuffle
         self._total = split.samples(sequence_length)
         if split.token_count < 2:
@@ -71,10 +74,11 @@ class Loader:
         """Samples of one epoch."""
 
     def micro_batches(self, position: int) -> list[Batch]:
-        """The step that starts at sample `position`, counted over all epochs."""
+        """The step that starts at sample `position`, counted over all epochs; this share of it."""
         indices = self._indices(np.arange(position, position + self.batch_size))
         batches: list[Batch] = []
-        for first in range(0, self.batch_size, self.micro):
+        which, count = self._share
+        for first in range(which * self.micro, self.batch_size, count * self.micro):
             rows = [
                 self.split.sample(int(index), self.sequence_length)
                 for index in indices[first : first + self.micro]

@@ -7,23 +7,28 @@ import torch
 
 from penstock.data.loader import Batch, Loader
 from penstock.models.transformer import Transformer
+from penstock.parallel.world import World
 
 
 @torch.no_grad()
-def validation_loss(model: Transformer, loader: Loader, device: torch.device) -> float:
+def validation_loss(
+    model: Transformer, loader: Loader, device: torch.device, world: World
+) -> float:
     """Mean loss in nats per token, by loss weight, over all of an unshuffled loader's samples.
 
-    The last micro-batch is filled up by samples from the start; their weight is set to 0.
+    Processes take turns, as many each: past the end, and to fill up the last micro-batch, are
+    samples from the start, whose weight is set to 0.
     """
-    total = torch.zeros((), dtype=torch.float64)
-    weight = torch.zeros((), dtype=torch.float64)
-    for position in range(0, loader.samples, loader.batch_size):
+    total = torch.zeros(2, dtype=torch.float64)
+    stride = loader.batch_size * world.size
+    for first in range(0, loader.samples, stride):
+        position = first + world.rank * loader.batch_size
         for batch in loader.micro_batches(position):
             weights = _without_repeats(batch, loader.samples - position)
             losses = model.token_losses(batch.tokens.to(device), batch.targets.to(device))
-            total += (losses.cpu().double() * weights).sum()
-            weight += weights.sum()
-    return float(total / weight.clamp(min=1e-20))
+            total += torch.stack([(losses.cpu().double() * weights).sum(), weights.sum()])
+    loss, weight = world.sum(total)
+    return float(loss / weight.clamp(min=1e-20))
 
 
 def _without_repeats(batch: Batch, remaining: int) -> torch.Tensor:
