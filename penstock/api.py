@@ -24,11 +24,13 @@ if TYPE_CHECKING:
     from penstock.data.convert import DatasetConversion
     from penstock.data.dataset import Dataset
     from penstock.data.prepare import PrepareResult
+    from penstock.data.training_data import TrainingData
     from penstock.report.doctor import DoctorReport
     from penstock.report.inspection import Inspection
     from penstock.report.page import ReportFiles
     from penstock.report.summary import RunSummary
     from penstock.results import (
+        ComparisonResult,
         CompileResult,
         ConversionResult,
         EvaluationResult,
@@ -43,13 +45,7 @@ def prepare(config: ConfigLike = None, **sections: Any) -> "PrepareResult":  # n
     from penstock.data.prepare import prepare as prepare_dataset
 
     c = as_config(config, **sections)
-    if c.data.format != "megatron":
-        raise ConfigError(
-            f"prepare does not write {c.data.format} itself",
-            where="data.format",
-            do=f"prepare, then convert dataset from=DATASET out=OUT data.format={c.data.format}",
-        )
-    return prepare_dataset(c.source, c.tokenizer, c.data, c.prepare)
+    return prepare_dataset(c.source, c.tokenizer, c.data, c.prepare, c.seed)
 
 
 def plan(config: ConfigLike = None, **sections: Any) -> "Plan":  # noqa: ANN401 - sections of any kind
@@ -58,7 +54,10 @@ def plan(config: ConfigLike = None, **sections: Any) -> "Plan":  # noqa: ANN401 
     With `out`, also write plan.json, its pictures and a page there.
     """
     c = as_config(config, **sections)
-    result = planning.plan_of(c, _dataset_if_there(c), c.mode)
+    data = _data_if_there(c)
+    result = planning.plan_of(c, data, c.mode)
+    if data is not None:
+        data.announce(c.data.split, result.sequence_length)
     if c.out is not None:
         from penstock.report.plan_page import write_plan
 
@@ -80,7 +79,7 @@ def compile(config: ConfigLike = None, **sections: Any) -> "CompileResult":  # n
     if c.executable is None:
         raise ConfigError("no file to write", where="executable", do="set executable=FILE.penstock")
     path = Path(c.executable)
-    wanted = planning.plan_of(c, _dataset_if_there(c), c.mode)
+    wanted = planning.plan_of(c, _data_if_there(c), c.mode)
     planning.require_fit(wanted)
     if wanted.device != "cpu":
         write_executable(path, wanted, trace_graphs(wanted), PORTABLE)
@@ -117,57 +116,28 @@ def train(
         from penstock.report.summary import RunSummary
 
         train_in_processes(c, origins or {})
-        return RunSummary.read(Path(c.run))
+        return RunSummary.read(Path(str(c.run)))
     from penstock.train_run import train_run
 
     return train_run(c, inherited_origins() or origins or {})
 
 
-def _dataset_if_there(config: Config) -> "Dataset | None":
-    """The dataset, for its vocabulary, where one is named."""
-    return None if config.data.path is None else planning.open_dataset(config)
+def _data_if_there(config: Config) -> "TrainingData | None":
+    """The data to train on, for its vocabulary, where any is named."""
+    is_named = config.data.path is not None or config.data.mixture is not None
+    return planning.open_training_data(config) if is_named else None
 
 
-def evaluate(config: ConfigLike = None, **sections: Any) -> "EvaluationResult":  # noqa: ANN401 - sections of any kind
-    """Score a run, or a model in the Hugging Face layout, on held-out text."""
-    from penstock import jobs, runs
-    from penstock.evaluation.compression import compressor_bits
-    from penstock.evaluation.perplexity import evaluate_split
-    from penstock.report.page import write_report
-    from penstock.report.summary import RunSummary
-    from penstock.results import EvaluationResult
+def evaluate(
+    config: ConfigLike = None,
+    **sections: Any,  # noqa: ANN401 - sections of any kind
+) -> "EvaluationResult | ComparisonResult":
+    """Score a run, or a model in the Hugging Face layout, on `evaluate.tasks`: held-out text by
+    default. With `evaluate.compare`, others beside it.
+    """
+    from penstock.evaluate_run import evaluate_run
 
-    c = as_config(config, **sections)
-    dataset = planning.open_dataset(c)
-    split = dataset.split(c.evaluate.split)
-    device = planning.device_of(c)
-    if c.model.from_ is not None:
-        chosen = planning.plan_of(c, dataset)
-        model, _ = jobs.new_model(c, chosen, None)
-        batch = c.evaluate.batch
-    else:
-        loaded = runs.load_run(c)
-        runs.require_same_tokenizer(loaded.tokenizer.sha256, dataset, f"the run {c.run}")
-        chosen = loaded.plan
-        model = loaded.model(c.precision.compute or chosen.compute, device)
-        batch = runs.attach_for_evaluation(c, loaded, model)
-    scores = evaluate_split(
-        model,
-        split,
-        sequence_length=chosen.sequence_length,
-        stride=c.evaluate.stride,
-        batch=batch,
-    )
-    bits = compressor_bits(split, dataset.tokenizer()) if c.evaluate.compressors else {}
-    result = EvaluationResult(split.name, scores, bits)
-    if c.run is not None:
-        summary = RunSummary.read(Path(c.run))
-        summary.values["evaluation"] = {"split": split.name, **scores.json()}
-        if bits:
-            summary.values["compressors"] = bits
-        summary.write()
-        write_report(Path(c.run))
-    return result
+    return evaluate_run(as_config(config, **sections))
 
 
 def generate(config: ConfigLike = None, **sections: Any) -> "GenerationResult | None":  # noqa: ANN401 - sections of any kind

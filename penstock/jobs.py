@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from penstock.compiler.build import build_kernels
+from penstock.compiler.eager_recompute import recompute_eagerly
 from penstock.compiler.executable import Executable, load_built, write_executable
 from penstock.compiler.plan import Plan
 from penstock.compiler.runtime import CompiledKernel, attach
@@ -101,7 +102,9 @@ def new_model(
     else:
         model.to(plan.device)
     if kernels is not None:
-        attach(model, kernels, recompute=plan.recompute == "blocks")
+        attach(model, kernels, recompute=plan.recompute)
+    elif config.plan.recompute is not None:
+        recompute_eagerly(model, plan.recompute)
     return model, masters
 
 

@@ -22,8 +22,8 @@ from penstock.compiler.plan import Plan
 from penstock.compiler.runtime import attach
 from penstock.config.schema import Config
 from penstock.console import get_console
-from penstock.data.dataset import Dataset
 from penstock.data.tokenizer import Tokenizer
+from penstock.data.training_data import TrainingData
 from penstock.errors import CheckpointError
 from penstock.inference.decoding import CompiledDecoder
 from penstock.inference.engine import Engine
@@ -92,7 +92,7 @@ def load_run(config: Config) -> LoadedRun:
     return LoadedRun(folder, plan, Tokenizer.load(folder.tokenizer), state)
 
 
-def require_same_tokenizer(expected: str, dataset: Dataset, where: str) -> None:
+def require_same_tokenizer(expected: str, dataset: TrainingData, where: str) -> None:
     """Refuse data made with another tokenizer than the weights were trained with."""
     if dataset.tokenizer_sha256 != expected:
         raise CheckpointError(
@@ -114,11 +114,13 @@ def require_same_job(identity: dict[str, Any], state: CheckpointState) -> None:
             )
 
 
-def attach_for_evaluation(config: Config, loaded: LoadedRun, model: Transformer) -> int:
-    """Give a loaded model kernels where there are any; returns the rows it takes at a time."""
+def attach_for_evaluation(config: Config, loaded: LoadedRun, model: Transformer) -> int | None:
+    """Give a loaded model kernels where there are any; returns the rows it then takes at a time,
+    each of the plan's sequence length, or None where there are no kernels: any number.
+    """
     plan = loaded.plan
     if plan.device != "cpu" or (config.precision.compute or plan.compute) != plan.compute:
-        return config.evaluate.batch
+        return None
     executable = _executable_for(config, "evaluate", ("train", "evaluate"))
     if executable is not None:
         executable.require(dataclasses.replace(plan, mode=executable.plan.mode))
@@ -126,8 +128,8 @@ def attach_for_evaluation(config: Config, loaded: LoadedRun, model: Transformer)
     else:
         kernels = kept_kernels(loaded.folder, plan, config)
     if kernels is None:
-        return config.evaluate.batch
-    attach(model, kernels, recompute=False)
+        return None
+    attach(model, kernels)
     return plan.micro
 
 

@@ -8,24 +8,17 @@ import contextlib
 import dataclasses
 import hashlib
 import json
-import math
 from collections.abc import Mapping
 from typing import Any
 
-import torch
-
 from penstock import jobs, planning, runs
 from penstock.checkpoint import CheckpointState
-from penstock.compiler.executable import Executable
-from penstock.compiler.plan import Plan
 from penstock.compiler.probe import measured_speeds
 from penstock.compiler.runtime import CompiledKernel
 from penstock.config.load import dump_config
 from penstock.config.schema import Config
 from penstock.console import get_console
-from penstock.data.dataset import Dataset
 from penstock.data.loader import Loader
-from penstock.errors import ConfigError
 from penstock.files import atomic_write, canonical_json
 from penstock.hardware.process import loaded_openmp
 from penstock.models.families import FAMILIES
@@ -36,30 +29,15 @@ from penstock.parallel.world import World
 from penstock.report.page import write_report
 from penstock.report.summary import RunSummary, environment
 from penstock.saving import AsyncSaver
+from penstock.train_setting import Setting, objective, require_same, settle
 from penstock.training.metrics import MetricsLog, peak_memory_bytes
 from penstock.training.muon import Muon
 from penstock.training.optimizer import AdamW
-from penstock.training.run_folder import RunFolder
-from penstock.training.schedule import check_schedule
 from penstock.training.trainer import Trainer, TrainingJob
+from penstock.training.validation import Validation
 
 OPTIMIZERS = {"adamw": AdamW, "muon": Muon}
 """optimizer.name → class."""
-
-
-@dataclasses.dataclass(frozen=True)
-class _Setting:
-    """What is decided before the run folder is touched."""
-
-    config: Config
-    world: World
-    run: RunFolder
-    plan: Plan
-    dataset: Dataset
-    executable: Executable | None
-    loader: Loader
-    total_steps: int
-    identity: dict[str, Any]
 
 
 def train_run(config: Config, origins: Mapping[str, str]) -> RunSummary:
@@ -67,15 +45,15 @@ def train_run(config: Config, origins: Mapping[str, str]) -> RunSummary:
     world = World(find_place())
     config = planning.with_replicas(config, world.size)
     with world.joined(planning.device_of(config), config.launch.timeout_seconds):
-        return _train(_settle(config, world), origins)
+        return _train(settle(config, world), origins)
 
 
-def _train(setting: _Setting, origins: Mapping[str, str]) -> RunSummary:
+def _train(setting: Setting, origins: Mapping[str, str]) -> RunSummary:
     """Train what is settled; all processes compute, the first leaves what the run is."""
     run, chosen, world = setting.run, setting.plan, setting.world
     with run.lock() if world.is_first else contextlib.nullcontext():
         resume = run.resume_state(setting.config.checkpoint.resume)
-        _require_same(setting, resume)
+        require_same(setting, resume)
         if resume is not None:
             finished = _check_resumed(setting, resume)
             if finished is not None:
@@ -104,57 +82,11 @@ def _train(setting: _Setting, origins: Mapping[str, str]) -> RunSummary:
     return summary
 
 
-def _require_same(setting: _Setting, resume: CheckpointState | None) -> None:
-    """Refuse processes that would not train the same job."""
-    c, executable = setting.config, setting.executable
-    setting.world.require_same(
-        {
-            "configuration": _short_hash(c.model_dump(mode="json", exclude={"launch"})),
-            "dataset": _short_hash(setting.dataset.manifest),
-            "executable": "none" if executable is None else executable.digest[:16],
-            "checkpoint": "none" if resume is None else f"step {resume.step}",
-            "torch": torch.__version__,
-        }
-    )
-
-
-def _short_hash(value: Any) -> str:  # noqa: ANN401 - any JSON value
-    return hashlib.sha256(canonical_json(value).encode()).hexdigest()[:16]
-
-
-def _settle(config: Config, world: World) -> _Setting:
-    """Open and check everything the job needs, before anything is written."""
-    run = jobs.run_folder(config)
-    executable = None
-    if config.executable is not None:
-        executable = Executable.open(config.executable, config.trust)
-        config = planning.follow_executable(config, executable.plan)
-    dataset = planning.open_dataset(config)
-    chosen = planning.plan_of(config, dataset)
-    planning.require_here(config, chosen, world.size)
-    planning.require_fit(chosen)
-    loader = Loader(
-        dataset.split(config.data.split),
-        sequence_length=chosen.sequence_length,
-        batch_size=chosen.size,
-        micro=chosen.micro,
-        seed=config.seed,
-        share=(world.rank, world.size),
-    )
-    total_steps = _total_steps(config, loader)
-    check_schedule(config.schedule, config.optimizer.lr, total_steps)
-    identity = {
-        "architecture": dataclasses.asdict(chosen.architecture),
-        "tokenizer": dataset.tokenizer_sha256,
-    }
-    return _Setting(config, world, run, chosen, dataset, executable, loader, total_steps, identity)
-
-
-def _check_resumed(setting: _Setting, resume: CheckpointState) -> RunSummary | None:
+def _check_resumed(setting: Setting, resume: CheckpointState) -> RunSummary | None:
     """Refuse another job's checkpoint; the summary, if there is nothing left to train."""
     where = setting.run.path
     trained_with = str(resume.values["identity"]["tokenizer"])
-    runs.require_same_tokenizer(trained_with, setting.dataset, f"the run {where}")
+    runs.require_same_tokenizer(trained_with, setting.data, f"the run {where}")
     runs.require_same_job(setting.identity, resume)
     finished = RunSummary.read(where)
     if resume.step >= setting.total_steps and finished.values.get("complete"):
@@ -165,7 +97,7 @@ def _check_resumed(setting: _Setting, resume: CheckpointState) -> RunSummary | N
 
 
 def _job(
-    setting: _Setting,
+    setting: Setting,
     kernels: dict[str, CompiledKernel] | None,
     resume: CheckpointState | None,
 ) -> TrainingJob:
@@ -198,7 +130,7 @@ def _job(
     )
 
 
-def _saver(setting: _Setting, replicas: Replicas) -> AsyncSaver | None:
+def _saver(setting: Setting, replicas: Replicas) -> AsyncSaver | None:
     """What writes checkpoints here: all of each, this process's part, or nothing."""
     world, folder = setting.world, setting.run.checkpoints
     if not replicas.is_divided:
@@ -207,7 +139,7 @@ def _saver(setting: _Setting, replicas: Replicas) -> AsyncSaver | None:
     return AsyncSaver(folder, setting.config.checkpoint.keep, part)
 
 
-def _metrics(setting: _Setting, resume: CheckpointState | None) -> MetricsLog:
+def _metrics(setting: Setting, resume: CheckpointState | None) -> MetricsLog:
     run = setting.run
     return MetricsLog(
         run.metrics,
@@ -216,38 +148,26 @@ def _metrics(setting: _Setting, resume: CheckpointState | None) -> MetricsLog:
     )
 
 
-def _validation(setting: _Setting) -> Loader | None:
-    """A fixed sample of the validation split; None, saying so, where the split is empty."""
+def _validation(setting: Setting) -> list[Validation]:
+    """A fixed choice of sequences of each validation split that has any."""
     config, chosen = setting.config, setting.plan
-    split = setting.dataset.split(config.data.validation_split)
-    if split.samples(chosen.sequence_length) < 1:
-        get_console().warning(f"split {split.name} is too small: no validation")
-        return None
-    return Loader(
-        split,
-        sequence_length=chosen.sequence_length,
-        batch_size=chosen.micro,
-        micro=chosen.micro,
-        seed=0,
-        limit=config.train.evaluate_sequences,
+    parts = setting.data.validation(
+        config.data.validation_split, chosen.sequence_length, config.train.evaluate_sequences
     )
-
-
-def _total_steps(config: Config, loader: Loader) -> int:
-    """Length of the run from exactly one of steps, epochs, tokens."""
-    t = config.train
-    given = [name for name in ("steps", "epochs", "tokens") if getattr(t, name) is not None]
-    if len(given) != 1:
-        raise ConfigError(
-            f"the run's length is given {len(given)} times",
-            where="train",
-            do="set exactly one of train.steps, train.epochs, train.tokens",
+    return [
+        Validation(
+            part.name,
+            part.weight,
+            Loader(
+                part.samples,
+                sequence_length=chosen.sequence_length,
+                batch_size=chosen.micro,
+                micro=chosen.micro,
+                objective=objective(chosen, setting.data),
+            ),
         )
-    if t.steps is not None:
-        return t.steps
-    if t.epochs is not None:
-        return max(1, math.ceil(t.epochs * loader.samples / loader.batch_size))
-    return max(1, math.ceil((t.tokens or 1) / (loader.batch_size * loader.sequence_length)))
+        for part in parts
+    ]
 
 
 def _check_openmp() -> None:
@@ -259,24 +179,23 @@ def _check_openmp() -> None:
         )
 
 
-def _write_provenance(setting: _Setting, origins: Mapping[str, str]) -> None:
+def _write_provenance(setting: Setting, origins: Mapping[str, str]) -> None:
     """What the run is made of: resolved config, model config, plan, tokenizer."""
     run, architecture = setting.run, setting.plan.architecture
-    end = int(setting.dataset.manifest["tokenizer"]["end_of_text"])
-    hf_config = FAMILIES[architecture.family].to_hf_config(architecture, end)
+    hf_config = FAMILIES[architecture.family].to_hf_config(architecture, setting.data.end_of_text)
     atomic_write(run.config, dump_config(setting.config, origins))
     atomic_write(run.path / "config.json", json.dumps(hf_config, indent=2))
     atomic_write(run.plan, json.dumps(setting.plan.to_json(), indent=1))
-    setting.dataset.tokenizer().save(run.tokenizer)
+    setting.data.tokenizer().save(run.tokenizer)
 
 
-def _results(setting: _Setting, trainer: Trainer, *, compiled: bool) -> dict[str, Any]:
+def _results(setting: Setting, trainer: Trainer, *, compiled: bool) -> dict[str, Any]:
     """The content of summary.json; an earlier evaluation stays in it."""
     totals, chosen = trainer.totals, setting.plan
     before = RunSummary.read(setting.run.path).values
     config = canonical_json(setting.config.model_dump(mode="json"))
     return {
-        **{name: before[name] for name in ("evaluation", "compressors") if name in before},
+        **{name: before[name] for name in ("evaluation", "compressors", "tasks") if name in before},
         "complete": totals.step >= setting.total_steps or totals.reached_target,
         "steps": totals.step,
         "tokens": totals.tokens,
@@ -286,6 +205,10 @@ def _results(setting: _Setting, trainer: Trainer, *, compiled: bool) -> dict[str
             "tokens_per_second": trainer.throughput.mean_tokens_per_second,
             "mfu": trainer.throughput.mean_mfu,
             "peak_flops": trainer.job.peak_flops,
+        },
+        "data": {
+            "waiting": trainer.throughput.waiting_share,
+            "samples": setting.loader.samples.drawn(totals.position),
         },
         "skipped_steps": trainer.guard.skipped,
         "memory_bytes": peak_memory_bytes(trainer.device),

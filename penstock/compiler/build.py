@@ -161,7 +161,7 @@ def _cache_folder(cache: Path | None) -> Path:
 def _cache_key(plan: Plan, name: str, toolchain: str) -> str:
     """Everything the code of kernel `name` depends on, hashed."""
     made_by = toolchain_fingerprint(toolchain)
-    parts = {"kernel": name, "regions": plan.region_fields(), "toolchain": made_by}
+    parts = {"kernel": name, "regions": plan.kernel_fields(name), "toolchain": made_by}
     return hashlib.sha256(canonical_json(parts).encode()).hexdigest()
 
 

@@ -10,6 +10,7 @@ from typing import Any
 from penstock.compiler.generation import GenerationShapes
 from penstock.compiler.layout import DevicePlan
 from penstock.compiler.pipeline import Piece, Schedule
+from penstock.config.recompute import kept_values
 from penstock.console import Console
 from penstock.models.architecture import Architecture
 
@@ -56,6 +57,15 @@ class Plan:
     """The busiest device's step: compute, memory bandwidth, link, waiting."""
     measured: bool = True
     """Whether the target's speeds were measured; else times are lower bounds."""
+    attention: str = "full"
+    """full, or document: positions see those of their own document alone."""
+
+    @property
+    def takes_segments(self) -> bool:
+        """Whether blocks are told which positions belong together: documents, or what is text and
+        what is padding, where attention would reach it.
+        """
+        return self.attention == "document" or not self.architecture.is_causal
 
     @property
     def stages(self) -> int:
@@ -85,7 +95,9 @@ class Plan:
         return tokens / self.step_seconds
 
     def region_fields(self) -> dict[str, Any]:
-        """Exactly what the compiled kernels depend on. Depth and recompute are not in it."""
+        """Exactly what the compiled kernels depend on. Depth is not in it, and of recompute only
+        what one block's kernels keep.
+        """
         architecture = dataclasses.asdict(self.architecture)
         del architecture["layers"]
         return {
@@ -96,7 +108,21 @@ class Plan:
             "sequence_length": self.sequence_length,
             "loss_chunks": self.loss_chunks,
             "mode": self.mode,
+            "attention": self.attention,
+            **({"kept": kept_values(self.recompute)} if self.mode == "train" else {}),
         }
+
+    def kernel_fields(self, kernel: str) -> dict[str, Any]:
+        """Those of `region_fields` that one kernel's code depends on, so that plans share it."""
+        fields = self.region_fields()
+        if self.mode == "generate":
+            return fields
+        region, _, part = kernel.partition("_")
+        del fields["mode"]
+        del fields["attention" if region == "head" else "loss_chunks"]
+        if region != "block" or part == "evaluate":
+            fields.pop("kept", None)
+        return fields
 
     def generation_shapes(self) -> GenerationShapes:
         """Shapes of the kernels that generate text under this plan."""
@@ -126,6 +152,8 @@ class Plan:
             f"data.sequence_length={self.sequence_length}",
             f"precision.compute={self.compute}",
             f"plan.loss_chunks={self.loss_chunks}",
+            *([] if self.attention == "full" else [f"data.attention={self.attention}"]),
+            *([f"plan.recompute={self.recompute}"] if self.mode == "train" else []),
         ]
 
     def to_json(self) -> dict[str, Any]:

@@ -30,7 +30,7 @@ VERBS: dict[str, Verb] = {
     "prepare": Verb(
         "Raw text to a dataset: tokenizer, token files, manifest.",
         "penstock prepare source.path=my_texts/ tokenizer.train=true data.path=DATASET",
-        ("source", "tokenizer", "data", "prepare"),
+        ("source", "tokenizer", "data", "prepare", "seed"),
     ),
     "plan": Verb(
         "Whether a training step fits this machine, with numbers, before anything is allocated.",
@@ -60,11 +60,13 @@ VERBS: dict[str, Verb] = {
         ),
     ),
     "evaluate": Verb(
-        "Held-out perplexity and bits per byte.",
-        "penstock evaluate run=RUN data.path=DATASET evaluate.split=test",
+        "Held-out perplexity, and tasks: WikiText, LAMBADA, SST-2, lm-evaluation-harness.",
+        "penstock evaluate run=RUN data.path=DATASET evaluate.split=test, or "
+        "penstock evaluate run=RUN tasks=[wikitext,lambada] task_data=FOLDER",
         (
             "evaluate",
             "data",
+            "tokenizer",
             "run",
             "executable",
             "model",

@@ -174,6 +174,26 @@ class EvaluateSection(Section):
     """Windows per device pass."""
     compressors: bool = False
     """Also compress the split's text with gzip, bzip2 and xz and show their bits per byte."""
+    tasks: list[str] = Field(default=["perplexity"], min_length=1)
+    """perplexity: of evaluate.split; wikitext, lambada, sst2; or harness:NAME, a task of
+    lm-evaluation-harness (needs the extra `harness`). All but the first read evaluate.task_data."""
+    task_data: str | None = None
+    """File of the one task, or folder with the tasks' files, such as wikitext-2/test.txt,
+    lambada/test.jsonl, sst2/dev.tsv, and NAME/test.jsonl for harness:NAME."""
+    limit: int | None = Field(default=None, ge=1)
+    """Most examples of each task, from the first on (of WikiText, lines); all when not given."""
+    template: str = (
+        "SENTIMENT ANALYSIS: {text} QUESTION: Is this sentence positive or negative?\n\n"
+    )
+    """Prompt of sst2's sentences; {text} is the sentence."""
+    labels: list[str] = Field(default=[" negative", " positive"], min_length=2)
+    """Texts that sst2's labels 0, 1, … are written as, after the prompt."""
+    min_accuracy: float | None = Field(default=None, ge=0, le=1)
+    """Fail when the accuracy of a task is below this."""
+    output: str | None = None
+    """Folder for results.json and each task's examples, NAME.jsonl; RUN/evaluation for a run."""
+    compare: list[str] = Field(default=[])
+    """Other runs, or folders in the Hugging Face layout, to score on the same tasks."""
 
 
 class GenerateSection(Section):

@@ -142,7 +142,7 @@ def _cause(failures: dict[int, ProcessFailure]) -> ProcessFailure:
 def _said(failure: ProcessFailure) -> str:
     """What a process left as its error, or how it ended."""
     data = failure.error_file_data
-    if isinstance(data, dict) and isinstance(data.get("message"), dict):
+    if isinstance(data.get("message"), dict):
         return str(data["message"].get("message"))
     if failure.exitcode < 0:
         how = f"was ended by {signal.Signals(-failure.exitcode).name}"

@@ -22,7 +22,8 @@ copy is small beside the model."""
 
 def local(tensor: Tensor) -> Tensor:
     """This process's part of a tensor that replicas may have divided: its own storage."""
-    return tensor.to_local() if hasattr(tensor, "to_local") else tensor
+    divided: Any = tensor
+    return divided.to_local() if hasattr(tensor, "to_local") else tensor
 
 
 class Replicas:

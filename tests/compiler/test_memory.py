@@ -18,7 +18,7 @@ PARAMETERS = GPT2.parameter_count(padded=True)
 def memory(**fields: object) -> MemoryModel:
     values = {
         "architecture": GPT2, "micro": 4, "sequence_length": 512, "accumulation": 1,
-        "compute": "bf16", "recompute": "none", "loss_chunks": 7, "device": "cpu",
+        "compute": "bf16", "recompute": "selective", "loss_chunks": 7, "device": "cpu",
     }  # fmt: skip
     return MemoryModel(**{**values, **fields})
 
@@ -30,7 +30,7 @@ def whole(**fields: object) -> dict[str, int]:
 def cost(target: Target | None = None, **fields: object) -> CostModel:
     values = {
         "architecture": GPT2, "target": target or load_target("zen5-2core"), "micro": 4,
-        "sequence_length": 512, "compute": "bf16", "recompute": "none",
+        "sequence_length": 512, "compute": "bf16", "recompute": "selective",
     }  # fmt: skip
     return CostModel(**{**values, **fields})
 
@@ -110,6 +110,11 @@ def test_recompute_keeps_inputs_and_one_block() -> None:
     assert whole()["activations"] == 12 * full
     again = whole(recompute="blocks")["activations"]
     assert again == 12 * 4 * 512 * 768 * 2 + full
+    # Blocks 5 and 10 of 12 are computed again, while nothing after the tenth is left.
+    assert whole(recompute="every-5")["activations"] == 10 * full + 2 * 4 * 512 * 768 * 2
+    every_second = whole(recompute="every-2")["activations"]
+    assert every_second == 6 * full + 6 * 4 * 512 * 768 * 2 + full
+    assert whole(recompute="every-1") == whole(recompute="blocks")
 
 
 def test_streamed_kinds_are_outside_and_not_in_the_total() -> None:
@@ -137,9 +142,11 @@ def test_regions_do_the_flops_of_the_whole(preset: str) -> None:
 
 def test_recompute_costs_one_more_forward_pass() -> None:
     forward, backward = cost().block()
-    again = cost(recompute="blocks").block()
-    assert again[0] == forward
-    assert again[1].total == pytest.approx(backward.total + forward.total)
+    for policy, share in (("blocks", 1), ("every-1", 1), ("every-4", 1 / 4)):
+        again = cost(recompute=policy).block()
+        assert again[0] == forward
+        assert again[1].total == pytest.approx(backward.total + share * forward.total)
+    assert cost(recompute="none").block()[1].total > backward.total
 
 
 def test_the_update_moves_28_bytes_per_parameter_and_sums_over_replicas() -> None:
@@ -163,6 +170,7 @@ def test_streamed_state_crosses_the_link_once_per_step_each_way() -> None:
     assert backward.link * streamed.streaming_bytes_per_second == pytest.approx(2 * size)
 
 
+@pytest.mark.parametrize("recompute", ["none", "selective"])
 @pytest.mark.parametrize(
     ("preset", "micro", "length", "compute", "dropout"),
     [
@@ -170,10 +178,14 @@ def test_streamed_state_crosses_the_link_once_per_step_each_way() -> None:
         ("gpt2", 1, 1000, "fp32", 0.0),
         ("gpt2-medium", 2, 256, "bf16", 0.0),
         ("gpt2-tiny", 3, 48, "bf16", 0.1),
+        ("pythia-tiny", 3, 48, "bf16", 0.0),
+        ("gpt-j-tiny", 3, 48, "fp32", 0.0),
+        ("llama-tiny", 3, 48, "bf16", 0.0),
+        ("llama-tiny", 3, 48, "fp32", 0.1),
     ],
 )
 def test_what_a_traced_block_keeps_is_what_is_predicted(
-    preset: str, micro: int, length: int, compute: str, dropout: float
+    preset: str, micro: int, length: int, compute: str, dropout: float, recompute: str
 ) -> None:
     import math
 
@@ -184,7 +196,7 @@ def test_what_a_traced_block_keeps_is_what_is_predicted(
     plan = make_plan(
         resolve_architecture(ModelSection(preset=preset, dropout=dropout)),
         batch=BatchSection(micro=micro),
-        plan=PlanSection(),
+        plan=PlanSection(recompute=recompute),
         compute=compute,
         sequence_length=length,
         target=load_target("zen5-2core"),
@@ -225,7 +237,12 @@ def test_what_a_block_keeps_without_kernels_is_what_is_predicted(
     sizes = {t.untyped_storage().data_ptr(): t.untyped_storage().nbytes() for t in kept}
     size = sum(n for address, n in sizes.items() if address not in weights)
     model = memory(
-        architecture=architecture, micro=3, sequence_length=64, compute=compute, compiled=False
+        architecture=architecture,
+        micro=3,
+        sequence_length=64,
+        compute=compute,
+        compiled=False,
+        recompute="none",
     )
     predicted = model.stage(1, embedding=False, head=False, block_passes=1).device["activations"]
     # Left out: norms' weights in float32 and the causal mask, the same for any batch.
