@@ -51,6 +51,7 @@ VERBS: dict[str, Verb] = {
             "schedule",
             "train",
             "checkpoint",
+            "launch",
             "evaluate",
             "compile",
             "executable",
