@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from penstock.data.dataset import Dataset
     from penstock.data.prepare import PrepareResult
     from penstock.data.training_data import TrainingData
+    from penstock.migrate.translate import ImportedConfig
     from penstock.report.doctor import DoctorReport
     from penstock.report.inspection import Inspection
     from penstock.report.page import ReportFiles
@@ -179,9 +180,10 @@ def convert(
     config: ConfigLike = None,
     **sections: Any,  # noqa: ANN401 - sections of any kind
 ) -> "ConversionResult | DatasetConversion":
-    """Write a run's weights for `transformers`, or a dataset in another format.
+    """Write a run's weights for `transformers`, its adapters for `peft`, or a dataset in another
+    format.
 
-    `what` is "checkpoint" or "dataset".
+    `what` is "checkpoint", "adapter" or "dataset".
     """
     from penstock import runs
     from penstock.data.convert import convert_dataset
@@ -189,9 +191,11 @@ def convert(
     from penstock.results import ConversionResult
 
     c = as_config(config, **sections)
-    if what not in ("checkpoint", "dataset"):
+    if what not in ("checkpoint", "adapter", "dataset"):
         raise ConfigError(
-            f"cannot convert {what}", where="convert", do="use convert checkpoint, or dataset"
+            f"cannot convert {what}",
+            where="convert",
+            do="use convert checkpoint, convert adapter, or convert dataset",
         )
     if c.out is None:
         raise ConfigError("no folder to write", where="out", do="set out=FOLDER")
@@ -200,6 +204,9 @@ def convert(
             raise ConfigError("no dataset to read", where="from", do="set from=PATH")
         return convert_dataset(Path(c.from_), Path(c.out), c.data, c.tokenizer)
     loaded = runs.load_run(c)
+    if what == "adapter":
+        runs.write_adapter_of(loaded, Path(c.out))
+        return ConversionResult(Path(c.out))
     save_weights(
         Path(c.out),
         loaded.weights(),
@@ -209,6 +216,25 @@ def convert(
         end_of_text_name=loaded.tokenizer.end_of_text_name,
     )
     return ConversionResult(Path(c.out))
+
+
+def import_config(
+    path: str | Path,
+    config: ConfigLike = None,
+    **sections: Any,  # noqa: ANN401 - sections of any kind
+) -> "ImportedConfig":
+    """Another system's configuration in our keys; `from` names the system, `out` a file."""
+    from penstock.migrate.systems import SYSTEMS
+    from penstock.migrate.translate import translate
+
+    c = as_config(config, **sections)
+    if c.from_ is None:
+        raise ConfigError(
+            "the file's system is not named",
+            where="--from",
+            do=f"add --from with one of {', '.join(SYSTEMS)}",
+        )
+    return translate(Path(path), c.from_, Path(c.out) if c.out is not None else None)
 
 
 def inspect(path: str | Path, config: ConfigLike = None, **sections: Any) -> "Inspection | Dataset":  # noqa: ANN401 - sections of any kind

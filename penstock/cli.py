@@ -70,7 +70,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _parse(words: list[str]) -> argparse.Namespace | None:
     """The command line; None when help or the version was all that was asked for."""
-    takes_value = ("--config", "--trust", "--processes")
+    takes_value = ("--config", "--trust", "--from", "--processes")
     values = {i + 1 for i, word in enumerate(words) if word in takes_value}
     verbs = [w for i, w in enumerate(words) if not w.startswith("-") and i not in values]
     if verbs and verbs[0] not in VERBS:
@@ -90,6 +90,7 @@ def _parse(words: list[str]) -> argparse.Namespace | None:
     parser.add_argument("keys", nargs="*")
     parser.add_argument("--config", metavar="FILE")
     parser.add_argument("--trust", metavar="SHA256", action="append", default=[])
+    parser.add_argument("--from", metavar="SYSTEM", dest="system")
     parser.add_argument("--json", action="store_true")
     parser.add_argument("--quiet", action="store_true")
     parser.add_argument("--processes", metavar="N")
@@ -105,6 +106,8 @@ def _call(options: argparse.Namespace) -> Any:  # noqa: ANN401 - each verb has i
     overrides = [key for key in keys if key not in positional]
     if options.processes is not None:
         overrides.append(f"launch.processes={options.processes}")
+    if options.system is not None:
+        overrides.append(f"from={options.system}")
     loaded = load_config(options.config, overrides, options.verb)
     if options.trust:
         trust = [*loaded.config.trust, *options.trust]
@@ -112,12 +115,12 @@ def _call(options: argparse.Namespace) -> Any:  # noqa: ANN401 - each verb has i
         loaded = LoadedConfig(config, {**loaded.origins, "trust": "command line"})
     from penstock import api  # noqa: PLC0415 - mistakes above are told before torch is loaded
 
-    if options.verb in ("inspect", "convert"):
+    if options.verb in ("inspect", "convert", "import-config"):
         if len(positional) != 1:
             raise UserError(
                 f"penstock {options.verb} takes one thing", do=VERBS[options.verb].usage
             )
-        return getattr(api, options.verb)(positional[0], loaded.config)
+        return getattr(api, options.verb.replace("-", "_"))(positional[0], loaded.config)
     if positional:
         raise UserError(f"{positional[0]} is not key=value", do=VERBS[options.verb].usage)
     return _run_verb(api, options.verb, loaded)

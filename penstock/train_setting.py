@@ -7,6 +7,7 @@ sees the whole `Config`.
 import dataclasses
 import hashlib
 import math
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -80,10 +81,13 @@ def settle(config: Config, world: World) -> Setting:
     )
     total_steps = _total_steps(config, loader)
     check_schedule(config.schedule, config.optimizer.lr, total_steps)
-    identity = {
+    identity: dict[str, Any] = {
         "architecture": dataclasses.asdict(chosen.architecture),
         "tokenizer": data.tokenizer_sha256,
     }
+    if chosen.architecture.adapter is not None:
+        config = _with_whole_path(config)
+        identity["base"] = jobs.base_identity(config)
     data.announce(config.data.split, chosen.sequence_length)
     return Setting(config, world, run, chosen, data, executable, loader, total_steps, identity)
 
@@ -91,6 +95,15 @@ def settle(config: Config, world: World) -> Setting:
 def objective(chosen: Plan, data: TrainingData) -> Objective:
     """What samples ask of the model."""
     return Objective(data.end_of_text if chosen.attention == "document" else None)
+
+
+def _with_whole_path(config: Config) -> Config:
+    """The same with `model.from` named so that it is found from anywhere: the run has no copy."""
+    given = config.model.from_
+    if given is None or not Path(given).expanduser().exists():
+        return config
+    whole = str(Path(given).expanduser().resolve())
+    return config.model_copy(update={"model": config.model.model_copy(update={"from_": whole})})
 
 
 def _total_steps(config: Config, loader: Loader) -> int:

@@ -25,7 +25,7 @@ class Verb:
     """Config sections and root keys it reads."""
 
 
-_MODEL = ("model", "batch", "data", "precision", "plan", "device")
+_MODEL = ("model", "lora", "batch", "data", "precision", "plan", "device")
 VERBS: dict[str, Verb] = {
     "prepare": Verb(
         "Raw text to a dataset: tokenizer, token files, manifest.",
@@ -71,6 +71,7 @@ VERBS: dict[str, Verb] = {
             "run",
             "executable",
             "model",
+            "lora",
             "batch",
             "precision",
             "plan",
@@ -89,6 +90,7 @@ VERBS: dict[str, Verb] = {
             "checkpoint",
             "executable",
             "model",
+            "lora",
             "tokenizer",
             "precision",
             "seed",
@@ -97,10 +99,17 @@ VERBS: dict[str, Verb] = {
         ),
     ),
     "convert": Verb(
-        "A run's weights for `transformers`, or a dataset's format into another.",
+        "A run's weights for `transformers`, its adapters for `peft`, or a dataset's format.",
         "penstock convert checkpoint run=RUN out=FOLDER, or "
+        "penstock convert adapter run=RUN out=FOLDER, or "
         "penstock convert dataset from=PATH out=FOLDER data.format=FORMAT",
         ("run", "checkpoint", "from_", "out", "data", "tokenizer"),
+    ),
+    "import-config": Verb(
+        "Another system's configuration in our keys, and what became of each of theirs.",
+        "penstock import-config FILE --from "
+        "sambanova|cerebras|graphcore|habana|deepspeed|accelerate [out=FILE.yaml]",
+        ("from_", "out"),
     ),
     "inspect": Verb(
         "What an executable, a dataset (in any format) or a run holds.",
