@@ -218,7 +218,7 @@ class Config(Section):
     from_: str | None = Field(default=None, alias="from")
     """Dataset to convert: a file, a folder, a glob or a Megatron prefix, in any known format."""
     out: str | None = None
-    """Folder to write, for `convert` and `plan`."""
+    """Folder to write, for `convert`, `plan` and `bench`."""
     trust: list[str] = Field(default=[])
     """SHA-256 of executable files made by others that may run here; also `--trust SHA256`."""
     model: ModelSection = ModelSection()
