@@ -150,7 +150,7 @@ pytorch_gpt2_small:
     )
     assert metrics["loss"]["values"] == [3.5]
     path.write_text(path.read_text().replace("description:", "parameters: {a: [1, 2]}\n  x:"))
-    assert "benchmarks.yml:14)" in fails(capsys, "bench", str(path))
+    assert "benchmarks.yml:16)" in fails(capsys, "bench", str(path))
 
 
 @pytest.mark.parametrize(
