@@ -23,7 +23,7 @@ from penstock.hardware.process import prepare_process
 _FILE_TROUBLE = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM)
 """System errors the user can mend: full or read-only disks, missing permissions."""
 
-_FLAGS_WITH_VALUES = ("--config", "--trust", "--benchmark", "--compare")
+_FLAGS_WITH_VALUES = ("--config", "--trust", "--from", "--benchmark", "--compare")
 
 
 class _Parser(argparse.ArgumentParser):
@@ -79,6 +79,7 @@ def _parse(words: list[str]) -> argparse.Namespace | None:
     parser.add_argument("keys", nargs="*")
     parser.add_argument("--config", metavar="FILE")
     parser.add_argument("--trust", metavar="SHA256", action="append", default=[])
+    parser.add_argument("--from", metavar="SYSTEM", dest="system")
     parser.add_argument("--json", action="store_true")
     parser.add_argument("--quiet", action="store_true")
     if verbs[0] == "bench":
@@ -93,14 +94,17 @@ def _call(options: argparse.Namespace) -> Any:  # noqa: ANN401 - each verb has i
     # A file that is named may have any name, also one with a = in it.
     first = options.verb in ("inspect", "bench") and bool(keys) and not _names_key(keys[0])
     positional = [key for i, key in enumerate(keys) if "=" not in key or (first and i == 0)]
-    loaded = load_config(options.config, [key for key in keys if key not in positional])
+    overrides = [key for key in keys if key not in positional]
+    if options.system is not None:
+        overrides.append(f"from={options.system}")
+    loaded = load_config(options.config, overrides, options.verb)
     if options.trust:
         trust = [*loaded.config.trust, *options.trust]
         config = loaded.config.model_copy(update={"trust": trust})
         loaded = LoadedConfig(config, {**loaded.origins, "trust": "command line"})
     from penstock import api  # noqa: PLC0415 - mistakes above are told before torch is loaded
 
-    if options.verb in ("inspect", "convert", "bench"):
+    if options.verb in ("inspect", "convert", "import-config", "bench"):
         if len(positional) != 1:
             raise UserError(
                 f"penstock {options.verb} takes one thing", do=VERBS[options.verb].usage
@@ -108,7 +112,8 @@ def _call(options: argparse.Namespace) -> Any:  # noqa: ANN401 - each verb has i
         more: dict[str, Any] = {}
         if options.verb == "bench":
             more = {"benchmarks": options.benchmark, "compare": options.compare}
-        return getattr(api, options.verb)(positional[0], loaded.config, **more)
+        run = getattr(api, options.verb.replace("-", "_"))
+        return run(positional[0], loaded.config, **more)
     if positional:
         raise UserError(f"{positional[0]} is not key=value", do=VERBS[options.verb].usage)
     return _run_verb(api, options.verb, loaded)
