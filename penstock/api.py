@@ -117,7 +117,8 @@ def train(
 
 def _data_if_there(config: Config) -> "TrainingData | None":
     """The data to train on, for its vocabulary, where any is named."""
-    is_named = config.data.path is not None or config.data.mixture is not None
+    data = config.data
+    is_named = data.path is not None or data.mixture is not None or data.streaming
     return planning.open_training_data(config) if is_named else None
 
 
