@@ -110,18 +110,9 @@ def train(
 
     `origins`: where each setting came from, by dotted key, for the run's config.yaml.
     """
-    from penstock.parallel.environment import find_place, inherited_origins
-
-    c = as_config(config, **sections)
-    if (c.launch.processes > 1 or c.launch.hosts > 1) and find_place().size == 1:
-        from penstock.parallel.launch import train_in_processes
-        from penstock.report.summary import RunSummary
-
-        train_in_processes(c, origins or {})
-        return RunSummary.read(Path(str(c.run)))
     from penstock.train_run import train_run
 
-    return train_run(c, inherited_origins() or origins or {})
+    return train_run(as_config(config, **sections), origins or {})
 
 
 def _data_if_there(config: Config) -> "TrainingData | None":

@@ -22,7 +22,8 @@ from penstock.data.loader import Loader
 from penstock.files import atomic_write, canonical_json
 from penstock.hardware.process import loaded_openmp
 from penstock.models.families import FAMILIES
-from penstock.parallel.environment import find_place
+from penstock.parallel.environment import find_place, inherited_origins
+from penstock.parallel.launch import train_in_processes
 from penstock.parallel.parts import Part
 from penstock.parallel.replicas import Replicas
 from penstock.parallel.world import World
@@ -41,11 +42,18 @@ OPTIMIZERS = {"adamw": AdamW, "muon": Muon}
 
 
 def train_run(config: Config, origins: Mapping[str, str]) -> RunSummary:
-    """Train, or go on training; see `api.train`. One of several processes does its part."""
-    world = World(find_place())
+    """Train, or go on training; see `api.train`. Starts several processes where that is asked
+    for; one of several does its part.
+    """
+    place, wanted = find_place(), config.launch.processes * config.launch.hosts
+    if place.size == 1 and wanted > 1:
+        run = jobs.run_folder(config)
+        train_in_processes(config, origins)
+        return RunSummary.read(run.path)
+    world = World(place)
     config = planning.with_replicas(config, world.size)
     with world.joined(planning.device_of(config), config.launch.timeout_seconds):
-        return _train(settle(config, world), origins)
+        return _train(settle(config, world), inherited_origins() or origins)
 
 
 def _train(setting: Setting, origins: Mapping[str, str]) -> RunSummary:
