@@ -80,7 +80,8 @@ class Architecture:
     shared_layers: bool = False
     """Whether all layers are one block, run again and again."""
     embedding_size: int | None = None
-    """Width of the token and position tables, projected to hidden_size; None: the same."""
+    """Width of the token and position tables, which a matrix projects to hidden_size; None: they
+    have that width, and there is no matrix."""
     embedding_norm: bool = False
     token_types: int = 0
     """Rows of a table of segment types; every token is of the first."""
@@ -101,10 +102,8 @@ class Architecture:
                     where=f"model.{name}",
                     do=f"choose {name} from the divisors of {size}",
                 )
-        # One way to say the same: equal shapes compare equal.
-        for name, same in (("kv_heads", self.heads), ("embedding_size", self.hidden_size)):
-            if getattr(self, name) == same:
-                object.__setattr__(self, name, None)
+        if self.kv_heads == self.heads:  # one way to say the same: equal shapes compare equal
+            object.__setattr__(self, "kv_heads", None)
         if not 0.0 <= self.dropout < 1.0:
             raise ConfigError(
                 f"model.dropout={self.dropout} is not a probability below 1",
@@ -186,7 +185,7 @@ class Architecture:
         return rows * self.embedding_width if self.positions == "learned" else 0
 
     def embedding_projection_parameters(self) -> int:
-        """The matrix and bias from the tables' width to the hidden size, where they differ."""
+        """The matrix and bias from the tables' width to the hidden size, where there is one."""
         if self.embedding_size is None:
             return 0
         return self.embedding_size * self.hidden_size + self.hidden_size
