@@ -52,7 +52,9 @@ IGNORED_SUFFIXES = (
 """Buffers, the head for pairs of sentences, and the second name of the projection's bias."""
 
 
-def shape(layers: int, hidden_size: int, heads: int, vocab_size: int, **more: Any) -> dict[str, Any]:  # noqa: ANN401 - values of any field
+def shape(
+    layers: int, hidden_size: int, heads: int, vocab_size: int, **more: Any
+) -> dict[str, Any]:  # noqa: ANN401 - values of any field
     """A preset of 512 positions; mlp_size is 4 × hidden_size throughout."""
     return {
         **STRUCTURE,
