@@ -23,7 +23,7 @@ from penstock.config.load import dump_config
 from penstock.config.schema import Config
 from penstock.console import get_console
 from penstock.data.loader import Loader
-from penstock.data.objective import Objective
+from penstock.data.objective import Objective, objective_for
 from penstock.data.training_data import TrainingData
 from penstock.errors import ConfigError
 from penstock.files import atomic_write, canonical_json
@@ -98,7 +98,7 @@ def _settle(config: Config) -> _Setting:
         sequence_length=chosen.sequence_length,
         batch_size=chosen.size,
         micro=chosen.micro,
-        objective=_objective(chosen, data),
+        objective=_objective(config, chosen, data),
     )
     total_steps = _total_steps(config, loader)
     check_schedule(config.schedule, config.optimizer.lr, total_steps)
@@ -113,9 +113,15 @@ def _settle(config: Config) -> _Setting:
     return _Setting(config, run, chosen, data, executable, loader, total_steps, identity)
 
 
-def _objective(chosen: Plan, data: TrainingData) -> Objective:
+def _objective(config: Config, chosen: Plan, data: TrainingData) -> Objective:
     """What samples ask of the model."""
-    return Objective(data.end_of_text if chosen.attention == "document" else None)
+    return objective_for(
+        data,
+        is_causal=chosen.architecture.is_causal,
+        by_document=chosen.attention == "document",
+        probability=config.train.mask_probability,
+        seed=config.seed,
+    )
 
 
 def _with_whole_path(config: Config) -> Config:
@@ -190,7 +196,7 @@ def _validation(setting: _Setting) -> list[Validation]:
                 sequence_length=chosen.sequence_length,
                 batch_size=chosen.micro,
                 micro=chosen.micro,
-                objective=_objective(chosen, setting.data),
+                objective=_objective(config, chosen, setting.data),
             ),
         )
         for part in parts

@@ -26,6 +26,30 @@ def check_shapes(
         )
 
 
+def check_objective(architecture: Architecture, objective: str, mode: str) -> None:
+    """Refuse what a model that sees both ways, or only what is before, cannot learn or do."""
+    kind = "causal" if architecture.is_causal else "masked"
+    if objective not in ("auto", kind):
+        raise ConfigError(
+            f"{architecture.family} is a {kind} language model: it does not train with "
+            f"train.objective={objective}",
+            where="train.objective",
+            do="leave it out, or choose a model of the other kind",
+        )
+    if mode == "generate":
+        require_causal(architecture)
+
+
+def require_causal(architecture: Architecture) -> None:
+    """Refuse to generate with a model that fills in masked tokens."""
+    if not architecture.is_causal:
+        raise ConfigError(
+            f"{architecture.family} is a masked language model: it generates no text",
+            where="model",
+            do="use a causal model, or evaluate this one",
+        )
+
+
 def check_length(architecture: Architecture, sequence_length: int) -> None:
     """Refuse sequences that the model has no positions for."""
     if sequence_length > architecture.max_positions:

@@ -219,13 +219,15 @@ class Architecture(DropoutRates):
             return 0
         return self.embedding_size * self.hidden_size + self.hidden_size
 
+    def embedding_multiplied(self) -> int:
+        """Parameters of the embedding that are not looked up: its norm and projection."""
+        norm = self.norm_parameters(self.embedding_width) if self.embedding_norm else 0
+        return norm + self.embedding_projection_parameters()
+
     def embedding_parameters(self, *, padded: bool = False) -> int:
         """Everything that turns tokens into the residual stream."""
-        width = self.embedding_width
-        norm = self.norm_parameters(width) if self.embedding_norm else 0
         tables = self.table_elements(padded=padded) + self.position_parameters()
-        types = self.token_types * width
-        return tables + types + norm + self.embedding_projection_parameters()
+        return tables + self.token_types * self.embedding_width + self.embedding_multiplied()
 
     def head_parameters(self, *, padded: bool = False) -> int:
         """Everything after the blocks, the projection counted also where it is tied."""
@@ -275,9 +277,8 @@ class Architecture(DropoutRates):
         causal half of attention is not discounted, as is the custom (PaLM, arXiv 2204.02311,
         appendix B; nanoGPT `estimate_mfu`).
         """
-        norm = self.norm_parameters(self.embedding_width) if self.embedding_norm else 0
-        multiplied = self.layers * self.block_parameters() + self.head_parameters()
-        multiplied += norm + self.embedding_projection_parameters()
+        ends = self.embedding_multiplied() + self.head_parameters()
+        multiplied = self.layers * self.block_parameters() + ends
         weights = 6 * multiplied
         if self.adapter is not None:
             weights = 4 * multiplied + 6 * self.layers * self.adapter_parameters()

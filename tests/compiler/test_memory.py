@@ -100,7 +100,7 @@ def test_shared_layers_are_held_once_and_factorised_tables_at_their_width() -> N
     assert held == albert.parameter_count(padded=True)
     # 30,080 padded rows, 512 positions and 2 types of 128, and the norm; 128 × 768 and 768;
     # one block; the head's dense layer, norm and bias.
-    block = 12 * 768**2 + 9 * 768 + 3072 + 2 * 2 * 768
+    block = 12 * 768**2 + 9 * 768 + 3072
     tables = (30080 + 512 + 2 + 2) * 128 + 128 * 768 + 768
     assert held == tables + block + (768 + 1 + 2) * 128 + 30080
 

@@ -53,8 +53,12 @@ IGNORED_SUFFIXES = (
 
 
 def shape(
-    layers: int, hidden_size: int, heads: int, vocab_size: int, **more: Any
-) -> dict[str, Any]:  # noqa: ANN401 - values of any field
+    layers: int,
+    hidden_size: int,
+    heads: int,
+    vocab_size: int,
+    **more: Any,  # noqa: ANN401 - values of any field
+) -> dict[str, Any]:
     """A preset of 512 positions; mlp_size is 4 × hidden_size throughout."""
     return {
         **STRUCTURE,
@@ -144,7 +148,7 @@ def embedding_names(architecture: Architecture, prefix: str) -> dict[str, Stored
     """Everything under `embeddings`."""
     tables = {"tokens": "word_embeddings", "positions": "position_embeddings"}
     if architecture.token_types:
-        tables["token_types"] = "token_type_embeddings"
+        tables["token_types"] = "token_type_embeddings"  # noqa: S105 - no password
     names = {
         f"embed.{ours}.weight": f"{prefix}embeddings.{theirs}.weight"
         for ours, theirs in tables.items()
