@@ -69,6 +69,12 @@ def require_stages(architecture: Architecture, plan: PlanSection, accumulation: 
         check_layers_per_stage(given, layers, plan.stages, tied=tied)
     stages = len(given or ()) or plan.stages or 1
     check_stages(stages, layers)
+    if stages > 1 and architecture.shared_layers:
+        raise ConfigError(
+            f"the layers of {architecture.family} are one block: it cannot be cut into stages",
+            where="plan.stages",
+            do="leave plan.stages out; plan.replicas divides the batch instead",
+        )
     if plan.schedule == "interleaved" and stages > 1 and accumulation % stages:
         raise ConfigError(
             f"{accumulation} micro-batches are not a multiple of {stages} stages",

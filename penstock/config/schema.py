@@ -9,6 +9,7 @@ from typing import Literal
 from pydantic import Field
 
 from penstock.config.data import DataSection, PrepareSection, SourceSection, TokenizerSection
+from penstock.config.launch import LaunchSection
 from penstock.config.lora import LoraSection
 from penstock.config.planning import PlanSection
 from penstock.config.section import Probability, Section
@@ -252,7 +253,7 @@ class Config(Section):
     """Dataset to convert: a file, a folder, a glob or a Megatron prefix, in any known format; or
     the system whose configuration is imported, also `--from SYSTEM`."""
     out: str | None = None
-    """Folder to write, for `convert` and `plan`; file to write, for `import-config`."""
+    """Folder to write, for `convert`, `plan`, `bench` and `profile`; file, for `import-config`."""
     trust: list[str] = Field(default=[])
     """SHA-256 of executable files made by others that may run here; also `--trust SHA256`."""
     model: ModelSection = ModelSection()
@@ -264,6 +265,7 @@ class Config(Section):
     batch: BatchSection = BatchSection()
     precision: PrecisionSection = PrecisionSection()
     plan: PlanSection = PlanSection()
+    launch: LaunchSection = LaunchSection()
     compile: CompileSection = CompileSection()
     optimizer: OptimizerSection = OptimizerSection()
     schedule: ScheduleSection = ScheduleSection()

@@ -52,7 +52,9 @@ def test_special_tokens_and_padding_are_never_chosen() -> None:
 def test_the_mask_depends_on_seed_and_position_alone() -> None:
     tokens = np.random.default_rng(0).integers(5, 1000, 500)
     first = masking().mask(tokens, 500, 7)
-    assert all(np.array_equal(*pair) for pair in zip(first, masking().mask(tokens, 500, 7)))
+    assert all(
+        np.array_equal(*pair) for pair in zip(first, masking().mask(tokens, 500, 7), strict=True)
+    )
     for other in (masking().mask(tokens, 500, 8), masking(seed=4).mask(tokens, 500, 7)):
         assert (first[1] != other[1]).sum() > 50
 

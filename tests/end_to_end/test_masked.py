@@ -4,7 +4,6 @@ import os
 from pathlib import Path
 
 import pytest
-import torch
 import transformers
 
 import penstock
