@@ -173,7 +173,7 @@ def _validation(setting: Setting) -> list[Validation]:
                 sequence_length=chosen.sequence_length,
                 batch_size=chosen.micro,
                 micro=chosen.micro,
-                objective=objective(chosen, setting.data),
+                objective=objective(config, chosen, setting.data),
             ),
         )
         for part in parts
