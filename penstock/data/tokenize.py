@@ -87,7 +87,7 @@ def make_shards(
     groups: list[list[SourceFile]] = []
     room = 0
     for file in files:
-        for part in SOURCES[section.kind].cut(file, section, shard_bytes):
+        for part in SOURCES[section.kind].cut(file, section, shard_bytes, folder):
             if room <= 0:
                 groups.append([])
                 room = shard_bytes
