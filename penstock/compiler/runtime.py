@@ -82,7 +82,7 @@ class _Region:
         if not self.has_dropout:
             keys = None
         inputs = [*parameters, x, *(given for given in (keys, *after) if given is not None)]
-        if torch.is_grad_enabled():
+        if torch.is_grad_enabled() and any(given.requires_grad for given in inputs):
             if self.backward is None:
                 raise ExecutableError("the executable is for evaluation: it has no gradients")
             if self.has_dropout and keys is None:
@@ -197,6 +197,7 @@ class _HeadFunction(torch.autograd.Function):
         results = kernel([*parameters, x, targets, loss_weights, z_loss])
         loss, _cross_entropy, *gradients = results
         ctx.gradients = gradients
+        ctx.frozen = 1 + len(parameters) - len(gradients)
         return loss
 
     @staticmethod
@@ -208,4 +209,4 @@ class _HeadFunction(torch.autograd.Function):
         # Scaling by one would read and write the largest gradient of the model for nothing.
         if upstream.is_cuda or upstream.item() != 1.0:
             gradients = [gradient * upstream.to(gradient.dtype) for gradient in gradients]
-        return (None, None, None, None, *gradients)
+        return (None, None, None, None, *gradients, *(None,) * ctx.frozen)

@@ -9,6 +9,7 @@ from typing import Literal
 from pydantic import Field
 
 from penstock.config.data import DataSection, PrepareSection, SourceSection, TokenizerSection
+from penstock.config.lora import LoraSection
 from penstock.config.planning import PlanSection
 from penstock.config.section import Probability, Section
 
@@ -42,6 +43,10 @@ class ModelSection(Section):
     """Vocabulary, in tokens; taken from the dataset when there is one."""
     dropout: Probability | None = None
     """Probability of dropping an activation (embedding, attention, residual) in training."""
+    embedding_dropout: Probability | None = None
+    """The same for the embeddings' sum, where it differs."""
+    attention_dropout: Probability | None = None
+    """The same for attention's probabilities, where it differs."""
     norm_epsilon: float | None = Field(default=None, gt=0)
     """Constant added to the variance in norms."""
     tie_embeddings: bool | None = None
@@ -236,12 +241,14 @@ class Config(Section):
     device: Literal["auto", "cpu", "cuda"] = "auto"
     """Where to run; auto: CUDA when there is a GPU."""
     from_: str | None = Field(default=None, alias="from")
-    """Dataset to convert: a file, a folder, a glob or a Megatron prefix, in any known format."""
+    """Dataset to convert: a file, a folder, a glob or a Megatron prefix, in any known format; or
+    the system whose configuration is imported, also `--from SYSTEM`."""
     out: str | None = None
-    """Folder to write, for `convert` and `plan`."""
+    """Folder to write, for `convert`, `plan`, `bench` and `profile`; file, for `import-config`."""
     trust: list[str] = Field(default=[])
     """SHA-256 of executable files made by others that may run here; also `--trust SHA256`."""
     model: ModelSection = ModelSection()
+    lora: LoraSection = LoraSection()
     source: SourceSection = SourceSection()
     tokenizer: TokenizerSection = TokenizerSection()
     data: DataSection = DataSection()

@@ -5,7 +5,6 @@ batches or training.
 """
 
 import dataclasses
-import hashlib
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -13,14 +12,14 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from penstock.config.folders import user_cache_folder
+from penstock.config.checksums import remembered_sha256
 from penstock.console import Console, get_console
 from penstock.data.formats.megatron import Reader
 from penstock.data.packing import parse_packing
 from penstock.data.samples import HeldOut, SplitSamples
 from penstock.data.tokenizer import Tokenizer
 from penstock.errors import DataError
-from penstock.files import atomic_write, canonical_json, read_json, sha256_file
+from penstock.files import read_json
 
 MANIFEST = "dataset.json"
 PREPARED = "prepared.json"
@@ -265,26 +264,12 @@ def _check_files(path: Path, files: dict[str, Any], verify: str) -> None:
                 where="data.path",
                 do="copy it again, or prepare the dataset again",
             )
-        if verify == "checksum" and _checksum(file) != facts["sha256"]:
+        if verify == "checksum" and remembered_sha256(file) != facts["sha256"]:
             raise DataError(
                 f"{file} does not have the checksum {MANIFEST} gives",
                 where="data.path",
                 do="copy it again, or prepare the dataset again",
             )
-
-
-def _checksum(file: Path) -> str:
-    """SHA-256 of a file, remembered for as long as its size and time stay the same."""
-    status = file.stat()
-    identity = canonical_json(
-        [str(file.resolve()), status.st_size, status.st_mtime_ns, status.st_ino]
-    )
-    memory = user_cache_folder() / "checksums" / hashlib.sha256(identity.encode()).hexdigest()
-    if memory.is_file():
-        return memory.read_text(encoding="ascii")
-    digest = sha256_file(file)
-    atomic_write(memory, digest)
-    return digest
 
 
 def read_documents(split: Split) -> Iterator[NDArray[Any]]:
