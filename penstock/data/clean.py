@@ -94,24 +94,22 @@ def _until_end(pieces: Iterator[Piece]) -> Iterator[Piece]:
 
 def _against(text: str, size: int, section: CleanSection) -> str | None:
     """What is against a document; None: nothing."""
-    if size < section.min_characters:
-        return "documents left out: too short"
-    if section.max_characters is not None and size > section.max_characters:
-        return "documents left out: too long"
     letters, digits, symbols = _shares(text)
-    if letters < section.min_letters:
-        return "documents left out: too few letters"
-    if digits > section.max_digits:
-        return "documents left out: too many digits"
-    if symbols > section.max_symbols:
-        return "documents left out: too many symbols"
-    if section.languages:
+    reasons = {
+        "too short": size < section.min_characters,
+        "too long": section.max_characters is not None and size > section.max_characters,
+        "too few letters": letters < section.min_letters,
+        "too many digits": digits > section.max_digits,
+        "too many symbols": symbols > section.max_symbols,
+    }
+    reason = next((name for name, holds in reasons.items() if holds), None)
+    if reason is None and section.languages:
         language, probability = _language(text)
         if language not in section.languages:
-            return f"documents left out: in {language}"
-        if probability < section.min_language_probability:
-            return "documents left out: in no certain language"
-    return None
+            reason = f"in {language}"
+        elif probability < section.min_language_probability:
+            reason = "in no certain language"
+    return None if reason is None else f"documents left out: {reason}"
 
 
 def _shares(text: str) -> tuple[float, float, float]:
@@ -146,7 +144,7 @@ def _identifier() -> Any:  # noqa: ANN401 - the extra's type
             where="clean.languages",
             do="pip install 'penstock[language]'",
         ) from None
-    return LanguageIdentifier.from_pickled_model(MODEL_FILE, norm_probs=True)
+    return LanguageIdentifier.from_model_file(MODEL_FILE, norm_probs=True)
 
 
 _LANGUAGE_CHARACTERS = 10_000

@@ -7,8 +7,8 @@ Datasets, §3.4; parameters near those of Lee et al., arXiv 2107.06499). It must
 """
 
 import hashlib
-from collections.abc import Sequence
 from pathlib import Path
+from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -25,7 +25,18 @@ _MULTIPLIERS = np.random.default_rng(20_250_101).integers(
     1, 2**64, (2, _HASHES), np.uint64, endpoint=False
 )
 """Of a multiply-shift hash each (Dietzfelbinger et al. 1997): odd factors, and what is added."""
-Documents = Sequence[TokenSequence]
+
+
+class Documents(Protocol):
+    """Documents by number."""
+
+    def __len__(self) -> int:
+        """How many there are."""
+        ...
+
+    def __getitem__(self, number: int) -> TokenSequence:
+        """One of them."""
+        ...
 
 
 def exact_duplicates(documents: Documents) -> NDArray[np.bool_]:

@@ -16,10 +16,12 @@ from penstock.data.sources.stdlib import list_stdlib
 from penstock.data.sources.tables import cut_jsonl, cut_parquet, read_csv, read_jsonl, read_parquet
 from penstock.data.sources.wikipedia import cut_dump, read_articles
 
-_Cut = Callable[[SourceFile, SourceSection, int, Path], list[SourceFile]]
+_Cut = Callable[[SourceFile, SourceSection, int, Path | None], list[SourceFile]]
 
 
-def _whole(file: SourceFile, section: SourceSection, size: int, folder: Path) -> list[SourceFile]:
+def _whole(
+    file: SourceFile, section: SourceSection, size: int, folder: Path | None
+) -> list[SourceFile]:
     return [file]
 
 
@@ -37,8 +39,8 @@ class Source:
     files: Callable[[SourceSection], list[SourceFile]] = list_files
     """The files there are, in an order that does not change."""
     cut: _Cut = _whole
-    """Ranges of about so many bytes, which together give the file's documents; a folder to unpack
-    into, where that cannot be done in place."""
+    """Ranges of about so many bytes, which together give the file's documents; the folder is to
+    unpack into, where that must be: without one such a file stays whole."""
     records: bool = False
     """Whether documents may be prompts and completions or chats."""
 

@@ -40,7 +40,9 @@ _DOCUMENT = re.compile(rb'<doc\b[^>\n]*\btitle="([^"\n]*)"[^>\n]*>[ \t]*\r?\n?')
 _DOCUMENT_END = b"</doc>"
 
 
-def cut_dump(file: SourceFile, section: SourceSection, size: int, folder: Path) -> list[SourceFile]:
+def cut_dump(
+    file: SourceFile, section: SourceSection, size: int, folder: Path | None
+) -> list[SourceFile]:
     """Ranges of about `size` bytes between pages; a compressed dump is unpacked into parts once.
 
     Raises:
@@ -50,7 +52,7 @@ def cut_dump(file: SourceFile, section: SourceSection, size: int, folder: Path) 
         return [file]
     head = _head(file)
     if compression_of(file.path) is not None:
-        return _unpacked(file, head, size, folder)
+        return [file] if folder is None else _unpacked(file, head, size, folder)
     bounds = [len(head)]
     with (
         Path(file.path).open("rb") as handle,
