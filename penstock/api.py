@@ -24,7 +24,6 @@ if TYPE_CHECKING:
     from penstock.compiler.plan import Plan
     from penstock.data.convert import DatasetConversion
     from penstock.data.prepare import PrepareResult
-    from penstock.data.training_data import TrainingData
     from penstock.migrate.translate import ImportedConfig
     from penstock.report.doctor import DoctorReport
     from penstock.report.inspection import Inspection
@@ -56,7 +55,7 @@ def plan(config: ConfigLike = None, **sections: Any) -> "Plan":  # noqa: ANN401 
     With `out`, also write plan.json, its pictures and a page there.
     """
     c = as_config(config, **sections)
-    data = _data_if_there(c)
+    data = planning.named_training_data(c)
     result = planning.plan_of(c, data, c.mode)
     if data is not None:
         data.announce(c.data.split, result.sequence_length)
@@ -81,7 +80,7 @@ def compile(config: ConfigLike = None, **sections: Any) -> "CompileResult":  # n
     if c.executable is None:
         raise ConfigError("no file to write", where="executable", do="set executable=FILE.penstock")
     path = Path(c.executable)
-    wanted = planning.plan_of(c, _data_if_there(c), c.mode)
+    wanted = planning.plan_of(c, planning.named_training_data(c), c.mode)
     planning.require_fit(wanted)
     if wanted.device != "cpu":
         write_executable(path, wanted, trace_graphs(wanted), PORTABLE)
@@ -113,13 +112,6 @@ def train(
     from penstock.train_run import train_run
 
     return train_run(as_config(config, **sections), origins or {})
-
-
-def _data_if_there(config: Config) -> "TrainingData | None":
-    """The data to train on, for its vocabulary, where any is named."""
-    data = config.data
-    is_named = data.path is not None or data.mixture is not None or data.streaming
-    return planning.open_training_data(config) if is_named else None
 
 
 def evaluate(
