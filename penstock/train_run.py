@@ -82,6 +82,16 @@ def train_run(config: Config, origins: Mapping[str, str]) -> RunSummary:
     return summary
 
 
+def prepare_job(config: Config) -> tuple[Plan, TrainingJob, bool]:
+    """A plan and a job from fresh weights, before its first step, and whether it has kernels.
+
+    For whoever makes steps without a trainer; the run folder must be new.
+    """
+    setting = _settle(config)
+    kernels = jobs.training_kernels(setting.config, setting.plan, setting.executable, setting.run)
+    return setting.plan, _job(setting, kernels, None), kernels is not None
+
+
 def _settle(config: Config) -> _Setting:
     """Open and check everything the job needs, before anything is written."""
     run = jobs.run_folder(config)
