@@ -87,6 +87,7 @@ def write_profile(recording: Recording, folder: Path) -> ProfileResult:
         "facts": recording.facts,
         "steps": times.steps,
         "step_seconds": times.total_seconds / times.steps,
+        "each_step_seconds": times.step_seconds,
         "predicted_step_seconds": recording.predicted_seconds,
         "peak_flops": peak,
         "bandwidth_bytes_per_second": speeds.bandwidth_bytes_per_second,
@@ -156,8 +157,8 @@ def _notes(recording: Recording) -> list[str]:
     if any(place.operation == MACHINE_CODE for place in recording.times.seconds):
         notes.append(
             "A compiled kernel is one piece of machine code, its loops and its calls of the "
-            "library's products together: torch's profiler sees nothing inside, so that its time "
-            "cannot be split further."
+            "library's products together: torch's profiler sees a few operations inside, such as "
+            "copies; the time of the rest cannot be split further."
         )
     return notes
 
@@ -207,15 +208,17 @@ def _page(result: ProfileResult) -> str:
     ]
     loader = jinja2.FileSystemLoader(Path(__file__).parent)
     pages = jinja2.Environment(loader=loader, autoescape=True, undefined=jinja2.StrictUndefined)
-    predicted = values["predicted_step_seconds"]
+    predicted, each = values["predicted_step_seconds"], values["each_step_seconds"]
+    least, most = 1000 * min(each), 1000 * max(each)
     cards = [
-        (f"{1000 * values['step_seconds']:,.1f} ms", "a step, recorded"),
+        (f"{1000 * values['step_seconds']:,.1f} ms", "a step, mean of those recorded"),
+        (f"{least:,.0f}–{most:,.0f} ms", "quickest and slowest step"),
         (f"{values['peak_memory_bytes'] / 2**30:.2f} GiB", "peak resident memory"),
         (f"{values['peak_flops'] / 1e9:,.0f} GFLOP/s", f"measured peak, {recording.compute}"),
         (f"{values['bandwidth_bytes_per_second'] / 1e9:,.0f} GB/s", "measured bandwidth"),
     ]
     if predicted is not None:
-        cards.insert(1, (f"{1000 * predicted:,.1f} ms", "a step, as planned"))
+        cards.insert(2, (f"{1000 * predicted:,.1f} ms", "a step, as planned"))
     return pages.get_template("profile.html").render(
         title=recording.title,
         cards=cards,

@@ -51,8 +51,8 @@ class Place:
 class Times:
     """Seconds and calls of all recorded steps together."""
 
-    steps: int = 0
-    total_seconds: float = 0.0
+    step_seconds: list[float] = dataclasses.field(default_factory=list[float])
+    """Of each recorded step."""
     seconds: dict[Place, float] = dataclasses.field(default_factory=dict[Place, float])
     operations: dict[Place, int] = dataclasses.field(default_factory=dict[Place, int])
     """How often each operation ran."""
@@ -60,6 +60,16 @@ class Times:
     """How often each region and each kernel ran."""
     memory: list[tuple[float, int]] = dataclasses.field(default_factory=list[tuple[float, int]])
     """(seconds since the first step, bytes that tensors hold beyond what they held before)."""
+
+    @property
+    def steps(self) -> int:
+        """How many were recorded."""
+        return len(self.step_seconds)
+
+    @property
+    def total_seconds(self) -> float:
+        """All steps together."""
+        return sum(self.step_seconds)
 
     def by_region(self) -> dict[str, float]:
         """Seconds of each region, most first."""
@@ -86,8 +96,7 @@ def read_times(trace: dict[str, Any]) -> Times:
     )
     times = Times()
     for root in _steps(roots):
-        times.steps += 1
-        times.total_seconds += root.seconds
+        times.step_seconds.append(root.seconds)
         _book(root, "", "", "", _regions_by_sequence(root), times)
     if times.calls.get("head_train"):
         _join_head(times)
