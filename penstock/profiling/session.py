@@ -66,6 +66,10 @@ def record(config: Config) -> Recording:
         raise ConfigError(
             "profile books time to regions on CPUs only so far", where="device", do="set device=cpu"
         )
+    if config.launch.processes * config.launch.hosts > 1:
+        raise ConfigError(
+            "profile records one process", where="launch.processes", do="leave launch out"
+        )
     if config.mode == "train":
         return _record_training(config)
     if config.mode == "generate":
@@ -87,15 +91,17 @@ def _record_training(config: Config) -> Recording:
         plan, job, compiled = prepare_job(config.model_copy(update=update))
         _mark(job.model, {"forward": "forward"})
         get_console().info(f"recording {steps} steps after {section.warmup_steps} to warm up")
-        with contextlib.closing(job.saver), job.metrics:
-            run_steps = _stepper(job)
-            with contextlib.closing(run_steps):
-                for _ in range(section.warmup_steps):
+        with (
+            contextlib.closing(job.saver) if job.saver else contextlib.nullcontext(),
+            job.metrics or contextlib.nullcontext(),
+            contextlib.closing(_stepper(job)) as run_steps,
+        ):
+            for _ in range(section.warmup_steps):
+                next(run_steps)
+            with _recorder(Path(folder, "trace.json")) as finish:
+                for _ in range(steps):
                     next(run_steps)
-                with _recorder(Path(folder, "trace.json")) as finish:
-                    for _ in range(steps):
-                        next(run_steps)
-                times, trace = finish()
+            times, trace = finish()
         facts = {
             "model": _describe(plan.architecture),
             "step": f"{plan.accumulation} × {plan.micro} × {plan.sequence_length} tokens",
@@ -118,7 +124,8 @@ def _record_training(config: Config) -> Recording:
 
 def _stepper(job: TrainingJob) -> Generator[None]:
     """One optimizer step at a time, as the trainer makes them, for ever."""
-    accumulator = Accumulator(job.optimizer, job.accumulation)
+    needs_sums = job.replicas.needs_sums(job.accumulation)
+    accumulator = Accumulator(job.optimizer, needs_sums=needs_sums)
     z_loss = next(job.model.parameters()).new_tensor(job.train.z_loss).float()
     with contextlib.closing(job.loader.steps(0)) as loaded:
         step = 0
@@ -136,6 +143,7 @@ def _stepper(job: TrainingJob) -> Generator[None]:
                     lr=learning_rate(step, job.schedule, job.lr, job.total_steps),
                     norm_limit=math.inf,
                     z_loss=z_loss,
+                    replicas=job.replicas,
                 )
                 float(result.loss)
             step += 1
