@@ -164,7 +164,7 @@ def _record_generation(config: Config) -> Recording:
     engine = runs.open_engine(config)
     tokens = config.profile.steps or _GENERATION_TOKENS
     passes: list[tuple[int, int, int]] = []
-    _mark(engine.model, {"at": "", "decode": "decode", "logits": ""})
+    _mark(engine.model, {"forward": "", "decode": "decode", "logits": ""})
     _mark_passes(engine.decoder, passes)
     warm = section.model_copy(update={"tokens": max(2, config.profile.warmup_steps)})
     wanted = section.model_copy(update={"tokens": tokens, "stop": []})
