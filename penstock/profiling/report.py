@@ -28,12 +28,15 @@ class Row:
 
     name: str
     seconds: float
+    """Mean of the recorded steps."""
+    least_seconds: float
+    """In the step where it was quickest: what other programs slow down least."""
     share: float
     """Of the step's time."""
     calls: float
     gflops_per_second: float | None
     peak_share: float | None
-    """Of the measured matrix-product peak."""
+    """Of the measured matrix-product peak. Speeds are those of the quickest step."""
     gigabytes_per_second: float | None
     intensity: float | None
     """FLOPs per byte."""
@@ -112,18 +115,20 @@ def _regions(recording: Recording) -> list[Row]:
     for name, total in times.by_region().items():
         seconds = total / times.steps
         work = recording.work.get(name)
-        known = work is not None and seconds > 0
+        least = min(times.region_steps[name])
+        known = work is not None and least > 0
         kernels = {p.kernel for p in times.seconds if p.region == name and p.kernel}
         counted = times.calls.get(name) or sum(times.calls[kernel] for kernel in kernels)
         rows.append(
             Row(
                 name,
                 seconds,
+                least,
                 total / times.total_seconds,
                 counted / times.steps,
-                work.flops / seconds / 1e9 if work and known else None,
-                work.flops / seconds / peak if work and known else None,
-                work.bytes / seconds / 1e9 if work and known else None,
+                work.flops / least / 1e9 if work and known else None,
+                work.flops / least / peak if work and known else None,
+                work.bytes / least / 1e9 if work and known else None,
                 work.intensity if work else None,
             )
         )
@@ -151,8 +156,10 @@ def _notes(recording: Recording) -> list[str]:
     notes = [
         "Recording costs time itself, most where many small operations run: compare shares; for "
         "speeds use `train` or `bench`.",
+        "GFLOP/s and GB/s are those of the step in which a region was quickest (least, in ms), as "
+        "the peaks are the best this machine was measured at: a busy machine slows the others.",
         "FLOPs count matrix products and attention's as the planner does, bytes what must cross "
-        "memory at least; peaks are this machine's, measured.",
+        "memory at least.",
     ]
     if any(place.operation == MACHINE_CODE for place in recording.times.seconds):
         notes.append(
@@ -163,7 +170,7 @@ def _notes(recording: Recording) -> list[str]:
     return notes
 
 
-_REGION_COLUMNS = ("region", "ms a step", "share", "calls", "GFLOP/s", "of peak", "GB/s")
+_REGION_COLUMNS = ("region", "ms a step", "least", "share", "calls", "GFLOP/s", "of peak", "GB/s")
 _KERNEL_COLUMNS = ("kernel or region", "operation", "ms a step", "share", "calls")
 
 
@@ -172,6 +179,7 @@ def _region_cells(rows: list[Row]) -> list[list[str]]:
         [
             row.name,
             f"{1000 * row.seconds:,.2f}",
+            f"{1000 * row.least_seconds:,.2f}",
             f"{row.share:.1%}",
             _figure(row.calls, ",.4g"),
             _figure(row.gflops_per_second, ",.1f"),

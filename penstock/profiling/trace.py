@@ -54,6 +54,8 @@ class Times:
     step_seconds: list[float] = dataclasses.field(default_factory=list[float])
     """Of each recorded step."""
     seconds: dict[Place, float] = dataclasses.field(default_factory=dict[Place, float])
+    region_steps: dict[str, list[float]] = dataclasses.field(default_factory=dict[str, list[float]])
+    """Seconds of each region in each step that has it."""
     operations: dict[Place, int] = dataclasses.field(default_factory=dict[Place, int])
     """How often each operation ran."""
     calls: dict[str, int] = dataclasses.field(default_factory=dict[str, int])
@@ -97,9 +99,12 @@ def read_times(trace: dict[str, Any]) -> Times:
     times = Times()
     for root in _steps(roots):
         times.step_seconds.append(root.seconds)
+        before = times.by_region()
         _book(root, "", "", "", _regions_by_sequence(root), times)
-    if times.calls.get("head_train"):
-        _join_head(times)
+        if times.calls.get(HEAD):
+            _join_head(times)
+        for region, seconds in times.by_region().items():
+            times.region_steps.setdefault(region, []).append(seconds - before.get(region, 0.0))
     times.memory = _memory(events, min(float(step["ts"]) for step in steps))
     return times
 
@@ -110,7 +115,6 @@ def _join_head(times: Times) -> None:
         joined = dataclasses.replace(place, region=HEAD)
         times.seconds[joined] = times.seconds.get(joined, 0.0) + times.seconds.pop(place)
         times.operations[joined] = times.operations.get(joined, 0) + times.operations.pop(place)
-    times.calls[HEAD] = times.calls["head_train"]
 
 
 def region_of_kernel(kernel: str, phase: str) -> str:
@@ -187,6 +191,7 @@ def _book(
         times.calls[region] = times.calls.get(region, 0) + 1
     elif kind == "kernel":
         region, kernel, operation = region_of_kernel(name, phase), name, MACHINE_CODE
+        times.calls[region] = times.calls.get(region, 0) + (region == HEAD)
         times.calls[kernel] = times.calls.get(kernel, 0) + 1
     elif node.name.startswith(BACKWARD_NODE):
         operation = node.name.removeprefix(BACKWARD_NODE)

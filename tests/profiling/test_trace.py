@@ -71,6 +71,16 @@ def test_a_compiled_kernel_has_a_row_of_its_own() -> None:
     assert times.calls["head_train"] == 1
 
 
+def test_each_step_s_regions_are_kept_apart() -> None:
+    later = [
+        {**e, "ts": 2000 + e["ts"] / 2, "dur": e["dur"] / 2} for e in TRACE[1:15] if "dur" in e
+    ]
+    times = read_times({"traceEvents": [*TRACE, *later]})
+    assert times.steps == 2
+    assert times.region_steps["optimizer"] == pytest.approx([200e-6, 100e-6])
+    assert sum(map(sum, times.region_steps.values())) == pytest.approx(times.total_seconds)
+
+
 def test_a_trace_without_a_step_is_refused() -> None:
     with pytest.raises(ValueError, match="no step"):
         read_times({"traceEvents": TRACE[:1]})
