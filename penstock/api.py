@@ -18,6 +18,7 @@ from penstock.config.load import as_config
 from penstock.config.schema import Config
 from penstock.console import get_console
 from penstock.errors import CheckpointError, ConfigError
+from penstock.hardware.process import quiet_profiler
 
 if TYPE_CHECKING:
     from penstock.bench.report import BenchResult
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
     from penstock.data.convert import DatasetConversion
     from penstock.data.prepare import PrepareResult
     from penstock.migrate.translate import ImportedConfig
+    from penstock.profiling.report import ProfileResult
     from penstock.report.doctor import DoctorReport
     from penstock.report.inspection import Inspection
     from penstock.report.inspection_data import DataInspection
@@ -279,18 +281,19 @@ def bench(
     compare: str | Path | None = None,
     **sections: Any,  # noqa: ANN401 - sections of any kind
 ) -> "BenchResult":
-    """Run the benchmarks of a specification, all or those named, and write results into `out`.
+    """Run the benchmarks of a file, all or those named, into `out`; see `bench/verb.py`."""
+    from penstock.bench.verb import run_file
 
-    `compare`: an earlier results.json; what changed beyond the noise is flagged.
-    """
-    from penstock.bench.jobs import read_spec
-    from penstock.bench.results import read_results
+    return run_file(Path(spec), as_config(config, **sections).out, benchmarks, compare)
 
+
+def profile(config: ConfigLike = None, **sections: Any) -> "ProfileResult":  # noqa: ANN401 - sections of any kind
+    """Record some steps of training or generation, as `mode` says, and report them in `out`."""
     c = as_config(config, **sections)
-    chosen = read_spec(Path(spec), benchmarks)
-    # Read first: it may be the very file that is about to be replaced.
-    earlier = None if compare is None else read_results(Path(compare))
-    from penstock.bench.runner import run_benchmarks
+    if c.out is None:
+        raise ConfigError("no folder to write", where="out", do="set out=FOLDER")
+    quiet_profiler()
+    from penstock.profiling.report import write_profile
+    from penstock.profiling.session import record
 
-    folder = Path(c.out) if c.out is not None else Path("bench-results", Path(spec).stem)
-    return run_benchmarks(Path(spec), chosen, folder, earlier)
+    return write_profile(record(c), Path(c.out))

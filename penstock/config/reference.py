@@ -128,6 +128,27 @@ VERBS: dict[str, Verb] = {
             ("--compare FILE", "an earlier results.json: flag changes beyond the noise"),
         ),
     ),
+    "profile": Verb(
+        "Where the time of some steps of training or generation goes: regions, kernels, memory.",
+        "penstock profile executable=FILE data.path=DATASET out=FOLDER, or "
+        "penstock profile mode=generate run=RUN generate.prompt=TEXT out=FOLDER",
+        (
+            *_MODEL,
+            "profile",
+            "mode",
+            "generate",
+            "optimizer",
+            "train",
+            "compile",
+            "executable",
+            "run",
+            "tokenizer",
+            "checkpoint",
+            "seed",
+            "out",
+            "trust",
+        ),
+    ),
     "doctor": Verb(
         "What this machine is and how fast, and whether everything is in place.",
         "penstock doctor",

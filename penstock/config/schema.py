@@ -235,6 +235,15 @@ class GenerateSection(Section):
     """Most prompts per device pass, for `input`."""
 
 
+class ProfileSection(Section):
+    """What `profile` records."""
+
+    steps: int | None = Field(default=None, ge=1)
+    """Optimizer steps, or new tokens per prompt when generating; 4 and 32 when not given."""
+    warmup_steps: int = Field(default=2, ge=0)
+    """The same before recording begins."""
+
+
 class Config(Section):
     """Everything one command needs; each verb reads the sections it names."""
 
@@ -276,3 +285,4 @@ class Config(Section):
     checkpoint: CheckpointSection = CheckpointSection()
     evaluate: EvaluateSection = EvaluateSection()
     generate: GenerateSection = GenerateSection()
+    profile: ProfileSection = ProfileSection()
