@@ -40,6 +40,7 @@ def test_training_from_an_executable(
     assert any("cannot be split further" in note for note in value["notes"])
     block = next(row for row in value["regions"] if row["name"] == "block forward")
     flops = 1e9 * block["gflops_per_second"]
+    assert flops == pytest.approx(block["flops"] / block["least_seconds"])
     assert 0 < block["least_seconds"] <= block["seconds"]
     assert block["peak_share"] == pytest.approx(flops / value["peak_flops"])
     assert value["environment"]["cores"] >= 1
