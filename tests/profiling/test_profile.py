@@ -57,6 +57,7 @@ def test_training_without_kernels_names_operations(dataset_folder: Path, tmp_pat
     value = profiled(tmp_path, *words, "profile.steps=2", "plan.recompute=blocks")
     found = shares(value)
     assert found["block backward"] > found["everything else"]
+    assert "head, forward and backward" in found
     assert sum(found.values()) == pytest.approx(1)
     operations = {(row["name"], row["operation"]) for row in value["operations"]}
     assert ("block backward", "aten::mm") in operations
