@@ -13,7 +13,7 @@ from penstock.compiler.build import build_kernels
 from penstock.compiler.executable import Executable, load_built, write_executable
 from penstock.compiler.plan import Plan
 from penstock.compiler.runtime import CompiledKernel, attach
-from penstock.compiler.toolchains import find_toolchain
+from penstock.compiler.toolchains import find_toolchain, toolchain_for
 from penstock.config.schema import Config
 from penstock.console import get_console
 from penstock.errors import ConfigError, ExecutableError
@@ -41,7 +41,7 @@ def compiled_kernels(
     if config.compile.mode == "off":
         console.info("compile.mode=off: running eagerly")
         return None
-    section, toolchain = config.compile, config.compile.toolchain
+    section, toolchain = config.compile, toolchain_for(plan.mode, config.compile.toolchain)
     problem = find_toolchain(toolchain).problem()
     if problem is not None:
         console.warning(f"{problem}; running eagerly")

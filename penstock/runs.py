@@ -18,6 +18,7 @@ from penstock.checkpoint import (
     load_newest,
 )
 from penstock.compiler.executable import Executable
+from penstock.compiler.native import STEP_KERNEL
 from penstock.compiler.plan import Plan
 from penstock.compiler.runtime import attach
 from penstock.config.schema import Config
@@ -27,9 +28,11 @@ from penstock.data.tokenizer import Tokenizer
 from penstock.errors import CheckpointError
 from penstock.inference.decoding import CompiledDecoder
 from penstock.inference.engine import Engine
+from penstock.inference.native import NativeDecoder
 from penstock.jobs import DTYPES, kept_kernels, run_folder
 from penstock.models.hub import model_folder
 from penstock.models.huggingface import load_model
+from penstock.models.quantization import round_weights
 from penstock.models.resolve import resolve_architecture
 from penstock.models.transformer import Transformer
 from penstock.planning import device_of
@@ -164,11 +167,20 @@ def open_engine(config: Config) -> Engine:
         model = load_model(folder, architecture, device, DTYPES[compute]).requires_grad_(False)
         tokenizer = Tokenizer.load(config.tokenizer.from_ or folder)
     if executable is None:
+        if config.precision.weights == "int8":
+            round_weights(model)
         return Engine(model, tokenizer)
     architecture = dataclasses.replace(model.architecture, dropout=0.0)
     wanted = dataclasses.replace(
-        executable.plan, architecture=architecture, device=device, compute=compute
+        executable.plan,
+        architecture=architecture,
+        device=device,
+        compute=compute,
+        weights=config.precision.weights or executable.plan.weights,
     )
     executable.require(wanted)
-    decoder = CompiledDecoder(model, executable.kernels(), wanted.generation_shapes())
+    kernels = executable.kernels()
+    if STEP_KERNEL in kernels:
+        return Engine(model, tokenizer, NativeDecoder(model, kernels, wanted, release=True))
+    decoder = CompiledDecoder(model, kernels, wanted.generation_shapes())
     return Engine(model, tokenizer, decoder)

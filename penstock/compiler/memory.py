@@ -6,7 +6,7 @@ allocate.
 
 import dataclasses
 
-from penstock.models.architecture import Architecture
+from penstock.models.architecture import WEIGHT_GROUP, Architecture
 
 ELEMENT_BYTES = {"bf16": 2, "fp32": 4}
 """Bytes per element of the compute formats."""
@@ -208,14 +208,30 @@ def block_activations(architecture: Architecture, rows: int, element: int) -> in
 
 
 def generation_memory(
-    architecture: Architecture, *, rows: int, capacity: int, compute: str, device: str
+    architecture: Architecture,
+    *,
+    rows: int,
+    capacity: int,
+    compute: str,
+    weights: str | None,
+    device: str,
 ) -> dict[str, int]:
-    """Peak bytes of generating `rows` texts of `capacity` tokens: weights, key-value cache,
-    logits, workspace, and total.
+    """Peak bytes of generating `rows` texts of `capacity` tokens: weights (of blocks and head),
+    embeddings, key-value cache, logits, workspace, and total.
+
+    A head tied to the embeddings is counted apart from them: it is kept in another layout.
     """
-    element = ELEMENT_BYTES[compute]
+    a, element = architecture, ELEMENT_BYTES[compute]
+    table = a.padded_vocab_size * a.hidden_size
+    matrices = a.layers * a.block_matrix_elements() + table
+    embeddings = table + a.position_parameters()
+    tables = embeddings if a.tie_embeddings else embeddings + table
+    vectors = a.parameter_count(padded=True) - a.layers * a.block_matrix_elements() - tables
+    # Scales in float32, one for each group of a row.
+    each = element if weights is None else 1 + 4 / WEIGHT_GROUP
     memory = {
-        "weights": element * architecture.parameter_count(padded=True),
+        "weights": int(each * matrices) + 4 * vectors,
+        "embeddings": element * embeddings,
         "cache": 2 * element * architecture.layers * rows * capacity * architecture.kv_size,
         "logits": 4 * rows * architecture.padded_vocab_size,
         "workspace": PROCESS_BYTES[device],

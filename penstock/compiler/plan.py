@@ -22,6 +22,8 @@ class Plan:
     device: str
     compute: str
     """bf16 or fp32: weights and activations."""
+    weights: str | None = None
+    """int8: the format of blocks' and head's matrices when generating; None: `compute`."""
     micro: int
     size: int
     accumulation: int
@@ -92,11 +94,16 @@ class Plan:
             "architecture": architecture,
             "device": self.device,
             "compute": self.compute,
+            **self._weights_field(),
             "micro": self.micro,
             "sequence_length": self.sequence_length,
             "loss_chunks": self.loss_chunks,
             "mode": self.mode,
         }
+
+    def _weights_field(self) -> dict[str, str]:
+        """Only where it says something: other plans' kernels do not depend on it."""
+        return {} if self.weights is None else {"weights": self.weights}
 
     def generation_shapes(self) -> GenerationShapes:
         """Shapes of the kernels that generate text under this plan."""
@@ -125,6 +132,7 @@ class Plan:
             f"{'generate.batch' if self.mode == 'generate' else 'batch.micro'}={self.micro}",
             f"data.sequence_length={self.sequence_length}",
             f"precision.compute={self.compute}",
+            *(f"precision.{name}={value}" for name, value in self._weights_field().items()),
             f"plan.loss_chunks={self.loss_chunks}",
         ]
 
