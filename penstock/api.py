@@ -24,11 +24,14 @@ if TYPE_CHECKING:
     from penstock.data.convert import DatasetConversion
     from penstock.data.dataset import Dataset
     from penstock.data.prepare import PrepareResult
+    from penstock.data.training_data import TrainingData
+    from penstock.migrate.translate import ImportedConfig
     from penstock.report.doctor import DoctorReport
     from penstock.report.inspection import Inspection
     from penstock.report.page import ReportFiles
     from penstock.report.summary import RunSummary
     from penstock.results import (
+        ComparisonResult,
         CompileResult,
         ConversionResult,
         EvaluationResult,
@@ -43,13 +46,7 @@ def prepare(config: ConfigLike = None, **sections: Any) -> "PrepareResult":  # n
     from penstock.data.prepare import prepare as prepare_dataset
 
     c = as_config(config, **sections)
-    if c.data.format != "megatron":
-        raise ConfigError(
-            f"prepare does not write {c.data.format} itself",
-            where="data.format",
-            do=f"prepare, then convert dataset from=DATASET out=OUT data.format={c.data.format}",
-        )
-    return prepare_dataset(c.source, c.tokenizer, c.data, c.prepare)
+    return prepare_dataset(c.source, c.tokenizer, c.data, c.prepare, c.seed)
 
 
 def plan(config: ConfigLike = None, **sections: Any) -> "Plan":  # noqa: ANN401 - sections of any kind
@@ -58,7 +55,10 @@ def plan(config: ConfigLike = None, **sections: Any) -> "Plan":  # noqa: ANN401 
     With `out`, also write plan.json, its pictures and a page there.
     """
     c = as_config(config, **sections)
-    result = planning.plan_of(c, _dataset_if_there(c), c.mode)
+    data = _data_if_there(c)
+    result = planning.plan_of(c, data, c.mode)
+    if data is not None:
+        data.announce(c.data.split, result.sequence_length)
     if c.out is not None:
         from penstock.report.plan_page import write_plan
 
@@ -80,7 +80,7 @@ def compile(config: ConfigLike = None, **sections: Any) -> "CompileResult":  # n
     if c.executable is None:
         raise ConfigError("no file to write", where="executable", do="set executable=FILE.penstock")
     path = Path(c.executable)
-    wanted = planning.plan_of(c, _dataset_if_there(c), c.mode)
+    wanted = planning.plan_of(c, _data_if_there(c), c.mode)
     planning.require_fit(wanted)
     if wanted.device != "cpu":
         write_executable(path, wanted, trace_graphs(wanted), PORTABLE)
@@ -113,54 +113,22 @@ def train(
     return train_run(as_config(config, **sections), origins or {})
 
 
-def _dataset_if_there(config: Config) -> "Dataset | None":
-    """The dataset, for its vocabulary, where one is named."""
-    return None if config.data.path is None else planning.open_dataset(config)
+def _data_if_there(config: Config) -> "TrainingData | None":
+    """The data to train on, for its vocabulary, where any is named."""
+    is_named = config.data.path is not None or config.data.mixture is not None
+    return planning.open_training_data(config) if is_named else None
 
 
-def evaluate(config: ConfigLike = None, **sections: Any) -> "EvaluationResult":  # noqa: ANN401 - sections of any kind
-    """Score a run, or a model in the Hugging Face layout, on held-out text."""
-    from penstock import jobs, runs
-    from penstock.evaluation.compression import compressor_bits
-    from penstock.evaluation.perplexity import evaluate_split
-    from penstock.models.quantization import round_weights
-    from penstock.report.page import write_report
-    from penstock.report.summary import RunSummary
-    from penstock.results import EvaluationResult
+def evaluate(
+    config: ConfigLike = None,
+    **sections: Any,  # noqa: ANN401 - sections of any kind
+) -> "EvaluationResult | ComparisonResult":
+    """Score a run, or a model in the Hugging Face layout, on `evaluate.tasks`: held-out text by
+    default. With `evaluate.compare`, others beside it.
+    """
+    from penstock.evaluate_run import evaluate_run
 
-    c = as_config(config, **sections)
-    dataset = planning.open_dataset(c)
-    split = dataset.split(c.evaluate.split)
-    device = planning.device_of(c)
-    if c.model.from_ is not None:
-        chosen = planning.plan_of(c, dataset)
-        model, _ = jobs.new_model(c, chosen, None)
-        batch = c.evaluate.batch
-    else:
-        loaded = runs.load_run(c)
-        runs.require_same_tokenizer(loaded.tokenizer.sha256, dataset, f"the run {c.run}")
-        chosen = loaded.plan
-        model = loaded.model(c.precision.compute or chosen.compute, device)
-        batch = runs.attach_for_evaluation(c, loaded, model)
-    if c.precision.weights == "int8":
-        round_weights(model)
-    scores = evaluate_split(
-        model,
-        split,
-        sequence_length=chosen.sequence_length,
-        stride=c.evaluate.stride,
-        batch=batch,
-    )
-    bits = compressor_bits(split, dataset.tokenizer()) if c.evaluate.compressors else {}
-    result = EvaluationResult(split.name, scores, bits)
-    if c.run is not None:
-        summary = RunSummary.read(Path(c.run))
-        summary.values["evaluation"] = {"split": split.name, **scores.json()}
-        if bits:
-            summary.values["compressors"] = bits
-        summary.write()
-        write_report(Path(c.run))
-    return result
+    return evaluate_run(as_config(config, **sections))
 
 
 def generate(config: ConfigLike = None, **sections: Any) -> "GenerationResult | None":  # noqa: ANN401 - sections of any kind
@@ -202,9 +170,10 @@ def convert(
     config: ConfigLike = None,
     **sections: Any,  # noqa: ANN401 - sections of any kind
 ) -> "ConversionResult | DatasetConversion":
-    """Write a run's weights for `transformers`, or a dataset in another format.
+    """Write a run's weights for `transformers`, its adapters for `peft`, or a dataset in another
+    format.
 
-    `what` is "checkpoint" or "dataset".
+    `what` is "checkpoint", "adapter" or "dataset".
     """
     from penstock import runs
     from penstock.data.convert import convert_dataset
@@ -212,9 +181,11 @@ def convert(
     from penstock.results import ConversionResult
 
     c = as_config(config, **sections)
-    if what not in ("checkpoint", "dataset"):
+    if what not in ("checkpoint", "adapter", "dataset"):
         raise ConfigError(
-            f"cannot convert {what}", where="convert", do="use convert checkpoint, or dataset"
+            f"cannot convert {what}",
+            where="convert",
+            do="use convert checkpoint, convert adapter, or convert dataset",
         )
     if c.out is None:
         raise ConfigError("no folder to write", where="out", do="set out=FOLDER")
@@ -223,6 +194,9 @@ def convert(
             raise ConfigError("no dataset to read", where="from", do="set from=PATH")
         return convert_dataset(Path(c.from_), Path(c.out), c.data, c.tokenizer)
     loaded = runs.load_run(c)
+    if what == "adapter":
+        runs.write_adapter_of(loaded, Path(c.out))
+        return ConversionResult(Path(c.out))
     save_weights(
         Path(c.out),
         loaded.weights(),
@@ -232,6 +206,25 @@ def convert(
         end_of_text_name=loaded.tokenizer.end_of_text_name,
     )
     return ConversionResult(Path(c.out))
+
+
+def import_config(
+    path: str | Path,
+    config: ConfigLike = None,
+    **sections: Any,  # noqa: ANN401 - sections of any kind
+) -> "ImportedConfig":
+    """Another system's configuration in our keys; `from` names the system, `out` a file."""
+    from penstock.migrate.systems import SYSTEMS
+    from penstock.migrate.translate import translate
+
+    c = as_config(config, **sections)
+    if c.from_ is None:
+        raise ConfigError(
+            "the file's system is not named",
+            where="--from",
+            do=f"add --from with one of {', '.join(SYSTEMS)}",
+        )
+    return translate(Path(path), c.from_, Path(c.out) if c.out is not None else None)
 
 
 def inspect(path: str | Path, config: ConfigLike = None, **sections: Any) -> "Inspection | Dataset":  # noqa: ANN401 - sections of any kind

@@ -11,10 +11,12 @@ from penstock.compiler.plan import Plan
 from penstock.compiler.planner import make_generation_plan, make_plan
 from penstock.compiler.probe import detected_target
 from penstock.config.schema import Config
-from penstock.data.dataset import Dataset
+from penstock.data.dataset import MANIFEST, Dataset
+from penstock.data.training_data import TrainingData
 from penstock.errors import ConfigError, DoesNotFitError
 from penstock.hardware.detect import free_memory_bytes, gpus
 from penstock.hardware.target import Target, load_target
+from penstock.models.lora import adapted
 from penstock.models.resolve import resolve_architecture
 
 
@@ -42,6 +44,28 @@ def target_of(config: Config) -> Target:
     return load_target(config.plan.target)
 
 
+def open_training_data(config: Config) -> TrainingData:
+    """What `train` trains on: the dataset `data.path` names, in any format, or a mixture."""
+    data = config.data
+    if data.mixture is None:
+        if data.path is None:
+            raise ConfigError(
+                "no dataset", where="data.path", do="set data.path=FOLDER, or data.mixture"
+            )
+        if (Path(data.path) / MANIFEST).is_file():
+            return Dataset.open(data.path, data.verify)
+        from penstock.data.members import open_any  # noqa: PLC0415 - formats' libraries are heavy
+
+        return open_any(Path(data.path), data, config.tokenizer)
+    if data.path is not None:
+        raise ConfigError(
+            "data.path and data.mixture are both set", where="data", do="keep one of them"
+        )
+    from penstock.data.mixture import open_mixture  # noqa: PLC0415 - as above
+
+    return open_mixture(data, config.tokenizer)
+
+
 def open_dataset(config: Config) -> Dataset:
     """The dataset `data.path` names."""
     if config.data.path is None:
@@ -49,19 +73,19 @@ def open_dataset(config: Config) -> Dataset:
     return Dataset.open(config.data.path, config.data.verify)
 
 
-def plan_of(config: Config, dataset: Dataset | None, mode: str = "train") -> Plan:
+def plan_of(config: Config, dataset: TrainingData | None, mode: str = "train") -> Plan:
     """Decide the step for what the config describes; the vocabulary is the dataset's, and for
     evaluating or generating the whole model is the run's, where they are named.
     """
     run = None if mode == "train" or config.run is None else _plan_of_run(config.run)
     if run is None:
         vocab_size = None if dataset is None else dataset.vocab_size
-        architecture = resolve_architecture(config.model, vocab_size)
+        architecture = adapted(resolve_architecture(config.model, vocab_size), config.lora)
     else:
         architecture = run.architecture
     length = config.data.sequence_length
     if length is None and dataset is not None:
-        length = dataset.manifest.get("sequence_length")
+        length = dataset.sequence_length
     length = length or architecture.max_positions
     compute = config.precision.compute or (None if run is None else run.compute)
     target = target_of(config)
@@ -86,6 +110,7 @@ def plan_of(config: Config, dataset: Dataset | None, mode: str = "train") -> Pla
         saves=mode == "train" and config.checkpoint.every is not None,
         resumes=mode == "train" and _has_checkpoint(config),
         compiled=config.compile.mode != "off",
+        attention=config.data.attention if run is None else run.attention,
     )
     is_here = config.plan.target in ("detect", "cpu")
     advice = (*plan.advice, *_mind_others(plan, free_memory_bytes() if is_here else None))
@@ -146,6 +171,19 @@ def require_here(config: Config, plan: Plan) -> None:
         )
 
 
+def _lora_of(config: Config, plan: Plan) -> dict[str, object]:
+    """The user's `lora` section, and where it says nothing the executable's adapters."""
+    given, adapter = (
+        config.lora.model_dump(exclude_unset=True, by_alias=True),
+        plan.architecture.adapter,
+    )
+    if adapter is None or given.get("from") is not None:
+        return given
+    sites = [site.name for site in adapter.sites]
+    own = {"rank": adapter.rank, "alpha": adapter.alpha, "dropout": adapter.dropout}
+    return {**own, "targets": sites, **given}
+
+
 def follow_executable(config: Config, plan: Plan) -> Config:
     """Fill in what the user left open with what an executable was compiled for."""
     model = config.model.model_dump(exclude_unset=True)
@@ -155,13 +193,19 @@ def follow_executable(config: Config, plan: Plan) -> Config:
         model = {**{k: v for k, v in shape.items() if k in known}, **model}
     given = {
         "model": model,
+        "lora": _lora_of(config, plan),
         "batch": {"micro": plan.micro, **config.batch.model_dump(exclude_unset=True)},
         "data": {
             "sequence_length": plan.sequence_length,
+            "attention": plan.attention,
             **config.data.model_dump(exclude_unset=True),
         },
         "precision": {"compute": plan.compute, **config.precision.model_dump(exclude_unset=True)},
-        "plan": {"loss_chunks": plan.loss_chunks, **config.plan.model_dump(exclude_unset=True)},
+        "plan": {
+            "loss_chunks": plan.loss_chunks,
+            "recompute": plan.recompute,
+            **config.plan.model_dump(exclude_unset=True),
+        },
     }
     sections = {name: type(getattr(config, name)).model_validate(v) for name, v in given.items()}
     return config.model_copy(update=sections)

@@ -10,6 +10,7 @@ import hashlib
 import json
 import math
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 from penstock import jobs, planning, runs
@@ -21,8 +22,9 @@ from penstock.compiler.runtime import CompiledKernel
 from penstock.config.load import dump_config
 from penstock.config.schema import Config
 from penstock.console import get_console
-from penstock.data.dataset import Dataset
 from penstock.data.loader import Loader
+from penstock.data.objective import Objective
+from penstock.data.training_data import TrainingData
 from penstock.errors import ConfigError
 from penstock.files import atomic_write, canonical_json
 from penstock.hardware.process import loaded_openmp
@@ -35,6 +37,7 @@ from penstock.training.optimizer import AdamW
 from penstock.training.run_folder import RunFolder
 from penstock.training.schedule import check_schedule
 from penstock.training.trainer import Trainer, TrainingJob
+from penstock.training.validation import Validation
 
 OPTIMIZERS = {"adamw": AdamW, "muon": Muon}
 """optimizer.name → class."""
@@ -47,7 +50,7 @@ class _Setting:
     config: Config
     run: RunFolder
     plan: Plan
-    dataset: Dataset
+    data: TrainingData
     executable: Executable | None
     loader: Loader
     total_steps: int
@@ -86,31 +89,49 @@ def _settle(config: Config) -> _Setting:
     if config.executable is not None:
         executable = Executable.open(config.executable, config.trust)
         config = planning.follow_executable(config, executable.plan)
-    dataset = planning.open_dataset(config)
-    chosen = planning.plan_of(config, dataset)
+    data = planning.open_training_data(config)
+    chosen = planning.plan_of(config, data)
     planning.require_here(config, chosen)
     planning.require_fit(chosen)
     loader = Loader(
-        dataset.split(config.data.split),
+        data.training(config.data.split, chosen.sequence_length, config.seed),
         sequence_length=chosen.sequence_length,
         batch_size=chosen.size,
         micro=chosen.micro,
-        seed=config.seed,
+        objective=_objective(chosen, data),
     )
     total_steps = _total_steps(config, loader)
     check_schedule(config.schedule, config.optimizer.lr, total_steps)
-    identity = {
+    identity: dict[str, Any] = {
         "architecture": dataclasses.asdict(chosen.architecture),
-        "tokenizer": dataset.tokenizer_sha256,
+        "tokenizer": data.tokenizer_sha256,
     }
-    return _Setting(config, run, chosen, dataset, executable, loader, total_steps, identity)
+    if chosen.architecture.adapter is not None:
+        config = _with_whole_path(config)
+        identity["base"] = jobs.base_identity(config)
+    data.announce(config.data.split, chosen.sequence_length)
+    return _Setting(config, run, chosen, data, executable, loader, total_steps, identity)
+
+
+def _objective(chosen: Plan, data: TrainingData) -> Objective:
+    """What samples ask of the model."""
+    return Objective(data.end_of_text if chosen.attention == "document" else None)
+
+
+def _with_whole_path(config: Config) -> Config:
+    """The same with `model.from` named so that it is found from anywhere: the run has no copy."""
+    given = config.model.from_
+    if given is None or not Path(given).expanduser().exists():
+        return config
+    whole = str(Path(given).expanduser().resolve())
+    return config.model_copy(update={"model": config.model.model_copy(update={"from_": whole})})
 
 
 def _check_resumed(setting: _Setting, resume: CheckpointState) -> RunSummary | None:
     """Refuse another job's checkpoint; the summary, if there is nothing left to train."""
     where = setting.run.path
     trained_with = str(resume.values["identity"]["tokenizer"])
-    runs.require_same_tokenizer(trained_with, setting.dataset, f"the run {where}")
+    runs.require_same_tokenizer(trained_with, setting.data, f"the run {where}")
     runs.require_same_job(setting.identity, resume)
     finished = RunSummary.read(where)
     if resume.step >= setting.total_steps and finished.values.get("complete"):
@@ -154,21 +175,26 @@ def _job(
     )
 
 
-def _validation(setting: _Setting) -> Loader | None:
-    """A fixed sample of the validation split; None, saying so, where the split is empty."""
+def _validation(setting: _Setting) -> list[Validation]:
+    """A fixed choice of sequences of each validation split that has any."""
     config, chosen = setting.config, setting.plan
-    split = setting.dataset.split(config.data.validation_split)
-    if split.samples(chosen.sequence_length) < 1:
-        get_console().warning(f"split {split.name} is too small: no validation")
-        return None
-    return Loader(
-        split,
-        sequence_length=chosen.sequence_length,
-        batch_size=chosen.micro,
-        micro=chosen.micro,
-        seed=0,
-        limit=config.train.evaluate_sequences,
+    parts = setting.data.validation(
+        config.data.validation_split, chosen.sequence_length, config.train.evaluate_sequences
     )
+    return [
+        Validation(
+            part.name,
+            part.weight,
+            Loader(
+                part.samples,
+                sequence_length=chosen.sequence_length,
+                batch_size=chosen.micro,
+                micro=chosen.micro,
+                objective=_objective(chosen, setting.data),
+            ),
+        )
+        for part in parts
+    ]
 
 
 def _total_steps(config: Config, loader: Loader) -> int:
@@ -184,7 +210,7 @@ def _total_steps(config: Config, loader: Loader) -> int:
     if t.steps is not None:
         return t.steps
     if t.epochs is not None:
-        return max(1, math.ceil(t.epochs * loader.samples / loader.batch_size))
+        return max(1, math.ceil(t.epochs * loader.epoch / loader.batch_size))
     return max(1, math.ceil((t.tokens or 1) / (loader.batch_size * loader.sequence_length)))
 
 
@@ -200,12 +226,11 @@ def _check_openmp() -> None:
 def _write_provenance(setting: _Setting, origins: Mapping[str, str]) -> None:
     """What the run is made of: resolved config, model config, plan, tokenizer."""
     run, architecture = setting.run, setting.plan.architecture
-    end = int(setting.dataset.manifest["tokenizer"]["end_of_text"])
-    hf_config = FAMILIES[architecture.family].to_hf_config(architecture, end)
+    hf_config = FAMILIES[architecture.family].to_hf_config(architecture, setting.data.end_of_text)
     atomic_write(run.config, dump_config(setting.config, origins))
     atomic_write(run.path / "config.json", json.dumps(hf_config, indent=2))
     atomic_write(run.plan, json.dumps(setting.plan.to_json(), indent=1))
-    setting.dataset.tokenizer().save(run.tokenizer)
+    setting.data.tokenizer().save(run.tokenizer)
 
 
 def _results(setting: _Setting, trainer: Trainer, *, compiled: bool) -> dict[str, Any]:
@@ -214,7 +239,7 @@ def _results(setting: _Setting, trainer: Trainer, *, compiled: bool) -> dict[str
     before = RunSummary.read(setting.run.path).values
     config = canonical_json(setting.config.model_dump(mode="json"))
     return {
-        **{name: before[name] for name in ("evaluation", "compressors") if name in before},
+        **{name: before[name] for name in ("evaluation", "compressors", "tasks") if name in before},
         "complete": totals.step >= setting.total_steps or totals.reached_target,
         "steps": totals.step,
         "tokens": totals.tokens,
@@ -225,10 +250,15 @@ def _results(setting: _Setting, trainer: Trainer, *, compiled: bool) -> dict[str
             "mfu": trainer.throughput.mean_mfu,
             "peak_flops": trainer.job.peak_flops,
         },
+        "data": {
+            "waiting": trainer.throughput.waiting_share,
+            "samples": setting.loader.samples.drawn(totals.position),
+        },
         "skipped_steps": trainer.guard.skipped,
         "memory_bytes": peak_memory_bytes(trainer.device),
         "predicted_memory_bytes": chosen.memory["total"],
         "parameters": chosen.architecture.parameter_count(),
+        "trained_parameters": chosen.architecture.trained_parameters(),
         "compiled": compiled,
         "plan": chosen.json(),
         "config_hash": hashlib.sha256(config.encode()).hexdigest(),

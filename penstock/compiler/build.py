@@ -73,7 +73,9 @@ def kernel_names(plan: Plan, toolchain: str) -> tuple[str, ...]:
         return ("head_evaluate", "block_evaluate", "embed_evaluate")
     names = ["head_train", "block_backward", "block_forward", "head_evaluate"]
     names += ["embed_backward", "embed_forward"]
-    if plan.architecture.dropout > 0:
+    if plan.architecture.adapter is not None:
+        names.remove("embed_backward")  # nothing there is trained
+    if plan.architecture.has_dropout:
         names += ["block_evaluate", "embed_evaluate"]
     return tuple(names)
 
@@ -203,7 +205,7 @@ def _cache_folder(cache: Path | None) -> Path:
 def _cache_key(plan: Plan, name: str, toolchain: str) -> str:
     """Everything the code of kernel `name` depends on, hashed."""
     made_by = toolchain_fingerprint(toolchain)
-    parts = {"kernel": name, "regions": plan.region_fields(), "toolchain": made_by}
+    parts = {"kernel": name, "regions": plan.kernel_fields(name), "toolchain": made_by}
     return hashlib.sha256(canonical_json(parts).encode()).hexdigest()
 
 

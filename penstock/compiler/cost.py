@@ -10,12 +10,16 @@ are lower bounds; of measured peaks the share is taken that whole steps were see
 import dataclasses
 
 from penstock.compiler.memory import ELEMENT_BYTES, OPTIMIZER_BYTES
+from penstock.config.recompute import recomputed_share
 from penstock.hardware.target import Target
 from penstock.models.architecture import Architecture
 
 _BLOCK_ACTIVATIONS = 10
 """Activations of the residual's width that cross memory per token and block in a forward pass;
 twice as many in a backward pass. Fitted to GPT-2 124M at 4 × 512 tokens on two Zen 5 cores."""
+_KEPT_ACTIVATIONS = 14
+"""The same of what a kernel keeps besides under recompute=none, written and read: two norms'
+results, the scaled queries and the activation's of four widths."""
 _LOGIT_BYTES = 10
 """Bytes that cross memory per logit, loss and gradient together; fitted likewise."""
 
@@ -60,6 +64,8 @@ class CostModel:
     recompute: str
     replicas: int = 1
     shard: str = "none"
+    compiled: bool = True
+    """Whether blocks run through region kernels."""
 
     @property
     def _rows(self) -> int:
@@ -70,14 +76,24 @@ class CostModel:
         return ELEMENT_BYTES[self.compute]
 
     def block(self) -> tuple[Seconds, Seconds]:
-        """Forward and backward of one block; recomputing runs forward once more."""
+        """Forward and backward of one block, on the mean of all; recomputing one runs it forward
+        once more, recomputing selectively without kernels all but its matrix products.
+        """
         a = self.architecture
-        flops = self._rows * (2 * a.block_parameters() + 4 * a.hidden_size * self.sequence_length)
+        products = 2 * (a.block_parameters() + a.adapter_parameters())
+        flops = self._rows * (products + 4 * a.hidden_size * self.sequence_length)
+        # Frozen weights have no gradient: one product of two, in a backward pass.
+        frozen = 0 if a.adapter is None else 2 * self._rows * a.block_parameters()
         traffic = _BLOCK_ACTIVATIONS * self._rows * a.hidden_size * self._element
         forward = self._work(flops, traffic) + self._fetch(a.block_parameters())
-        backward = self._work(2 * flops, 2 * traffic) + self._fetch(2 * a.block_parameters())
-        if self.recompute == "blocks":
-            backward = backward + self._work(flops, traffic)
+        backward = self._work(2 * flops - frozen, 2 * traffic)
+        backward += self._fetch(2 * a.block_parameters())
+        backward += self._work(flops, traffic) * recomputed_share(self.recompute)
+        if self.recompute == "none" and self.compiled:
+            # Written once more and read once more, where a kernel had it in registers.
+            backward += self._work(0, _KEPT_ACTIVATIONS * traffic / _BLOCK_ACTIVATIONS)
+        if self.recompute == "selective" and not self.compiled:
+            backward += self._work(0, traffic)
         return forward, backward
 
     def embedding(self) -> tuple[Seconds, Seconds]:
@@ -88,11 +104,12 @@ class CostModel:
     def head(self) -> tuple[Seconds, Seconds]:
         """Forward and backward of the last norm, the projection and the loss."""
         a = self.architecture
-        parameters = a.vocab_size * (a.hidden_size + a.head_bias) + a.norm_parameters()
+        parameters = a.head_parameters()
         flops = 2 * self._rows * parameters
         traffic = _LOGIT_BYTES * self._rows * a.padded_vocab_size / 3
         forward = self._work(flops, traffic) + self._fetch(parameters)
-        return forward, self._work(2 * flops, 2 * traffic) + self._fetch(2 * parameters)
+        back = flops if a.adapter is not None else 2 * flops
+        return forward, self._work(back, 2 * traffic) + self._fetch(2 * parameters)
 
     def boundary(self) -> Seconds:
         """One micro-batch's activations, or their gradients, from a stage to the next."""

@@ -14,6 +14,7 @@ from torch._decomp import core_aten_decompositions
 from torch.fx.experimental.proxy_tensor import make_fx
 
 from penstock.compiler.thin import THIN_PRODUCTS
+from penstock.config.recompute import Kept
 
 _KEPT_OPERATORS = (
     "mm",
@@ -29,6 +30,28 @@ _KEPT_OPERATORS = (
 """Operators whose outputs the backward graph is given rather than computing them again: matrix
 products and attention cost far more time than their outputs cost memory. Everything between them
 is element-wise or a short reduction, which the backward kernels recompute in registers."""
+
+_PRODUCTS = ("mm", "addmm", "bmm", "baddbmm")
+_STATISTICS = ("native_layer_norm", "rsqrt")
+"""Operators of norms whose small results are kept when nothing is to be computed twice."""
+_VIEWS = (
+    "view",
+    "_unsafe_view",
+    "reshape",
+    "permute",
+    "transpose",
+    "t",
+    "expand",
+    "unsqueeze",
+    "squeeze",
+    "slice",
+    "select",
+    "clone",
+    "split",
+    "split_with_sizes",
+    "unbind",
+)
+"""Operators that give the same numbers in another arrangement."""
 
 _UNDECOMPOSED = (
     "logsumexp",
@@ -82,11 +105,13 @@ def trace_joint(
     inputs: Sequence[Tensor],
     differentiable: Sequence[int],
     output_count: int,
+    kept: Kept = "products",
 ) -> ForwardBackward:
     """Trace `function` and its vector-Jacobian product, and cut the trace in two.
 
     `function` maps `inputs` to `output_count` tensors; `differentiable` lists the positions of
-    the inputs that get gradients. The cut keeps what `_KEPT_OPERATORS` produce.
+    the inputs that get gradients. The cut keeps what `_KEPT_OPERATORS` produce, or also what goes
+    into matrix products.
     """
 
     def joint(*args: Tensor) -> tuple[Tensor, ...]:
@@ -102,7 +127,7 @@ def trace_joint(
     with torch.no_grad():
         tangents = [torch.empty_like(output) for output in function(*inputs)]
     traced = trace(joint, [*inputs, *tangents])
-    return _cut(traced.module, len(inputs), output_count, tuple(differentiable))
+    return _cut(traced.module, len(inputs), output_count, tuple(differentiable), kept)
 
 
 def _decompositions() -> dict[Any, Callable[..., Any]]:
@@ -122,9 +147,13 @@ def _operator_name(target: object) -> str:
 
 
 def _cut(
-    joint: fx.GraphModule, input_count: int, output_count: int, differentiable: tuple[int, ...]
+    joint: fx.GraphModule,
+    input_count: int,
+    output_count: int,
+    differentiable: tuple[int, ...],
+    keeps: Kept,
 ) -> ForwardBackward:
-    """Cut a joint graph into forward and backward at the outputs of `_KEPT_OPERATORS`."""
+    """Cut a joint graph into forward and backward at the values that `keeps` says."""
     graph = joint.graph
     placeholders = list(graph.find_nodes(op="placeholder"))
     primals, tangents = placeholders[:input_count], placeholders[input_count:]
@@ -132,7 +161,7 @@ def _cut(
     outputs, gradients = results[:output_count], results[output_count:]
 
     forward_nodes = _ancestors(outputs)
-    kept = [node for node in graph.nodes if _is_kept(node, forward_nodes)]
+    kept = [node for node in graph.nodes if _is_kept(node, forward_nodes, keeps)]
     needed = _frontier(gradients, {*primals, *tangents, *kept})
     kept_inputs = [node for node in primals if node in needed]
     saved = [node for node in kept if node in needed]
@@ -148,8 +177,8 @@ def _cut(
     )
 
 
-def _is_kept(node: fx.Node, forward_nodes: set[fx.Node]) -> bool:
-    """Whether a node's value is saved for the backward graph.
+def _is_kept(node: fx.Node, forward_nodes: set[fx.Node], keeps: Kept) -> bool:
+    """Whether a node's value is saved for the backward graph, should that read it.
 
     An operator with several results (attention and its log-sum-exp) is kept by its parts, also
     those that only the backward graph reads.
@@ -159,7 +188,24 @@ def _is_kept(node: fx.Node, forward_nodes: set[fx.Node]) -> bool:
     producer = node
     if getattr(node.target, "__name__", "") == "getitem":
         producer = node.all_input_nodes[0]
-    return producer in forward_nodes and _operator_name(producer.target) in _KEPT_OPERATORS
+    if producer not in forward_nodes:
+        return False
+    name = _operator_name(producer.target)
+    if name in _KEPT_OPERATORS or keeps == "products":
+        return name in _KEPT_OPERATORS
+    return name in _STATISTICS or (name not in _VIEWS and _feeds_a_product(node, forward_nodes))
+
+
+def _feeds_a_product(node: fx.Node, forward_nodes: set[fx.Node]) -> bool:
+    """Whether a forward matrix product reads a value, or a view of it."""
+    return any(
+        user in forward_nodes
+        and (
+            _operator_name(user.target) in _PRODUCTS
+            or (_operator_name(user.target) in _VIEWS and _feeds_a_product(user, forward_nodes))
+        )
+        for user in node.users
+    )
 
 
 def _ancestors(nodes: Sequence[fx.Node]) -> set[fx.Node]:

@@ -6,6 +6,7 @@ allocate.
 
 import dataclasses
 
+from penstock.config.recompute import is_recomputed, kept_values
 from penstock.models.architecture import WEIGHT_GROUP, Architecture
 
 ELEMENT_BYTES = {"bf16": 2, "fp32": 4}
@@ -71,7 +72,8 @@ class MemoryModel:
         their backward.
         """
         parameters = self.parameters(layers, embedding=embedding, head=head)
-        held = self._kinds_by_parameter(parameters, layers)
+        trained = self.trained(layers, embedding=embedding, head=head)
+        held = self._kinds_by_parameter(parameters, trained, layers)
         element = ELEMENT_BYTES[self.compute]
         rows = self.micro * self.sequence_length
         held["activations"] = self._activations(block_passes, rows, element)
@@ -80,7 +82,7 @@ class MemoryModel:
         held["workspace"] += self._temporaries(rows, element) if layers else 0
         held["workspace"] += self._gathered(embedding=embedding or head)
         outside = {kind: held.pop(kind) for kind in self.streams}
-        state = self._state_bytes(parameters, layers)
+        state = self._state_bytes(trained, layers)
         copy = state if self.saves else 0
         if self.device == "cpu":
             if self.resumes:
@@ -95,34 +97,42 @@ class MemoryModel:
     def parameters(self, layers: int, *, embedding: bool, head: bool) -> int:
         """Parameters of these regions, the padded vocabulary counted; a tied table once."""
         a = self.architecture
-        table = a.padded_vocab_size * a.hidden_size
-        count = layers * a.block_parameters()
+        count = a.distinct_blocks(layers) * (a.block_parameters() + a.adapter_parameters())
         if embedding:
-            count += table + a.position_parameters()
+            count += a.embedding_parameters(padded=True)
         if head:
-            count += a.norm_parameters() + a.padded_vocab_size * a.head_bias
-            count += 0 if a.tie_embeddings and embedding else table
+            tied = a.table_elements(padded=True) if a.tie_embeddings and embedding else 0
+            count += a.head_parameters(padded=True) - tied
         return count
 
-    def _activations(self, block_passes: int, rows: int, element: int) -> int:
-        """Kept by a device's blocks for the backward pass: all, or with recompute the blocks'
-        inputs, and one block's in full.
-        """
-        full = self._block(rows, element)
-        if self.recompute == "blocks" and block_passes:
-            return block_passes * rows * element * self.architecture.hidden_size + full
-        return block_passes * full
+    def trained(self, layers: int, *, embedding: bool, head: bool) -> int:
+        """Those of them that have gradients and state: all, or the adapters alone."""
+        if self.architecture.adapter is not None:
+            a = self.architecture
+            return a.distinct_blocks(layers) * a.adapter_parameters()
+        return self.parameters(layers, embedding=embedding, head=head)
 
-    def _kinds_by_parameter(self, parameters: int, layers: int) -> dict[str, int]:
+    def _activations(self, block_passes: int, rows: int, element: int) -> int:
+        """Kept by a device's blocks for the backward pass; of blocks that are computed again their
+        inputs, and while the last one is, what its backward pass reads.
+        """
+        kept, read = self._block(rows, element)
+        again = sum(is_recomputed(self.recompute, n) for n in range(block_passes))
+        inputs = rows * element * self.architecture.hidden_size
+        last = block_passes > 0 and is_recomputed(self.recompute, block_passes - 1)
+        now = read if last else read - kept if block_passes else 0
+        return (block_passes - again) * kept + again * inputs + now
+
+    def _kinds_by_parameter(self, parameters: int, trained: int, layers: int) -> dict[str, int]:
         """Weights, gradients, optimizer: replicas may divide them."""
         element = ELEMENT_BYTES[self.compute]
         sums = ELEMENT_BYTES[self.sums] if self._has_sums(self.accumulation) else 0
         all_share = self.replicas if self.shard == "full" else 1
         return {
             "weights": element * parameters // all_share,
-            "gradients": (element + sums) * parameters // all_share,
-            "optimizer": self._state_bytes(parameters, layers)
-            - (4 * parameters if self.compute == "fp32" else 0) // self._optimizer_share(),
+            "gradients": (element + sums) * trained // all_share,
+            "optimizer": self._state_bytes(trained, layers)
+            - (4 * trained if self.compute == "fp32" else 0) // self._optimizer_share(),
         }
 
     def _has_sums(self, addends: int) -> bool:
@@ -135,25 +145,35 @@ class MemoryModel:
     def _state_bytes(self, parameters: int, layers: int) -> int:
         """Masters and moments of one device: what a checkpoint holds of it."""
         a = self.architecture
-        matrices = layers * a.block_matrix_elements()
+        blocks, has_adapter = a.distinct_blocks(layers), a.adapter is not None
+        matrices = blocks * (a.adapter_parameters() if has_adapter else a.block_matrix_elements())
         saved = OPTIMIZER_BYTES["adamw"] - OPTIMIZER_BYTES[self.optimizer]
         return (OPTIMIZER_BYTES["adamw"] * parameters - saved * matrices) // self._optimizer_share()
 
-    def _block(self, rows: int, element: int) -> int:
-        """What one block keeps of one micro-batch; attention that drops keeps its scores whole,
-        and no log-sum-exp.
+    def _block(self, rows: int, element: int) -> tuple[int, int]:
+        """What one block keeps of one micro-batch where it is not computed again as a whole, and
+        what its backward pass reads; attention that drops keeps its scores whole, and no
+        log-sum-exp.
         """
         a = self.architecture
+        adapter = a.adapter
+        low = 0 if adapter is None else element * rows * adapter.rank * len(adapter.sites)
         scores = a.heads * self.micro * self.sequence_length**2
         if self.compiled:
-            dropping = element * scores - 4 * rows * a.heads if a.dropout > 0 else 0
-            return block_activations(a, rows, element) + dropping
-        kept = rows * self._eager_bytes(element)
-        if a.dropout > 0:
+            kept = block_activations(a, rows, element) + low
+            kept += element * scores - 4 * rows * a.heads if a.attention_rate > 0 else 0
+            if kept_values(self.recompute) == "everything":
+                kept += _also_kept(a, rows, element)
+                kept += element * scores if a.attention_rate > 0 else 0
+            return kept, kept
+        read = rows * self._eager_bytes(element) + low
+        if a.attention_rate > 0:
             # Softmax in float32, the mask of what is dropped, and what is left.
-            return kept + 2 * rows * a.hidden_size + (5 + element) * scores
-        kept += 4 * rows * a.heads
-        return kept + (rows * element * a.hidden_size if self.device == "cpu" else 0)
+            read += 2 * rows * a.hidden_size + (5 + element) * scores
+        else:
+            read += 4 * rows * a.heads
+            read += rows * element * a.hidden_size if self.device == "cpu" else 0
+        return (read if self.recompute == "none" else rows * element * _outputs(a)), read
 
     def _eager_bytes(self, element: int) -> int:
         """Per position, what a block without kernels keeps beside attention's own: norms' inputs in
@@ -172,8 +192,8 @@ class MemoryModel:
         """One piece's logits (compute format, float32) and gradient; the projection's sum."""
         a = self.architecture
         piece = -(-rows // self.loss_chunks) * a.padded_vocab_size
-        projection = a.padded_vocab_size * a.hidden_size
-        sums = ELEMENT_BYTES[self.sums] if self.loss_chunks > 1 else 0
+        projection = a.table_elements(padded=True)
+        sums = ELEMENT_BYTES[self.sums] if self.loss_chunks > 1 and a.adapter is None else 0
         return piece * (4 + 2 * element) + sums * projection
 
     def _temporaries(self, rows: int, element: int) -> int:
@@ -191,20 +211,42 @@ class MemoryModel:
         if self.shard != "full" or self.replicas == 1:
             return 0
         a = self.architecture
-        table = a.padded_vocab_size * a.hidden_size if embedding else 0
+        table = a.table_elements(padded=True) if embedding else 0
         return 2 * ELEMENT_BYTES[self.compute] * max(table, a.block_parameters())
 
 
 def block_activations(architecture: Architecture, rows: int, element: int) -> int:
     """Bytes one block keeps: its input, the matrix products' outputs but the last, attention's
     output and log-sum-exp (`compiler/graphs.py` keeps exactly the outputs of matrix products).
-    A parallel block's gradients need no sum, hence not what attention's projection gave.
+    A parallel block's gradients need no sum, hence not what attention's projection gave; those of
+    a norm after the MLP need that product too.
     """
     a = architecture
     attention = a.hidden_size + 2 * a.kv_size + a.hidden_size
     projected = a.hidden_size if a.residual == "sequential" else 0
+    projected += a.hidden_size if a.norm_position == "after" else 0
     inner = (2 if a.gated_mlp else 1) * a.mlp_size
     return rows * (element * (a.hidden_size + attention + projected + inner) + 4 * a.heads)
+
+
+def _also_kept(architecture: Architecture, rows: int, element: int) -> int:
+    """Bytes one block keeps besides when nothing is to be computed twice: what goes into its matrix
+    products, and the norms' statistics in float32.
+    """
+    a = architecture
+    norms = 1 if a.residual == "parallel_one_norm" else 2
+    turned = a.kv_size if a.positions == "rotary" else 0
+    statistics = norms * (8 if a.norm == "layer" else 4)
+    return rows * (element * ((norms + 1) * a.hidden_size + turned + a.mlp_size) + statistics)
+
+
+def _outputs(architecture: Architecture) -> int:
+    """Elements per position of one block's input and of all its products' outputs, attention's own
+    left out.
+    """
+    a = architecture
+    inner = (2 if a.gated_mlp else 1) * a.mlp_size
+    return 4 * a.hidden_size + 2 * a.kv_size + inner
 
 
 def generation_memory(
@@ -222,16 +264,14 @@ def generation_memory(
     A head tied to the embeddings is counted apart from them: it is kept in another layout.
     """
     a, element = architecture, ELEMENT_BYTES[compute]
-    table = a.padded_vocab_size * a.hidden_size
+    table = a.table_elements(padded=True)
     matrices = a.layers * a.block_matrix_elements() + table
-    embeddings = table + a.position_parameters()
-    tables = embeddings if a.tie_embeddings else embeddings + table
-    vectors = a.parameter_count(padded=True) - a.layers * a.block_matrix_elements() - tables
+    others = a.layers * a.block_parameters() + a.head_parameters(padded=True) - matrices
     # Scales in float32, one for each group of a row.
     each = element if weights is None else 1 + 4 / WEIGHT_GROUP
     memory = {
-        "weights": int(each * matrices) + 4 * vectors,
-        "embeddings": element * embeddings,
+        "weights": int(each * matrices) + 4 * others,
+        "embeddings": element * a.embedding_parameters(padded=True),
         "cache": 2 * element * architecture.layers * rows * capacity * architecture.kv_size,
         "logits": 4 * rows * architecture.padded_vocab_size,
         "workspace": PROCESS_BYTES[device],

@@ -10,6 +10,7 @@ from typing import Any
 from penstock.compiler.generation import GenerationShapes
 from penstock.compiler.layout import DevicePlan
 from penstock.compiler.pipeline import Piece, Schedule
+from penstock.config.recompute import kept_values
 from penstock.console import Console
 from penstock.models.architecture import Architecture
 
@@ -58,6 +59,15 @@ class Plan:
     """The busiest device's step: compute, memory bandwidth, link, waiting."""
     measured: bool = True
     """Whether the target's speeds were measured; else times are lower bounds."""
+    attention: str = "full"
+    """full, or document: positions see those of their own document alone."""
+
+    @property
+    def takes_segments(self) -> bool:
+        """Whether blocks are told which positions belong together: documents, or what is text and
+        what is padding, where attention would reach it.
+        """
+        return self.attention == "document" or not self.architecture.is_causal
 
     @property
     def stages(self) -> int:
@@ -87,7 +97,9 @@ class Plan:
         return tokens / self.step_seconds
 
     def region_fields(self) -> dict[str, Any]:
-        """Exactly what the compiled kernels depend on. Depth and recompute are not in it."""
+        """Exactly what the compiled kernels depend on. Depth is not in it, and of recompute only
+        what one block's kernels keep.
+        """
         architecture = dataclasses.asdict(self.architecture)
         del architecture["layers"]
         return {
@@ -99,11 +111,27 @@ class Plan:
             "sequence_length": self.sequence_length,
             "loss_chunks": self.loss_chunks,
             "mode": self.mode,
+            "attention": self.attention,
+            **({"kept": kept_values(self.recompute)} if self.mode == "train" else {}),
         }
 
     def _weights_field(self) -> dict[str, str]:
         """Only where it says something: other plans' kernels do not depend on it."""
         return {} if self.weights is None else {"weights": self.weights}
+
+    def kernel_fields(self, kernel: str) -> dict[str, Any]:
+        """Those of `region_fields` that one kernel's code depends on, so that plans share it."""
+        fields = self.region_fields()
+        if self.mode == "generate":
+            return fields
+        region, _, part = kernel.partition("_")
+        del fields["mode"]
+        del fields["attention" if region == "head" else "loss_chunks"]
+        if region != "block":
+            fields["architecture"]["adapter"] = self.architecture.adapter is not None
+        if region != "block" or part == "evaluate":
+            fields.pop("kept", None)
+        return fields
 
     def generation_shapes(self) -> GenerationShapes:
         """Shapes of the kernels that generate text under this plan."""
@@ -122,18 +150,28 @@ class Plan:
             "max_positions": a.max_positions,
             "vocab_size": a.vocab_size,
             "dropout": a.dropout,
+            "embedding_dropout": a.embedding_rate,
+            "attention_dropout": a.attention_rate,
             "norm_epsilon": a.norm_epsilon,
             "tie_embeddings": a.tie_embeddings,
         }
         if a.positions == "rotary":
             model |= {"rotary_fraction": a.rotary_fraction, "rotary_base": a.rotary_base}
-        return [f"model.{name}={value}" for name, value in model.items()] + [
+        lora: dict[str, Any] = {}
+        if a.adapter is not None:
+            lora = {"rank": a.adapter.rank, "alpha": a.adapter.alpha, "dropout": a.adapter.dropout}
+            lora["targets"] = f"[{', '.join(site.name for site in a.adapter.sites)}]"
+        return [
+            *(f"model.{name}={value}" for name, value in model.items()),
+            *(f"lora.{name}={value}" for name, value in lora.items()),
             f"mode={self.mode}",
             f"{'generate.batch' if self.mode == 'generate' else 'batch.micro'}={self.micro}",
             f"data.sequence_length={self.sequence_length}",
             f"precision.compute={self.compute}",
             *(f"precision.{name}={value}" for name, value in self._weights_field().items()),
             f"plan.loss_chunks={self.loss_chunks}",
+            *([] if self.attention == "full" else [f"data.attention={self.attention}"]),
+            *([f"plan.recompute={self.recompute}"] if self.mode == "train" else []),
         ]
 
     def to_json(self) -> dict[str, Any]:
@@ -144,7 +182,7 @@ class Plan:
     def from_json(value: dict[str, Any]) -> "Plan":
         """Read what `to_json` wrote; TypeError, KeyError or ValueError when it is not a plan."""
         fields = dict(value)
-        fields["architecture"] = Architecture(**value["architecture"])
+        fields["architecture"] = Architecture.from_json(value["architecture"])
         fields["memory"] = {str(k): int(v) for k, v in value["memory"].items()}
         fields["advice"] = tuple(str(line) for line in value["advice"])
         fields["layers_per_stage"] = tuple(value.get("layers_per_stage", ()))
@@ -160,6 +198,7 @@ class Plan:
             "memory": self.memory,
             "memory_limit_bytes": self.memory_limit_bytes,
             "parameters": a.parameter_count(),
+            "trained_parameters": a.trained_parameters(),
             "flops_per_token": self.flops_per_token,
             "step_seconds": self.step_seconds,
             "tokens_per_second": self.tokens_per_second,
@@ -185,7 +224,7 @@ class Plan:
         rows = [
             ("model", f"{a.layers} layers × {a.hidden_size} wide, {a.heads} heads"),
             ("vocabulary", f"{a.vocab_size:,} tokens"),
-            ("parameters", f"{a.parameter_count():,}"),
+            ("parameters", f"{a.parameter_count():,}{self._trained()}"),
             ("compute", self.compute),
             ("limited by", f"{self.limited_by} ({', '.join(self._shares())})"),
             ("FLOPs", f"{self.flops_per_token / 1e9:,.3f} GFLOP per token"),
@@ -208,6 +247,11 @@ class Plan:
             rows.append(("stages", f"{list(self.layers_per_stage)}, {self.schedule}"))
             rows.append(("bubble", f"{self.bubble:.1%} of the devices' time"))
         return rows
+
+    def _trained(self) -> str:
+        """How many parameters are trained, where it is not all."""
+        a = self.architecture
+        return "" if a.adapter is None else f" + {a.trained_parameters():,} trained in adapters"
 
     def show(self, console: Console) -> None:
         """The plan as two tables and a verdict."""

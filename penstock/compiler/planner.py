@@ -16,6 +16,7 @@ from penstock.compiler.memory import MemoryModel, generation_memory
 from penstock.compiler.plan import Plan
 from penstock.compiler.search import advise
 from penstock.config.planning import PlanSection
+from penstock.config.recompute import default_policy
 from penstock.config.schema import BatchSection
 from penstock.hardware.target import Target
 from penstock.models.architecture import Architecture
@@ -36,6 +37,7 @@ def make_plan(
     saves: bool = False,
     resumes: bool = False,
     compiled: bool = True,
+    attention: str = "full",
 ) -> Plan:
     """Decide how to train `architecture` on `target`.
 
@@ -53,6 +55,7 @@ def make_plan(
         saves: whether checkpoints are saved while training goes on.
         resumes: whether training starts from one.
         compiled: whether regions run as kernels where they can; on CUDA they cannot so far.
+        attention: full or document; see `Plan.attention`.
 
     Raises:
         ConfigError: shapes that contradict each other.
@@ -67,7 +70,10 @@ def make_plan(
         resumes=resumes,
         compiled=compiled and target.device != "cuda",
     )
+    policy = plan.recompute or default_policy(deciding.compiled)
+    plan = plan.model_copy(update={"recompute": policy})
     decided = deciding.decide(batch, plan, thorough=True)
+    decided = dataclasses.replace(decided, attention=attention)
     if decided.fits:
         return decided
     advice = advise(
@@ -97,7 +103,7 @@ def make_generation_plan(
         ConfigError: texts longer than the model's positions.
     """
     check_length(architecture, capacity)
-    architecture = dataclasses.replace(architecture, dropout=0.0)
+    architecture = architecture.for_generation()
     compute = compute or ("bf16" if target.fast_bf16 else "fp32")
     memory = generation_memory(
         architecture,
@@ -177,6 +183,7 @@ class _Deciding:
             "sequence_length": self.sequence_length,
             "compute": self.compute or ("bf16" if self.target.fast_bf16 else "fp32"),
             "recompute": plan.recompute,
+            "compiled": self.compiled,
             "replicas": plan.replicas,
             "shard": plan.shard,
         }
@@ -191,7 +198,6 @@ class _Deciding:
             optimizer=self.optimizer,
             saves=self.saves,
             resumes=self.resumes,
-            compiled=self.compiled,
             streams=self.target.streams,
             sums=self.target.sums,
         )

@@ -16,15 +16,18 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from penstock.compiler.graphs import Graph, trace, trace_joint
 from penstock.compiler.kernels import RegionContract
 from penstock.compiler.plan import Plan
+from penstock.config.recompute import kept_values
 from penstock.models.architecture import Architecture
-from penstock.models.loss import loss_and_gradients, token_losses
+from penstock.models.embedding import Embed
+from penstock.models.head import WEIGHT_NAMES, Head, head_weights
+from penstock.models.loss import HeadOptions, loss_and_gradients, token_losses
+from penstock.models.projection import is_trained
 from penstock.models.rotary import rotation
-from penstock.models.transformer import Block, Embed, Head
+from penstock.models.transformer import Block
 
 COMPUTE_DTYPES = {"bf16": torch.bfloat16, "fp32": torch.float32}
 """Dtype of weights and activations by the plan's `compute`."""
 
-_BLOCK_SITES = 3
 _EMBED_SITES = 1
 
 
@@ -66,11 +69,21 @@ def _parameters(module: nn.Module, plan: Plan) -> dict[str, Tensor]:
     }
 
 
-def _turns(plan: Plan, rows: int, count: int) -> list[Tensor]:
+def _turns(plan: Plan, rows: int, count: int) -> Tensor | None:
     """The rotation a block is given for `count` positions of so many rows, if there is any."""
     positions = torch.empty(rows, count, dtype=torch.int64, device=plan.device)
-    turns = rotation(plan.architecture, positions)
-    return [] if turns is None else [turns]
+    return rotation(plan.architecture, positions)
+
+
+def _after_keys(region: str, plan: Plan) -> list[Tensor | None]:
+    """What a region's `forward` takes after the dropout keys: an embedding positions, a block
+    turns and segments; None for what this plan's regions are not given.
+    """
+    segments = _tokens(plan) if plan.takes_segments else None
+    if region == "embed":
+        return [segments if plan.architecture.positions == "learned" else None]
+    rows = 1 if segments is None else plan.micro
+    return [_turns(plan, rows, plan.sequence_length), segments]
 
 
 class _Method(nn.Module):
@@ -106,26 +119,26 @@ def _trace_region(part: str, region: str, plan: Plan) -> TracedKernel:
     """Trace the forward, backward or evaluate kernel of Embed or Block."""
     kind, activations, sites, skipped = {
         "embed": (Embed, [_tokens(plan)], _EMBED_SITES, 1),
-        "block": (Block, [_activations(plan)], _BLOCK_SITES, 0),
+        "block": (Block, [_activations(plan)], plan.architecture.dropout_sites, 0),
     }[region]
     call, parameters = _function(kind, "forward", plan)
     names = tuple(parameters)
-    inputs = [*parameters.values(), *activations]
-    in_training = part != "evaluate" and plan.architecture.dropout > 0
-    if in_training:
-        inputs.append(torch.empty(plan.micro, sites, dtype=torch.int64, device=plan.device))
-    turns = _turns(plan, 1, plan.sequence_length) if region == "block" else []
-    inputs += turns
+    in_training = part != "evaluate" and plan.architecture.has_dropout
+    keys = torch.empty(plan.micro, sites, dtype=torch.int64, device=plan.device)
+    optional = [keys if in_training else None, *_after_keys(region, plan)]
+    inputs = [*parameters.values(), *activations, *(t for t in optional if t is not None)]
     before = len(names) + len(activations)
 
     def function(*tensors: Tensor) -> tuple[Tensor]:
-        keys = () if in_training else (None,)
-        return (call(*tensors[:before], *keys, *tensors[before:]),)
+        given = iter(tensors[before:])
+        rest = (None if absent is None else next(given) for absent in optional)
+        return (call(*tensors[:before], *rest),)
 
-    if part == "evaluate":
+    trained = [i for i, name in enumerate(names) if is_trained(plan.architecture, name)]
+    differentiable = (*trained, *range(len(names), before - skipped))
+    if part == "evaluate" or not differentiable:
         return TracedKernel(trace(function, inputs), RegionContract(names, 1))
-    differentiable = tuple(range(before - skipped))
-    pair = trace_joint(function, inputs, differentiable, 1)
+    pair = trace_joint(function, inputs, differentiable, 1, kept_values(plan.recompute))
     contract = RegionContract(names, pair.output_count, pair.kept_inputs, pair.differentiable)
     return TracedKernel(pair.forward if part == "forward" else pair.backward, contract)
 
@@ -141,20 +154,20 @@ def _trace_head(part: str, plan: Plan) -> TracedKernel:
     if part == "train":
         inputs.append(torch.empty(_shape(plan)[:2], dtype=torch.float32, device=plan.device))
         inputs.append(torch.empty((), dtype=torch.float32, device=plan.device))
-    options: dict[str, Any] = {
-        "epsilon": plan.architecture.norm_epsilon,
-        "vocab_size": plan.architecture.vocab_size,
-        "chunks": plan.loss_chunks,
-    }
+    a = plan.architecture
+    options = HeadOptions(a.norm_epsilon, a.activation, a.vocab_size, plan.loss_chunks)
 
     def function(*tensors: Tensor) -> tuple[Tensor, ...]:
-        named = dict(zip(names, tensors, strict=False))
-        first = (named["norm.weight"], named.get("norm.bias"), named["projection.weight"])
-        rest, bias = tensors[len(names) :], named.get("projection.bias")
+        weights = head_weights(dict(zip(names, tensors, strict=False)))
+        x, targets, *rest = tensors[len(names) :]
         if part == "evaluate":
-            return (token_losses(*first, *rest, bias=bias, **options),)
-        results = loss_and_gradients(*first, *rest, bias=bias, **options)
-        return tuple(result for result in results if result is not None)
+            return (token_losses(weights, x, targets, options),)
+        loss_weights, z_loss = rest
+        result = loss_and_gradients(weights, x, targets, loss_weights, z_loss, options)
+        gradients = result.weights._asdict()
+        by_name = {WEIGHT_NAMES[field]: gradient for field, gradient in gradients.items()}
+        trained = [name for name in names if is_trained(a, name)]
+        return (result.loss, result.cross_entropy, result.x, *(by_name[name] for name in trained))
 
     graph = trace(function, inputs)
     return TracedKernel(graph, RegionContract(names, len(graph.outputs)))
@@ -175,7 +188,8 @@ def _trace_decoding(plan: Plan, rows: int, count: int, length: int) -> TracedKer
     cached = [torch.empty(shape, dtype=dtype, device=device)[:, :, :length] for _ in range(2)]
     mask = torch.empty(rows, 1, count, length + count, dtype=torch.bool, device=device)
     call, parameters = _function(Block, "decode", plan)
-    inputs = [*parameters.values(), x, *cached, mask, *_turns(plan, rows, count)]
+    turns = _turns(plan, rows, count)
+    inputs = [*parameters.values(), x, *cached, mask, *(() if turns is None else (turns,))]
     graph = trace(call, inputs, thin=True)
     return TracedKernel(graph, RegionContract(tuple(parameters), 3))
 

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
 from penstock.compiler.kernels import Kernel, RegionContract
+from penstock.config.recompute import is_recomputed
 from penstock.errors import ExecutableError
 from penstock.models.transformer import Transformer
 
@@ -27,17 +28,20 @@ class CompiledKernel:
     contract: RegionContract
 
 
-def attach(model: Transformer, kernels: Mapping[str, CompiledKernel], *, recompute: bool) -> None:
+def attach(
+    model: Transformer, kernels: Mapping[str, CompiledKernel], *, recompute: str = "selective"
+) -> None:
     """Make `model` compute through `kernels` from now on.
 
-    With `recompute`, blocks keep only their inputs and run forward again in the backward pass.
-    Afterwards the model takes exactly the shapes the kernels were compiled for.
+    Blocks that `recompute` (`config/recompute.py`) names keep only their inputs and run forward
+    again in the backward pass; the others keep what the kernels were cut at. Afterwards the model
+    takes exactly the shapes the kernels were compiled for.
     """
     embed = _Region(kernels, "embed", recompute=False)
-    block = _Region(kernels, "block", recompute=recompute)
+    blocks = {again: _Region(kernels, "block", recompute=again) for again in (False, True)}
     model.embed.forward = functools.partial(embed, model.embed)  # pyright: ignore[reportAttributeAccessIssue] - the point of attaching
-    for module in model.blocks:
-        module.forward = functools.partial(block, module)
+    for index, module in enumerate(model.blocks):
+        module.forward = functools.partial(blocks[is_recomputed(recompute, index)], module)
     head = _Head(kernels)
     model.head.forward = functools.partial(head.loss, model.head)
     model.head.token_losses = functools.partial(head.token_losses, model.head)  # type: ignore[method-assign]
@@ -69,14 +73,16 @@ class _Region:
         module: nn.Module,
         x: Tensor,
         keys: Tensor | None = None,
-        turns: Tensor | None = None,
+        *after: Tensor | None,
     ) -> Tensor:
-        """What `module.forward(x, keys, turns)` computes; an embedding takes no turns."""
+        """What `module.forward(x, keys, *after)` computes: an embedding takes positions then, a
+        block turns and segments.
+        """
         parameters = parameters_of(module, self.forward.contract)
         if not self.has_dropout:
             keys = None
-        inputs = [*parameters, x, *(given for given in (keys, turns) if given is not None)]
-        if torch.is_grad_enabled():
+        inputs = [*parameters, x, *(given for given in (keys, *after) if given is not None)]
+        if torch.is_grad_enabled() and any(given.requires_grad for given in inputs):
             if self.backward is None:
                 raise ExecutableError("the executable is for evaluation: it has no gradients")
             if self.has_dropout and keys is None:
@@ -191,6 +197,7 @@ class _HeadFunction(torch.autograd.Function):
         results = kernel([*parameters, x, targets, loss_weights, z_loss])
         loss, _cross_entropy, *gradients = results
         ctx.gradients = gradients
+        ctx.frozen = 1 + len(parameters) - len(gradients)
         return loss
 
     @staticmethod
@@ -202,4 +209,4 @@ class _HeadFunction(torch.autograd.Function):
         # Scaling by one would read and write the largest gradient of the model for nothing.
         if upstream.is_cuda or upstream.item() != 1.0:
             gradients = [gradient * upstream.to(gradient.dtype) for gradient in gradients]
-        return (None, None, None, None, *gradients)
+        return (None, None, None, None, *gradients, *(None,) * ctx.frozen)

@@ -16,6 +16,8 @@ from penstock.errors import ConfigError
 
 _PIECES_MORE = 4
 """Factor of loss chunks that is tried."""
+_POLICIES_TRIED = ("selective", "every-4", "every-2", "blocks")
+"""Of recomputing, besides the one asked for; each needs less memory and more time."""
 _MICRO_TRIED = 6
 """Sizes of micro-batches that are tried, halving from the one asked for."""
 
@@ -144,8 +146,9 @@ def _changes(
     """Every variant with so many devices, the sequences of a step kept."""
     halves = [batch.micro >> n for n in range(_MICRO_TRIED) if batch.micro >> n]
     shards = ("none", "optimizer", "full") if replicas > 1 else ("none",)
+    policies = dict.fromkeys((plan.recompute, *_POLICIES_TRIED))
     for micro, recompute, more, shard in itertools.product(
-        halves, ("none", "blocks"), (1, _PIECES_MORE), shards
+        halves, policies, (1, _PIECES_MORE), shards
     ):
         if size % (micro * replicas):
             continue

@@ -5,8 +5,9 @@
 
 from typing import Annotated, Literal
 
-from pydantic import Field
+from pydantic import AfterValidator, Field
 
+from penstock.config.recompute import check_policy
 from penstock.config.section import Section
 
 
@@ -15,8 +16,10 @@ class PlanSection(Section):
 
     target: str = "detect"
     """Machine to plan for: detect or cpu (this one), a name of hardware/targets, or a YAML file."""
-    recompute: Literal["none", "blocks"] = "none"
-    """Activations to recompute in the backward pass instead of keeping."""
+    recompute: Annotated[str, AfterValidator(check_policy)] | None = None
+    """What the backward pass computes again instead of keeping: none; selective: what lies between
+    the matrix products; blocks: whole blocks from their inputs; every-N, such as every-2: each N-th
+    block so, the others selectively. If not given: selective with compiled kernels, else none."""
     loss_chunks: int | None = Field(default=None, ge=1)
     """Pieces in which projection and loss are computed; chosen from the sizes when not given."""
     stages: int | None = Field(default=None, ge=1)

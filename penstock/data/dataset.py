@@ -5,7 +5,6 @@ batches or training.
 """
 
 import dataclasses
-import hashlib
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -13,15 +12,19 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from penstock.config.folders import user_cache_folder
-from penstock.console import Console
+from penstock.config.checksums import remembered_sha256
+from penstock.console import Console, get_console
 from penstock.data.formats.megatron import Reader
 from penstock.data.packing import parse_packing
+from penstock.data.samples import HeldOut, SplitSamples
 from penstock.data.tokenizer import Tokenizer
 from penstock.errors import DataError
-from penstock.files import atomic_write, canonical_json, read_json, sha256_file
+from penstock.files import read_json
 
 MANIFEST = "dataset.json"
+PREPARED = "prepared.json"
+"""The manifest of what `prepare` wrote in another format than ours: to train on it, `members.py`
+opens it as it opens data of others."""
 TOKENIZER = "tokenizer.json"
 SCHEMA_VERSION = 1
 
@@ -34,7 +37,6 @@ class Split:
     reader: Reader
     packing: str
     end_of_text: int
-    token_count: int
     documents: int
     text_bytes: int
     """UTF-8 bytes of the split's text."""
@@ -42,6 +44,11 @@ class Split:
     """Whitespace-separated words of the split's text."""
     weights: NDArray[np.float32] | None = None
     """Loss weight of each token as a target, where the dataset has them."""
+
+    @property
+    def token_count(self) -> int:
+        """Tokens it has."""
+        return len(self.reader.tokens)
 
     @property
     def tokens(self) -> NDArray[Any]:
@@ -62,18 +69,26 @@ class Split:
         Full packing cuts the stream every T tokens, so that each token is a target once; rows are
         padded with end-of-text, at weight 0.
         """
-        if parse_packing(self.packing).kind == "full":
-            first = index * sequence_length
-            last = min(first + sequence_length + 1, self.token_count)
-        else:
-            first = int(self.reader.starts[index])
-            last = first + min(int(self.reader.lengths[index]), sequence_length + 1)
+        first, last = self._range(index, sequence_length)
         count = max(0, last - first - 1)
         tokens = np.full(sequence_length + 1, self.end_of_text, np.int64)
         tokens[: last - first] = self.tokens[first:last]
         weights = np.zeros(sequence_length, np.float32)
         weights[:count] = 1.0 if self.weights is None else self.weights[first + 1 : last]
         return tokens[:-1], tokens[1:], weights
+
+    def length(self, index: int, sequence_length: int) -> int:
+        """How many inputs of a sequence are not padding."""
+        first, last = self._range(index, sequence_length)
+        return min(last - first, sequence_length)
+
+    def _range(self, index: int, sequence_length: int) -> tuple[int, int]:
+        """Tokens of a sequence and of its last target: first, and end."""
+        if parse_packing(self.packing).kind == "full":
+            first = index * sequence_length
+            return first, min(first + sequence_length + 1, self.token_count)
+        first = int(self.reader.starts[index])
+        return first, first + min(int(self.reader.lengths[index]), sequence_length + 1)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -84,7 +99,7 @@ class Dataset:
     manifest: dict[str, Any]
 
     @staticmethod
-    def open(path: str | Path, verify: str = "checksum") -> "Dataset":
+    def open(path: str | Path, verify: str = "checksum", name: str = MANIFEST) -> "Dataset":
         """Open and check a dataset folder.
 
         `verify` "size" compares sizes; "checksum" SHA-256 too, remembering files already checked.
@@ -93,13 +108,13 @@ class Dataset:
             DataError: missing, damaged, truncated, or of a newer schema.
         """
         path = Path(path)
-        if not (path / MANIFEST).is_file():
+        if not (path / name).is_file():
             raise DataError(
-                f"{path} is not a dataset (it has no {MANIFEST})",
+                f"{path} is not a dataset (it has no {name})",
                 where="data.path",
                 do="make one with `penstock prepare data.path=FOLDER`",
             )
-        manifest = read_json(path / MANIFEST)
+        manifest = read_json(path / name)
         try:
             if manifest["schema_version"] != SCHEMA_VERSION:
                 raise DataError(
@@ -109,11 +124,12 @@ class Dataset:
                 )
             _check_files(path, manifest["files"], verify)
             dataset = Dataset(path, manifest)
-            for name in manifest["splits"].keys():  # noqa: SIM118 - refuses what is no mapping
-                _check_counts(dataset, name)
+            for split in manifest["splits"].keys():  # noqa: SIM118 - refuses what is no mapping
+                if name == MANIFEST:
+                    _check_counts(dataset, split)
         except (KeyError, TypeError, AttributeError, ValueError) as error:
             raise DataError(
-                f"{path / MANIFEST} is not a dataset's manifest ({error!r})",
+                f"{path / name} is not a dataset's manifest ({error!r})",
                 where="data.path",
                 do="prepare the dataset again",
             ) from None
@@ -138,22 +154,50 @@ class Dataset:
             name=name,
             reader=reader,
             packing=str(self.manifest["packing"]),
-            end_of_text=int(self.manifest["tokenizer"]["end_of_text"]),
-            token_count=len(reader.tokens),
+            end_of_text=self.end_of_text,
             documents=int(facts["documents"]),
             text_bytes=int(facts["text_bytes"]),
             words=int(facts["words"]),
             weights=Reader(weights).tokens if weights.with_suffix(".idx").exists() else None,
         )
 
+    def training(self, split: str, sequence_length: int, seed: int) -> SplitSamples:
+        """The samples of one split, in an order of `seed`.
+
+        Raises:
+            DataError: no such split, or not one sequence in it.
+        """
+        return SplitSamples(self.split(split), sequence_length, seed=seed)
+
+    def validation(self, split: str, sequence_length: int, limit: int | None) -> list[HeldOut]:
+        """A fixed choice of `limit` samples; none, saying so, where the split is too small."""
+        opened = self.split(split)
+        if opened.samples(sequence_length) < 1:
+            get_console().warning(f"split {split} of {self.path} is too small: no validation")
+            return []
+        return [HeldOut("", 1.0, SplitSamples(opened, sequence_length, limit=limit))]
+
+    def announce(self, split: str, sequence_length: int) -> None:
+        """Nothing: one dataset needs no words."""
+
     def tokenizer(self) -> Tokenizer:
         """The tokenizer the dataset was made with."""
-        return Tokenizer.load(self.path / TOKENIZER)
+        return Tokenizer.load(self.path / str(self.manifest["tokenizer"].get("file", TOKENIZER)))
 
     @property
     def vocab_size(self) -> int:
         """Tokens of its tokenizer."""
         return int(self.manifest["tokenizer"]["vocab_size"])
+
+    @property
+    def end_of_text(self) -> int:
+        """Its tokenizer's end-of-text token."""
+        return int(self.manifest["tokenizer"]["end_of_text"])
+
+    @property
+    def sequence_length(self) -> int | None:
+        """Tokens per sequence it was prepared for, where one was given."""
+        return self.manifest.get("sequence_length")
 
     @property
     def tokenizer_sha256(self) -> str:
@@ -197,10 +241,16 @@ def _check_counts(dataset: Dataset, name: str) -> None:
         )
 
 
+def is_inside(name: str) -> bool:
+    """Whether a path that a manifest names stays in its folder."""
+    path = Path(name)
+    return bool(path.parts) and not path.is_absolute() and ".." not in path.parts
+
+
 def _check_files(path: Path, files: dict[str, Any], verify: str) -> None:
     """Sizes and, with "checksum", SHA-256 of every file; names must stay in the folder."""
     for name, facts in files.items():
-        if name != Path(name).name:
+        if not is_inside(name):
             raise DataError(
                 f"{MANIFEST} names {name}, outside the folder", where=str(path), do="do not use it"
             )
@@ -214,26 +264,12 @@ def _check_files(path: Path, files: dict[str, Any], verify: str) -> None:
                 where="data.path",
                 do="copy it again, or prepare the dataset again",
             )
-        if verify == "checksum" and _checksum(file) != facts["sha256"]:
+        if verify == "checksum" and remembered_sha256(file) != facts["sha256"]:
             raise DataError(
                 f"{file} does not have the checksum {MANIFEST} gives",
                 where="data.path",
                 do="copy it again, or prepare the dataset again",
             )
-
-
-def _checksum(file: Path) -> str:
-    """SHA-256 of a file, remembered for as long as its size and time stay the same."""
-    status = file.stat()
-    identity = canonical_json(
-        [str(file.resolve()), status.st_size, status.st_mtime_ns, status.st_ino]
-    )
-    memory = user_cache_folder() / "checksums" / hashlib.sha256(identity.encode()).hexdigest()
-    if memory.is_file():
-        return memory.read_text(encoding="ascii")
-    digest = sha256_file(file)
-    atomic_write(memory, digest)
-    return digest
 
 
 def read_documents(split: Split) -> Iterator[NDArray[Any]]:

@@ -1,21 +1,22 @@
-"""Micro-batches of training samples, in an order that is a pure function of the position.
+"""Micro-batches of training samples, read ahead of the step that needs them.
 
-The trainer iterates `steps`; everything about where a run stands is one number. It must never
-know about models or devices.
+The trainer iterates `steps`; what comes in which order is `data/samples.py`'s. It must never know
+about models or devices.
 """
 
 import queue
 import threading
 from collections.abc import Generator
 from dataclasses import dataclass
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from penstock.data.dataset import Split
-from penstock.data.order import permute
-from penstock.errors import DataError
+from penstock.data.objective import Objective
+from penstock.data.samples import Samples
+from penstock.errors import ConfigError
 
 _AHEAD = 2
 """Steps prepared before they are asked for."""
@@ -28,92 +29,89 @@ class Batch:
     tokens: Tensor
     """(B, T) int64."""
     targets: Tensor
-    """(B, T) int64: the next token."""
+    """(B, T) int64: the next token, or where tokens are masked the token itself."""
     loss_weights: Tensor
     """(B, T) float32."""
     sequences: Tensor
     """(B,) int64: place of each sequence in the step's global batch."""
+    segments: Tensor | None = None
+    """(B, T) int64, where the objective says what positions see; see `data/objective.py`."""
+
+
+class LoadedStep(NamedTuple):
+    """One optimizer step's samples."""
+
+    position: int
+    """Samples before the next step, over all epochs."""
+    batches: list[Batch]
+    state: dict[str, Any]
+    """What a checkpoint keeps besides the position, to go on after this step."""
 
 
 class Loader:
-    """Cuts a split into global batches of `batch_size` sequences, `micro` at a time."""
+    """Cuts samples into global batches of `batch_size` sequences, `micro` at a time."""
 
     def __init__(
         self,
-        split: Split,
+        samples: Samples,
         *,
         sequence_length: int,
         batch_size: int,
         micro: int,
-        seed: int,
-        shuffle: bool = True,
-        limit: int | None = None,
+        objective: Objective | None = None,
     ) -> None:
-        """`limit` uses only that many samples of each epoch's order.
-
-        Raises:
-            DataError: the split has not one whole sequence.
+        """Samples of `sequence_length` tokens; without an objective, the next token is predicted
+        from all before it.
         """
-        self.split = split
+        self._objective = objective or Objective()
+        self.samples = samples
         self.sequence_length = sequence_length
         self.batch_size = batch_size
         self.micro = micro
-        self._seed = seed
-        self._shuffle = shuffle
-        self._total = split.samples(sequence_length)
-        if split.token_count < 2:
-            raise DataError(
-                f"split {split.name} has {split.token_count} tokens",
-                where="data.split",
-                do="use more text, or change data.splits",
+
+    @property
+    def epoch(self) -> int:
+        """Samples of one epoch.
+
+        Raises:
+            ConfigError: there is no end to them.
+        """
+        if self.samples.count is None:
+            raise ConfigError(
+                "a stream of text has no epochs", where="train.epochs", do="set train.steps"
             )
-        self.samples: int = self._total if limit is None else min(limit, self._total)
-        """Samples of one epoch."""
+        return self.samples.count
 
     def micro_batches(self, position: int) -> list[Batch]:
         """The step that starts at sample `position`, counted over all epochs."""
-        indices = self._indices(np.arange(position, position + self.batch_size))
+        rows = self.samples.rows(position, self.batch_size)
+        tasks = [self._objective.of(row, position + i) for i, row in enumerate(rows)]
         batches: list[Batch] = []
         for first in range(0, self.batch_size, self.micro):
-            rows = [
-                self.split.sample(int(index), self.sequence_length)
-                for index in indices[first : first + self.micro]
-            ]
-            tokens, targets, weights = (
-                torch.from_numpy(np.stack(part)) for part in zip(*rows, strict=True)
+            chosen = tasks[first : first + self.micro]
+            tokens, targets, weights, segments = (
+                torch.from_numpy(np.stack(part)) for part in zip(*chosen, strict=True)
             )
-            places = torch.arange(first, first + len(rows))
-            batches.append(Batch(tokens, targets, weights, places))
+            places = torch.arange(first, first + len(chosen))
+            told = segments if self._objective.takes_segments else None
+            batches.append(Batch(tokens, targets, weights, places, told))
         return batches
 
-    def _indices(
-        self, positions: "np.ndarray[tuple[int], np.dtype[np.int64]]"
-    ) -> "np.ndarray[tuple[int], np.dtype[np.int64]]":
-        """Sample of the split for each position."""
-        epochs, places = np.divmod(positions, self.samples)
-        if not self._shuffle:
-            return places
-        result = np.empty_like(places)
-        for epoch in np.unique(epochs):
-            chosen = epochs == epoch
-            result[chosen] = permute(places[chosen], self._total, self._seed, int(epoch))
-        return result
-
-    def steps(self, position: int) -> Generator[tuple[int, list[Batch]]]:
-        """Yield (position after the step, its micro-batches) for ever, read ahead in a thread.
+    def steps(self, position: int) -> Generator[LoadedStep]:
+        """Yield steps from sample `position` for ever, read ahead in a thread.
 
         Close the iterator to end the thread.
         """
-        ready: queue.Queue[tuple[int, list[Batch]] | BaseException] = queue.Queue(_AHEAD)
+        ready: queue.Queue[LoadedStep | BaseException] = queue.Queue(_AHEAD)
         stop = threading.Event()
 
         def work() -> None:
             at = position
             try:
                 while not stop.is_set():
-                    item = (at + self.batch_size, self.micro_batches(at))
+                    batches = self.micro_batches(at)
                     at += self.batch_size
-                    _put(ready, item, stop)
+                    _put(ready, LoadedStep(at, batches, self.samples.state()), stop)
             except BaseException as error:
                 _put(ready, error, stop)
 
@@ -132,8 +130,8 @@ class Loader:
 
 
 def _put(
-    ready: "queue.Queue[tuple[int, list[Batch]] | BaseException]",
-    item: tuple[int, list[Batch]] | BaseException,
+    ready: "queue.Queue[LoadedStep | BaseException]",
+    item: LoadedStep | BaseException,
     stop: threading.Event,
 ) -> None:
     """Wait for room, unless nobody reads any more."""

@@ -14,6 +14,7 @@ import torch
 
 from penstock.console import Console, get_console
 from penstock.data.dataset import Split
+from penstock.data.objective import segments_of
 from penstock.errors import DataError
 from penstock.models.transformer import Transformer
 
@@ -108,11 +109,14 @@ def evaluate_split(
     sequence_length: int,
     stride: int | None,
     batch: int,
+    by_document: bool = False,
 ) -> Scores:
     """Score every token of a split; the first follows an end-of-text token.
 
     The model is given (batch, sequence_length) tokens at a time, never fewer. `stride`: tokens a
     window moves on, half the sequence length when None, and never more than all of it.
+    `by_document`: tokens see their own document alone, but a document's first token, which is
+    predicted from the end of the one before.
 
     Raises:
         DataError: an empty split.
@@ -130,7 +134,8 @@ def evaluate_split(
         for first in range(0, len(plan), batch):
             chosen = plan[first : first + batch]
             tokens, targets, weights = _rows(split, chosen, sequence_length, batch)
-            losses = model.token_losses(tokens.to(device), targets.to(device))
+            segments = _segments(tokens, split.end_of_text).to(device) if by_document else None
+            losses = model.token_losses(tokens.to(device), targets.to(device), segments)
             total += float((losses.cpu().double() * weights).sum())
             progress.advance(len(chosen))
     return Scores(
@@ -158,3 +163,9 @@ def _rows(
         weights[row, window.scored : count] = 1.0
     packed = torch.from_numpy(stream)
     return packed[:, :-1].contiguous(), packed[:, 1:].contiguous(), torch.from_numpy(weights)
+
+
+def _segments(tokens: torch.Tensor, end_of_text: int) -> torch.Tensor:
+    """Numbers of the documents in each row (B, T) int64; see `data/objective.py`."""
+    rows = tokens.numpy()
+    return torch.from_numpy(np.stack([segments_of(row, len(row), end_of_text) for row in rows]))

@@ -65,7 +65,7 @@ class EagerDecoder:
         start, count = self._start, tokens.shape[1]
         mask = attention_mask(start, count, start, self._padding)
         positions = _positions(start, count, self._padding)
-        x = self._model.embed.at(tokens, positions)
+        x = self._model.embed(tokens, None, positions)
         turns = rotation(self._model.architecture, positions)
         for layer, block in enumerate(self._model.blocks):
             cached = self._cache.first(layer, start)
@@ -135,7 +135,7 @@ class CompiledDecoder:
         kernel = self._kernels[name(self._rows, length)].run
         mask = attention_mask(start, count, length, self._padding)
         positions = _positions(start, count, self._padding)
-        x = self._model.embed.at(tokens, positions)
+        x = self._model.embed(tokens, None, positions)
         turns = rotation(self._model.architecture, positions)
         after = [mask] if turns is None else [mask, turns]
         for layer, parameters in enumerate(self._blocks):

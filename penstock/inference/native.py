@@ -84,7 +84,7 @@ class NativeDecoder:
         """One call: tokens (N) of texts (N) at positions (N); the logits after the tokens `last`
         (W) go into their texts' rows.
         """
-        x = self._embed.at(tokens.unsqueeze(0), positions.unsqueeze(0))[0].float()
+        x = self._embed(tokens.unsqueeze(0), None, positions.unsqueeze(0))[0].float()
         out = (
             logits[: len(last)]
             if len(last) == len(logits)

@@ -13,7 +13,9 @@ from torch import Tensor, nn
 from penstock.compiler.native import LANES
 from penstock.models.architecture import WEIGHT_GROUP
 from penstock.models.quantization import quantize
-from penstock.models.transformer import Block, Head, Norm, Transformer
+from penstock.models.head import Head
+from penstock.models.norm import Norm
+from penstock.models.transformer import Block, Transformer
 
 _LINE = 64
 """Bytes of a cache line; every piece starts at one."""
@@ -76,7 +78,7 @@ def _pieces(module: nn.Module, weights: str) -> Iterator[Tensor | None]:
         for linear in (mlp.gate, mlp.up, mlp.down):
             yield from _linear(linear, weights)
     elif isinstance(module, Head):
-        vocabulary = module.vocab_size
+        vocabulary = module.options.vocab_size
         yield from _norm(module.norm)
         yield from _linear(module.projection, weights, vocabulary)
 

@@ -5,8 +5,11 @@ that planning answers at once.
 """
 
 import dataclasses
+from typing import Any
 
 from penstock.errors import ConfigError
+from penstock.models.adapter import Adapter
+from penstock.models.dropout_rates import BLOCK_DROPOUT_SITES, DropoutRates
 
 VOCABULARY_MULTIPLE = 128
 """Rows of the token embedding are padded to a multiple of this (matrix units like it); the
@@ -19,6 +22,7 @@ few others (a usual size for groups of weights: GPTQ, Frantar et al., arXiv 2210
 CHOICES = {
     "activation": ("gelu_tanh", "gelu", "silu", "relu"),
     "norm": ("layer", "rms"),
+    "norm_position": ("before", "after"),
     "residual": ("sequential", "parallel", "parallel_one_norm"),
     "positions": ("learned", "rotary"),
     "rotary_pairs": ("halves", "neighbours"),
@@ -26,12 +30,15 @@ CHOICES = {
 }
 """Field → its possible values."""
 
-_SIZES = ("layers", "hidden_size", "heads", "mlp_size", "max_positions", "vocab_size")
+_SIZES = (
+    *("layers", "hidden_size", "heads", "mlp_size", "max_positions", "vocab_size"),
+    *("kv_heads", "embedding_size"),
+)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Architecture:
-    """One decoder's shape. Sizes are counts of elements; `dropout` is a probability."""
+class Architecture(DropoutRates):
+    """One transformer's shape. Sizes are counts of elements."""
 
     family: str
     layers: int
@@ -40,7 +47,6 @@ class Architecture:
     mlp_size: int
     max_positions: int
     vocab_size: int
-    dropout: float = 0.0
     norm_epsilon: float = 1e-5
     activation: str = "gelu_tanh"
     tie_embeddings: bool = True
@@ -48,6 +54,9 @@ class Architecture:
     """Key and value heads, each shared by heads / kv_heads query heads; None: one for each."""
     norm: str = "layer"
     """layer: mean and variance, weight and bias; rms: root mean square, weight alone."""
+    norm_position: str = "before"
+    """before: norms of what attention and MLP read, and a last one in the head; after: of the
+    residual stream once each has been added to it (Vaswani et al., arXiv 1706.03762, §3.1)."""
     residual: str = "sequential"
     """sequential: attention, then the MLP of the sum; parallel: both of the block's input, each
     behind its norm; parallel_one_norm: behind the same norm."""
@@ -72,17 +81,25 @@ class Architecture:
     """llama3: wavelengths below rotary_trained / rotary_high are left alone."""
     rotary_trained: int = 8192
     """llama3: positions before stretching."""
+    adapter: Adapter | None = None
+    """Low-rank adapters beside the blocks' layers; with them, nothing else is trained."""
+    is_causal: bool = True
+    """Whether a position sees earlier ones alone; else all: masked language models."""
+    shared_layers: bool = False
+    """Whether all layers are one block, run again and again."""
+    embedding_size: int | None = None
+    """Width of the token and position tables, projected to hidden_size; None: the same."""
+    embedding_norm: bool = False
+    token_types: int = 0
+    """Rows of a table of segment types; every token is of the first."""
+    position_offset: int = 0
+    """Rows of the position table before the one of the first position."""
+    head_transform: bool = False
+    """Whether the head has a dense layer with an activation before its norm."""
 
     def __post_init__(self) -> None:
         """Refuse impossible shapes, naming the configuration key."""
-        for name in (*_SIZES, *(["kv_heads"] if self.kv_heads is not None else [])):
-            value = getattr(self, name)
-            if value < 1:
-                raise ConfigError(
-                    f"model.{name}={value} is not a size",
-                    where=f"model.{name}",
-                    do="give a whole number of at least 1",
-                )
+        self._require_sizes()
         for name, size in (("heads", self.hidden_size), ("kv_heads", self.heads)):
             divisor = getattr(self, name)
             if divisor is not None and size % divisor:
@@ -92,14 +109,11 @@ class Architecture:
                     where=f"model.{name}",
                     do=f"choose {name} from the divisors of {size}",
                 )
-        if self.kv_heads == self.heads:  # one way to say the same: equal shapes compare equal
-            object.__setattr__(self, "kv_heads", None)
-        if not 0.0 <= self.dropout < 1.0:
-            raise ConfigError(
-                f"model.dropout={self.dropout} is not a probability below 1",
-                where="model.dropout",
-                do="give a value from 0 up to, not including, 1",
-            )
+        # One way to say the same: equal shapes compare equal.
+        for name, same in (("kv_heads", self.heads), ("embedding_size", self.hidden_size)):
+            if getattr(self, name) == same:
+                object.__setattr__(self, name, None)
+        self._check_dropout()
         for name, values in CHOICES.items():
             if getattr(self, name) not in values:
                 raise ConfigError(
@@ -114,6 +128,47 @@ class Architecture:
                 where="model.rotary_fraction",
                 do="choose heads and rotary_fraction so that an even number is rotated",
             )
+
+    @property
+    def adapter_rate(self) -> float:
+        """Probability of dropping an element on its way into an adapter."""
+        return 0.0 if self.adapter is None else self.adapter.dropout
+
+    @property
+    def has_dropout(self) -> bool:
+        """Whether anything drops in training."""
+        return max(self.dropout, self.embedding_rate, self.attention_rate, self.adapter_rate) > 0
+
+    @property
+    def dropout_sites(self) -> int:
+        """Places of a block that have dropout keys."""
+        adapters = self.adapter.sites if self.adapter is not None and self.adapter_rate else ()
+        return BLOCK_DROPOUT_SITES + len(adapters)
+
+    def for_generation(self) -> "Architecture":
+        """The same, without what only training has: adapters are merged, nothing is dropped."""
+        return dataclasses.replace(
+            self, dropout=0.0, embedding_dropout=None, attention_dropout=None, adapter=None
+        )
+
+    @staticmethod
+    def from_json(value: dict[str, Any]) -> "Architecture":
+        """Read what `dataclasses.asdict` made; TypeError or KeyError when it is none."""
+        fields = dict(value)
+        if fields.get("adapter") is not None:
+            fields["adapter"] = Adapter.from_json(fields["adapter"])
+        return Architecture(**fields)
+
+    def _require_sizes(self) -> None:
+        """Refuse sizes below 1."""
+        for name in _SIZES:
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise ConfigError(
+                    f"model.{name}={value} is not a size",
+                    where=f"model.{name}",
+                    do="give a whole number of at least 1",
+                )
 
     @property
     def head_size(self) -> int:
@@ -140,13 +195,49 @@ class Architecture:
         """Rows of the token embedding, a multiple of `VOCABULARY_MULTIPLE`."""
         return -(-self.vocab_size // VOCABULARY_MULTIPLE) * VOCABULARY_MULTIPLE
 
-    def norm_parameters(self) -> int:
-        """Parameters of one norm."""
-        return self.hidden_size * (2 if self.norm == "layer" else 1)
+    @property
+    def embedding_width(self) -> int:
+        """Width of the token and position tables, and of what the head projects."""
+        return self.embedding_size or self.hidden_size
+
+    @property
+    def has_head_norm(self) -> bool:
+        """Whether the head normalizes: not where the last block has just done so."""
+        return self.norm_position == "before" or self.head_transform
+
+    def norm_parameters(self, width: int | None = None) -> int:
+        """Parameters of one norm, of the hidden size unless another width is given."""
+        return (width or self.hidden_size) * (2 if self.norm == "layer" else 1)
+
+    def table_elements(self, *, padded: bool) -> int:
+        """The table of tokens, or a projection to the vocabulary."""
+        return (self.padded_vocab_size if padded else self.vocab_size) * self.embedding_width
 
     def position_parameters(self) -> int:
         """The table of learned positions."""
-        return self.max_positions * self.hidden_size if self.positions == "learned" else 0
+        rows = self.max_positions + self.position_offset
+        return rows * self.embedding_width if self.positions == "learned" else 0
+
+    def embedding_projection_parameters(self) -> int:
+        """The matrix and bias from the tables' width to the hidden size, where they differ."""
+        if self.embedding_size is None:
+            return 0
+        return self.embedding_size * self.hidden_size + self.hidden_size
+
+    def embedding_parameters(self, *, padded: bool = False) -> int:
+        """Everything that turns tokens into the residual stream."""
+        width = self.embedding_width
+        norm = self.norm_parameters(width) if self.embedding_norm else 0
+        tables = self.table_elements(padded=padded) + self.position_parameters()
+        types = self.token_types * width
+        return tables + types + norm + self.embedding_projection_parameters()
+
+    def head_parameters(self, *, padded: bool = False) -> int:
+        """Everything after the blocks, the projection counted also where it is tied."""
+        rows, width = self.padded_vocab_size if padded else self.vocab_size, self.embedding_width
+        transform = (self.hidden_size + 1) * width if self.head_transform else 0
+        norm = self.norm_parameters(width) if self.has_head_norm else 0
+        return rows * width + rows * self.head_bias + transform + norm
 
     def block_matrix_elements(self) -> int:
         """Elements of one block's matrices: attention's projections and the MLP's."""
@@ -160,20 +251,39 @@ class Architecture:
         norms = 1 if self.residual == "parallel_one_norm" else 2
         return norms * self.norm_parameters() + self.block_matrix_elements() + biases
 
+    def distinct_blocks(self, layers: int) -> int:
+        """Blocks with weights of their own among so many layers."""
+        return min(layers, 1) if self.shared_layers else layers
+
     def parameter_count(self, *, padded: bool = False) -> int:
-        """All trainable parameters; tied embeddings count once."""
-        rows = self.padded_vocab_size if padded else self.vocab_size
-        tables = rows * self.hidden_size * (1 if self.tie_embeddings else 2)
-        head = self.norm_parameters() + rows * self.head_bias
-        return tables + self.position_parameters() + self.layers * self.block_parameters() + head
+        """All trainable parameters; tied embeddings and shared layers count once."""
+        tied = self.table_elements(padded=padded) if self.tie_embeddings else 0
+        ends = self.embedding_parameters(padded=padded) + self.head_parameters(padded=padded)
+        return ends - tied + self.distinct_blocks(self.layers) * self.block_parameters()
+
+    def adapter_parameters(self) -> int:
+        """Of one block's adapters."""
+        return 0 if self.adapter is None else self.adapter.parameters()
+
+    def trained_parameters(self) -> int:
+        """All that training changes."""
+        if self.adapter is None:
+            return self.parameter_count()
+        return self.distinct_blocks(self.layers) * self.adapter_parameters()
 
     def flops_per_token(self, sequence_length: int) -> int:
-        """Training FLOPs per token, forward and backward: 6N + 12·L·D·T.
+        """Training FLOPs per token, forward and backward: 6N + 12·L·D·T; where only adapters are
+        trained, 4N + 6·(adapters) + 12·L·D·T, as frozen weights have no gradient.
 
-        N leaves out the tables that are only looked up (positions, and tokens where the head has
-        its own) and counts a tied head once; the causal half of attention is not discounted, as
-        is the custom (PaLM, arXiv 2204.02311, appendix B; nanoGPT `estimate_mfu`).
+        N leaves out the tables that are only looked up (positions, types, and tokens where the
+        head has its own), counts a tied head once and shared layers as often as they run; the
+        causal half of attention is not discounted, as is the custom (PaLM, arXiv 2204.02311,
+        appendix B; nanoGPT `estimate_mfu`).
         """
-        looked_up = 0 if self.tie_embeddings else self.vocab_size * self.hidden_size
-        multiplied = self.parameter_count() - self.position_parameters() - looked_up
-        return 6 * multiplied + 12 * self.layers * self.hidden_size * sequence_length
+        norm = self.norm_parameters(self.embedding_width) if self.embedding_norm else 0
+        multiplied = self.layers * self.block_parameters() + self.head_parameters()
+        multiplied += norm + self.embedding_projection_parameters()
+        weights = 6 * multiplied
+        if self.adapter is not None:
+            weights = 4 * multiplied + 6 * self.layers * self.adapter_parameters()
+        return weights + 12 * self.layers * self.hidden_size * sequence_length

@@ -1,4 +1,4 @@
-"""Causal self-attention: projections, the choice of kernel, and the decoding path.
+"""Self-attention: projections, the choice of kernel, and the decoding path.
 
 `models/transformer.py` builds it into blocks. It must never know about batches of data or caches'
 owners; it is handed the cache's tensors.
@@ -10,13 +10,14 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
 from penstock.models.architecture import Architecture
-from penstock.models.blockwise import causal_attention
+from penstock.models.blockwise import allowed, blockwise_attention
 from penstock.models.layers import dropout
+from penstock.models.projection import Projection
 from penstock.models.rotary import rotate
 
 
 class Attention(nn.Module):
-    """Multi-head causal attention (Vaswani et al., arXiv 1706.03762, §3.2), with keys and values
+    """Multi-head attention (Vaswani et al., arXiv 1706.03762, §3.2), with keys and values
     shared by groups of heads where the architecture says so (Ainslie et al., arXiv 2305.13245).
     """
 
@@ -27,31 +28,42 @@ class Attention(nn.Module):
         self.heads = architecture.heads
         self.group_size = architecture.group_size
         self.rotary_pairs = architecture.rotary_pairs
-        self.rate = architecture.dropout
+        self.is_causal = architecture.is_causal
+        self.attention_rate = architecture.attention_rate
+        self.residual_rate = architecture.dropout
         rows = hidden_size + 2 * architecture.kv_size
-        self.query_key_value = nn.Linear(hidden_size, rows, bias=bias)
-        self.output = nn.Linear(hidden_size, hidden_size, bias=bias)
+        self.query_key_value = Projection(
+            architecture, "attention.query_key_value", hidden_size, rows, bias=bias
+        )
+        self.output = Projection(
+            architecture, "attention.output", hidden_size, hidden_size, bias=bias
+        )
 
     def forward(
         self,
         x: Float[Tensor, "B T D"],
-        keys: Int[Tensor, "B 3"] | None = None,
+        keys: Int[Tensor, "B sites"] | None = None,
         turns: Float[Tensor, "2 #B 1 T P"] | None = None,
+        segments: Int[Tensor, "B T"] | None = None,
     ) -> Float[Tensor, "B T D"]:
-        """X (B, T, D) → (B, T, D); keys (B, 3) int64 drop first probabilities, then outputs;
-        turns (2, 1, 1, T, P) float32 is the rotation of rotary positions.
+        """X (B, T, D) → (B, T, D); keys (B, sites) int64 drop probabilities, outputs and what
+        adapters are given; turns (2, B or 1, 1, T, P) float32 is the rotation of rotary positions;
+        segments (B, T) int64: positions with different numbers do not see each other.
         """
-        query, key, value = self._heads(x, turns)
+        query, key, value = self._heads(x, turns, keys)
         if self.group_size > 1:
             key, value = (self._for_each_query(shared) for shared in (key, value))
-        if keys is not None and self.rate > 0:
-            mixed = self._dropping_attention(query, key, value, keys[:, 0])
+        if keys is not None and self.attention_rate > 0:
+            mixed = self._dropping_attention(query, key, value, keys[:, 0], segments)
         elif x.is_cuda:
-            mixed = F.scaled_dot_product_attention(query, key, value, is_causal=True)
+            mask = self._mask(segments, x.shape[1])
+            mixed = F.scaled_dot_product_attention(
+                query, key, value, mask, is_causal=self.is_causal and mask is None
+            )
         else:
-            mixed = causal_attention(query, key, value)
-        result = self.output(mixed.transpose(1, 2).flatten(2))  # (B, T, D)
-        return result if keys is None else dropout(result, keys[:, 1], self.rate)
+            mixed = blockwise_attention(query, key, value, segments, is_causal=self.is_causal)
+        result = self.output(mixed.transpose(1, 2).flatten(2), keys)  # (B, T, D)
+        return result if keys is None else dropout(result, keys[:, 1], self.residual_rate)
 
     def decode(
         self,
@@ -90,10 +102,13 @@ class Attention(nn.Module):
         return self.output(mixed.transpose(1, 2).flatten(2)), key, value
 
     def _heads(
-        self, x: Float[Tensor, "B T D"], turns: Float[Tensor, "2 #B 1 T P"] | None
+        self,
+        x: Float[Tensor, "B T D"],
+        turns: Float[Tensor, "2 #B 1 T P"] | None,
+        keys: Int[Tensor, "B sites"] | None = None,
     ) -> tuple[Float[Tensor, "B H T S"], Float[Tensor, "B K T S"], Float[Tensor, "B K T S"]]:
         """Query (B, H, T, S), key and value (B, K, T, S), in their places."""
-        projected = self.query_key_value(x)
+        projected = self.query_key_value(x, keys)
         if self.group_size == 1:
             parts = projected.unflatten(-1, (3, self.heads, -1))  # (B, T, 3, H, S)
             query, key, value = parts.permute(2, 0, 3, 1, 4)
@@ -117,17 +132,28 @@ class Attention(nn.Module):
         key: Float[Tensor, "B H T S"],
         value: Float[Tensor, "B H T S"],
         dropout_key: Int[Tensor, " B"],
+        segments: Int[Tensor, "B T"] | None,
     ) -> Float[Tensor, "B H T S"]:
         """Attention with dropped probabilities, (B, H, T, S); the scores exist whole here."""
-        positions = query.shape[2]
         scores = (query * query.shape[3] ** -0.5) @ key.transpose(2, 3)  # (B, H, T, T)
-        column = torch.arange(positions, device=query.device)
-        earlier = column <= column.unsqueeze(1)
-        scores = torch.where(earlier, scores.float(), float("-inf"))
+        mask = self._mask(segments, query.shape[2])
+        if mask is None and self.is_causal:
+            column = torch.arange(query.shape[2], device=query.device)
+            mask = column <= column.unsqueeze(1)
+        scores = scores.float() if mask is None else _masked(scores, mask)
         weights = torch.softmax(scores, -1).to(query.dtype)
-        return dropout(weights, dropout_key, self.rate) @ value
+        return dropout(weights, dropout_key, self.attention_rate) @ value
+
+    def _mask(
+        self, segments: Int[Tensor, "B T"] | None, length: int
+    ) -> Bool[Tensor, "B 1 T T"] | None:
+        """Where attention is allowed by segments, and by order in causal models."""
+        if segments is None:
+            return None
+        places = slice(0, length)
+        return allowed(segments, places, length, is_causal=self.is_causal).unsqueeze(1)
 
 
-def _masked(scores: Float[Tensor, "B H T N"], mask: Bool[Tensor, "B 1 T N"]) -> Tensor:
+def _masked(scores: Float[Tensor, "B H T N"], mask: Bool[Tensor, "... T N"]) -> Tensor:
     """Scores in float32, minus infinity where attention is not allowed."""
     return torch.where(mask, scores.float(), float("-inf"))

@@ -8,10 +8,57 @@ are. The forward pass computes the gradients too, since each piece's logits are 
 from typing import NamedTuple
 
 import torch
+import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from penstock.models.layers import normalize
+from penstock.models.layers import activate, normalize
+
+
+class HeadWeights(NamedTuple):
+    """The head's parameters, or their gradients; None for those it does not have."""
+
+    projection: Tensor
+    """(Vpadded, E)"""
+    bias: Tensor | None = None
+    """(Vpadded,), added to the logits."""
+    norm_weight: Tensor | None = None
+    """(E,)"""
+    norm_bias: Tensor | None = None
+    """(E,)"""
+    transform_weight: Tensor | None = None
+    """(E, D), of the dense layer before the norm."""
+    transform_bias: Tensor | None = None
+    """(E,)"""
+
+
+class HeadOptions(NamedTuple):
+    """What the head computes besides its weights."""
+
+    epsilon: float
+    """Of its norm."""
+    activation: str
+    """Of its dense layer; see `architecture.CHOICES`."""
+    vocab_size: int
+    chunks: int
+    """Pieces of tokens that are projected one after the other."""
+    trains_projection: bool = True
+    """Whether its gradient is wanted."""
+
+
+def before_projection(
+    weights: HeadWeights, x: Float[Tensor, "... D"], options: HeadOptions
+) -> Float[Tensor, "... E"]:
+    """What the head projects: x (..., D) behind its dense layer and its norm, where it has them.
+
+    Source: BERT's masked language model head (Devlin et al., arXiv 1810.04805, and its code).
+    """
+    if weights.transform_weight is not None:
+        x = F.linear(x, weights.transform_weight, weights.transform_bias)
+        x = activate(x, options.activation)
+    if weights.norm_weight is not None:
+        x = normalize(x, weights.norm_weight, weights.norm_bias, options.epsilon)
+    return x
 
 
 class HeadGradients(NamedTuple):
@@ -23,42 +70,35 @@ class HeadGradients(NamedTuple):
     """() float32: sum of loss_weights × cross entropy."""
     x: Tensor
     """(B, T, D), the input's dtype."""
-    norm_weight: Tensor
-    """(D,)"""
-    norm_bias: Tensor | None
-    """(D,), where the norm has one."""
-    projection: Tensor
-    """(Vpadded, D), summed over the pieces in float32."""
-    bias: Tensor | None = None
-    """(Vpadded,), where the projection has one, summed likewise."""
+    weights: HeadWeights
+    """Of the projection and its bias, summed over the pieces in float32; the projection's is () 0
+    where it is not wanted."""
 
 
 def loss_and_gradients(
-    norm_weight: Float[Tensor, " D"],
-    norm_bias: Float[Tensor, " D"] | None,
-    projection: Float[Tensor, "V D"],
+    weights: HeadWeights,
     x: Float[Tensor, "B T D"],
     targets: Int[Tensor, "B T"],
     loss_weights: Float[Tensor, "B T"],
     z_loss: Float[Tensor, ""],
-    *,
-    epsilon: float,
-    vocab_size: int,
-    chunks: int,
-    bias: Float[Tensor, " V"] | None = None,
+    options: HeadOptions,
 ) -> HeadGradients:
-    """Final norm, projection, weighted cross entropy, and the gradients of all of it.
+    """What precedes the projection, projection, weighted cross entropy, and all gradients.
 
     x (B, T, D); targets (B, T) int64; loss_weights (B, T) float32; z_loss () float32, the factor
-    of the squared log-partition (PaLM, arXiv 2204.02311, §5). `chunks` pieces of tokens are
-    projected one after the other; bias (Vpadded,) is added to their logits.
+    of the squared log-partition (PaLM, arXiv 2204.02311, §5).
     """
+    projection, bias = weights.projection, weights.bias
     with torch.enable_grad():
-        given = (x, norm_weight, norm_bias)
-        leaves = [t.detach().requires_grad_() for t in given if t is not None]
-        normalized = normalize(leaves[0], leaves[1], (*leaves, None)[2], epsilon)
-    rows = normalized.detach().flatten(0, 1)  # (N, D)
-    size = -(-rows.shape[0] // chunks)
+        first = x.detach().requires_grad_()
+        before = {
+            name: value.detach().requires_grad_()
+            for name, value in weights._asdict().items()
+            if value is not None and name not in ("projection", "bias")
+        }
+        prepared = before_projection(HeadWeights(projection, **before), first, options)
+    rows = prepared.detach().flatten(0, 1)  # (N, E)
+    size = -(-rows.shape[0] // options.chunks)
     loss, cross_entropy = (torch.zeros((), device=x.device) for _ in range(2))
     row_gradients: list[Tensor] = []
     for_projection, for_bias = (torch.zeros((), device=x.device) for _ in range(2))
@@ -69,28 +109,28 @@ def loss_and_gradients(
         strict=True,
     ):
         nll, normalizer, gradient = _piece(
-            piece, projection, bias, target, weight, z_loss, vocab_size
+            piece, projection, bias, target, weight, z_loss, options.vocab_size
         )
         cross_entropy = cross_entropy + (weight * nll).sum()
         loss = loss + (weight * (nll + z_loss * normalizer.square())).sum()
         row_gradients.append(gradient @ projection)
-        part = gradient.t() @ piece
-        # Summed in float32: bf16 sums would lose the small ones.
-        for_projection = part if chunks == 1 else for_projection + part.float()
+        if options.trains_projection:
+            part = gradient.t() @ piece
+            # Summed in float32: bf16 sums would lose the small ones.
+            for_projection = part if options.chunks == 1 else for_projection + part.float()
         if bias is not None:
             for_bias = for_bias + gradient.float().sum(0)
-    for_x, *for_norm = torch.autograd.grad(
-        normalized, leaves, torch.cat(row_gradients).view_as(normalized)
-    )
-    return HeadGradients(
-        loss,
-        cross_entropy,
-        for_x,
-        for_norm[0],
-        (*for_norm, None)[1],
+    for_prepared = torch.cat(row_gradients).view_as(prepared)
+    for_x, for_before = for_prepared, dict[str, Tensor]()
+    if before:
+        for_x, *found = torch.autograd.grad(prepared, [first, *before.values()], for_prepared)
+        for_before = dict(zip(before, found, strict=True))
+    gradients = HeadWeights(
         for_projection.to(projection.dtype),
         None if bias is None else for_bias.to(bias.dtype),
+        **for_before,
     )
+    return HeadGradients(loss, cross_entropy, for_x, gradients)
 
 
 def _piece(
@@ -128,23 +168,17 @@ def _logits(
 
 
 def token_losses(
-    norm_weight: Float[Tensor, " D"],
-    norm_bias: Float[Tensor, " D"] | None,
-    projection: Float[Tensor, "V D"],
+    weights: HeadWeights,
     x: Float[Tensor, "B T D"],
     targets: Int[Tensor, "B T"],
-    *,
-    epsilon: float,
-    vocab_size: int,
-    chunks: int,
-    bias: Float[Tensor, " V"] | None = None,
+    options: HeadOptions,
 ) -> Float[Tensor, "B T"]:
     """Negative log-likelihood in nats of each target (B, T) float32, without gradients."""
-    rows = normalize(x, norm_weight, norm_bias, epsilon).flatten(0, 1)
-    size = -(-rows.shape[0] // chunks)
+    rows = before_projection(weights, x, options).flatten(0, 1)
+    size = -(-rows.shape[0] // options.chunks)
     pieces: list[Tensor] = []
     for piece, target in zip(rows.split(size), targets.flatten().split(size), strict=True):
-        logits = _logits(piece, projection, bias, vocab_size)
+        logits = _logits(piece, weights.projection, weights.bias, options.vocab_size)
         chosen = logits.gather(1, target.unsqueeze(1)).squeeze(1)
         pieces.append(torch.logsumexp(logits, -1) - chosen)
     return torch.cat(pieces).view(targets.shape)

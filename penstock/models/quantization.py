@@ -44,6 +44,7 @@ def round_weights(model: Transformer) -> None:
     if projection.weight is model.embed.tokens.weight:
         copy = projection.weight.detach().clone()
         projection.weight = nn.Parameter(copy, requires_grad=projection.weight.requires_grad)
-    for module in model.modules():
+    inside = (module for block in model.blocks for module in block.modules())
+    for module in (*inside, projection):
         if isinstance(module, nn.Linear):
             module.weight.copy_(dequantize(*quantize(module.weight)))

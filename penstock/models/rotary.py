@@ -64,3 +64,11 @@ def rotate(
     result = [first * cosine - second * sine, second * cosine + first * sine]
     joined = torch.cat(result, -1) if pairs == "halves" else torch.stack(result, -1).flatten(-2)
     return torch.cat([joined.to(x.dtype), rest], -1)
+
+
+def positions_within(segments: Int[Tensor, "B T"]) -> Int[Tensor, "B T"]:
+    """How far each position is from the first of its run of equal segments (B, T) int64."""
+    places = torch.arange(segments.shape[1], device=segments.device).expand_as(segments)
+    starts = torch.zeros_like(segments)
+    starts[:, 1:] = places[:, 1:] * (segments[:, 1:] != segments[:, :-1])
+    return places - torch.cummax(starts, 1).values

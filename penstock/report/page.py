@@ -58,6 +58,7 @@ def write_report(run: Path) -> ReportFiles:
         headline=_headline(summary),
         bars=_bars(summary),
         memory=_memory(summary, _read(run / "plan.json")),
+        drawn=_drawn(summary),
         samples=_samples(run, summary),
         curve=(_embedded(curve), _embedded(draw_loss(metrics, DARK))),
         speed=(_embedded(draw_speed(metrics)), _embedded(draw_speed(metrics, DARK))),
@@ -146,6 +147,14 @@ def _memory(summary: dict[str, Any], plan: dict[str, Any]) -> list[tuple[str, st
     if rows:
         rows.append(("measured, peak", _number(summary.get("memory_bytes"))))
     return [(kind, f"{size / 2**20:,.0f} MiB") for kind, size in rows if size is not None]
+
+
+def _drawn(summary: dict[str, Any]) -> list[tuple[str, str, str]]:
+    """(member, samples, part of all) of a mixture."""
+    counts = _section(_section(summary, "data"), "samples")
+    rows = [(name, _number(count)) for name, count in counts.items()]
+    total = sum(count or 0 for _, count in rows)
+    return [(n, f"{c:,.0f}", f"{c / total:.1%}") for n, c in rows if c is not None and total]
 
 
 def _samples(run: Path, summary: dict[str, Any]) -> list[dict[str, Any]]:

@@ -169,6 +169,10 @@ class Throughput:
         self._recent: deque[float] = deque(maxlen=_RECENT)
         self.step_seconds: float | None = None
         """Duration of the last step."""
+        self.data_seconds: float | None = None
+        """What the last step waited for its samples."""
+        self.counted_waiting = 0.0
+        """The same over all steps after the warm-up."""
         self.counted_tokens = 0
         """Tokens of all steps after the warm-up."""
         self.counted_seconds = 0.0
@@ -177,6 +181,10 @@ class Throughput:
     def start(self) -> None:
         """A step begins."""
         self._started = self._clock()
+
+    def data_ready(self) -> None:
+        """The step's samples are there."""
+        self.data_seconds = self._clock() - self._started
 
     def stop(self, tokens: int) -> float:
         """The step has ended; returns its seconds."""
@@ -187,6 +195,7 @@ class Throughput:
             self._recent.append(self.step_seconds)
             self.counted_tokens += tokens
             self.counted_seconds += self.step_seconds
+            self.counted_waiting += self.data_seconds or 0.0
         return self.step_seconds
 
     @property
@@ -202,6 +211,11 @@ class Throughput:
         if self.counted_seconds == 0:
             return None
         return self.counted_tokens / self.counted_seconds
+
+    @property
+    def waiting_share(self) -> float | None:
+        """Part of all steps' time after the warm-up spent waiting for samples; None before."""
+        return self.counted_waiting / self.counted_seconds if self.counted_seconds else None
 
     @property
     def mfu(self) -> float | None:

@@ -85,7 +85,8 @@ def train_step(
         tokens, targets = batch.tokens.to(device), batch.targets.to(device)
         weights = batch.loss_weights.to(device) / total
         keys = model.dropout_keys(seed, step, batch.sequences.to(device))
-        part = model(tokens, targets, weights, keys, z_loss)
+        segments = None if batch.segments is None else batch.segments.to(device)
+        part = model(tokens, targets, weights, keys, z_loss, segments)
         part.backward()
         accumulator.add()
         loss += part.detach()

@@ -24,7 +24,7 @@ from penstock.training.optimizer import AdamW
 from penstock.training.schedule import learning_rate
 from penstock.training.signals import StopSignals
 from penstock.training.step import Accumulator, StepResult, train_step
-from penstock.training.validation import validation_loss
+from penstock.training.validation import Validation, validate
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -34,7 +34,8 @@ class TrainingJob:
     model: Transformer
     optimizer: AdamW | Muon
     loader: Loader
-    validation: Loader | None
+    validation: list[Validation]
+    """Empty where there is nothing held out."""
     train: TrainSection
     schedule: ScheduleSection
     checkpoint: CheckpointSection
@@ -87,6 +88,7 @@ class Trainer:
         self._z_loss = torch.tensor(job.train.z_loss, device=self.device)
         self._tokens_per_step = job.loader.batch_size * job.loader.sequence_length
         # A GPU works on the next step while the last one's figures are read.
+        self._data_state: dict[str, Any] = {}
         self._lag = 1 if self.device.type == "cuda" else 0
         self._pending: deque[tuple[int, float, StepResult]] = deque()
         self._judged: list[tuple[int, float, float, float]] = []
@@ -108,11 +110,12 @@ class Trainer:
             progress.advance(totals.step)
             while totals.step < job.total_steps and not totals.reached_target:
                 self.throughput.start()
-                position, batches = next(steps)
+                loaded = next(steps)
+                self.throughput.data_ready()
                 lr = learning_rate(totals.step, job.schedule, job.lr, job.total_steps)
                 result = train_step(
                     job.model,
-                    batches,
+                    loaded.batches,
                     job.optimizer,
                     self._accumulator,
                     step=totals.step,
@@ -121,7 +124,8 @@ class Trainer:
                     norm_limit=self.guard.limit,
                     z_loss=self._z_loss,
                 )
-                totals.step, totals.position = totals.step + 1, position
+                totals.step, totals.position = totals.step + 1, loaded.position
+                self._data_state = loaded.state
                 totals.tokens += self._tokens_per_step
                 self._pending.append((totals.step, lr, result))
                 self._read_results(self._lag)
@@ -162,9 +166,17 @@ class Trainer:
                         "memory_bytes": peak_memory_bytes(self.device),
                         "mfu": self.throughput.mfu,
                         "skipped": self.guard.skipped,
+                        "data_seconds": self.throughput.data_seconds,
+                        **self._drawn(step),
                     },
                 )
         self._judged.clear()
+
+    def _drawn(self, step: int) -> dict[str, int]:
+        """Samples of each member of a mixture up to a step."""
+        behind = (self.totals.step - step) * self.job.loader.batch_size
+        drawn = self.job.loader.samples.drawn(self.totals.position - behind)
+        return {f"samples/{name}": count for name, count in drawn.items()}
 
     def _fields(self) -> dict[str, str]:
         """What the progress line shows."""
@@ -191,16 +203,18 @@ class Trainer:
     def _validate(self) -> bool:
         """Evaluate on the validation split; returns whether it is the best so far."""
         job, totals = self.job, self.totals
-        if job.validation is None:
+        if not job.validation:
             return False
         self._catch_up()
-        loss = validation_loss(job.model, job.validation, self.device)
-        job.metrics.log(totals.step, {"validation_loss": loss})
+        loss, parts = validate(job.model, job.validation, self.device)
+        by_part = {f"validation_loss/{name}": value for name, value in parts.items()}
+        job.metrics.log(totals.step, {"validation_loss": loss, **by_part})
         is_best = math.isfinite(loss) and (totals.best_loss is None or loss < totals.best_loss)
         if is_best:
             totals.best_loss = loss
+        listed = "".join(f", {name} {value:.4f}" for name, value in parts.items())
         get_console().info(
-            f"step {totals.step}: validation loss {loss:.4f}{' (best)' if is_best else ''}"
+            f"step {totals.step}: validation loss {loss:.4f}{' (best)' if is_best else ''}{listed}"
         )
         target = job.train.target_loss
         totals.reached_target = target is not None and loss <= target
@@ -223,6 +237,7 @@ class Trainer:
                 "guard": self.guard.state_dict(),
                 "optimizer_steps": self.job.optimizer.steps,
                 "identity": self.job.identity,
+                "data": self._data_state,
             },
         )
 
@@ -232,6 +247,8 @@ class Trainer:
         self.job.optimizer.steps = int(state.values["optimizer_steps"])
         self.totals = Totals(**state.values["totals"])
         self.guard.load_state_dict(state.values["guard"])
+        self._data_state = state.values.get("data", {})
+        self.job.loader.samples.resume(self._data_state, self.totals.position)
 
     def _finish(self, *, interrupted: bool) -> None:
         """Last validation and checkpoint; everything is on disk when this returns."""

@@ -1,7 +1,10 @@
 """The loss on held-out data during training.
 
-The trainer calls `validation_loss`. It must never touch gradients, the optimizer or files.
+The trainer calls `validate`. It must never touch gradients, the optimizer or files.
 """
+
+import dataclasses
+from collections.abc import Sequence
 
 import torch
 
@@ -9,18 +12,42 @@ from penstock.data.loader import Batch, Loader
 from penstock.models.transformer import Transformer
 
 
+@dataclasses.dataclass(frozen=True)
+class Validation:
+    """Held-out samples of one dataset."""
+
+    name: str
+    """Member of the mixture they belong to; empty where there is only one dataset."""
+    weight: float
+    """Its part in the validation loss."""
+    loader: Loader
+
+
+def validate(
+    model: Transformer, parts: Sequence[Validation], device: torch.device
+) -> tuple[float, dict[str, float]]:
+    """Mean loss over the parts by their weights, and the loss of each named part."""
+    losses = [validation_loss(model, part.loader, device) for part in parts]
+    weight = sum(part.weight for part in parts)
+    total = sum(p.weight * loss for p, loss in zip(parts, losses, strict=True) if p.weight)
+    named = {p.name: loss for p, loss in zip(parts, losses, strict=True) if p.name}
+    return (total / weight if weight else losses[0]), named
+
+
 @torch.no_grad()
 def validation_loss(model: Transformer, loader: Loader, device: torch.device) -> float:
-    """Mean loss in nats per token, by loss weight, over all of an unshuffled loader's samples.
+    """Mean loss in nats per token, by loss weight, over one epoch of a loader's samples.
 
     The last micro-batch is filled up by samples from the start; their weight is set to 0.
     """
     total = torch.zeros((), dtype=torch.float64)
     weight = torch.zeros((), dtype=torch.float64)
-    for position in range(0, loader.samples, loader.batch_size):
+    for position in range(0, loader.epoch, loader.batch_size):
         for batch in loader.micro_batches(position):
-            weights = _without_repeats(batch, loader.samples - position)
-            losses = model.token_losses(batch.tokens.to(device), batch.targets.to(device))
+            weights = _without_repeats(batch, loader.epoch - position)
+            segments = None if batch.segments is None else batch.segments.to(device)
+            tokens, targets = batch.tokens.to(device), batch.targets.to(device)
+            losses = model.token_losses(tokens, targets, segments)
             total += (losses.cpu().double() * weights).sum()
             weight += weights.sum()
     return float(total / weight.clamp(min=1e-20))

@@ -43,7 +43,7 @@ def test_compiled_training_equals_eager_at_any_depth(tiny_executable: Path, laye
     executable = Executable.open(tiny_executable)
     loss, gradients = run(model_for(executable, torch.float32, layers))
     compiled = model_for(executable, torch.float32, layers)
-    attach(compiled, executable.kernels(), recompute=False)
+    attach(compiled, executable.kernels())
     compiled_loss, compiled_gradients = run(compiled)
     assert_matches(compiled_loss, loss, 1e-5)
     for ours, theirs in zip(compiled_gradients, gradients, strict=True):
@@ -54,7 +54,7 @@ def test_compiled_dropout_drops_what_eager_drops(dropout_executable: Path) -> No
     executable = Executable.open(dropout_executable)
     loss, gradients = run(model_for(executable, torch.bfloat16))
     compiled = model_for(executable, torch.bfloat16)
-    attach(compiled, executable.kernels(), recompute=False)
+    attach(compiled, executable.kernels())
     compiled_loss, compiled_gradients = run(compiled)
     assert_matches(compiled_loss, loss, 2e-3)
     for ours, theirs in zip(compiled_gradients, gradients, strict=True):
@@ -64,7 +64,7 @@ def test_compiled_dropout_drops_what_eager_drops(dropout_executable: Path) -> No
 def test_recompute_changes_no_bit(dropout_executable: Path) -> None:
     executable = Executable.open(dropout_executable)
     results = []
-    for recompute in (False, True):
+    for recompute in ("selective", "blocks", "every-2"):
         model = model_for(executable, torch.bfloat16)
         attach(model, executable.kernels(), recompute=recompute)
         results.append(run(model))
@@ -81,14 +81,14 @@ def test_evaluation_losses_equal_eager(dropout_executable: Path, tiny_executable
         executable = Executable.open(path)
         model = model_for(executable, dtype)
         expected = model.token_losses(tokens, tokens.roll(1, 1))
-        attach(model, executable.kernels(), recompute=False)
+        attach(model, executable.kernels())
         assert_matches(model.token_losses(tokens, tokens.roll(1, 1)), expected, relative)
 
 
 def test_a_wrong_shape_is_refused(tiny_executable: Path) -> None:
     executable = Executable.open(tiny_executable)
     model = model_for(executable, torch.float32)
-    attach(model, executable.kernels(), recompute=False)
+    attach(model, executable.kernels())
     with pytest.raises(ExecutableError, match=r"compiled for int64\[4, 64\]"):
         model.token_losses(
             torch.zeros(2, 64, dtype=torch.int64), torch.zeros(2, 64, dtype=torch.int64)

@@ -66,7 +66,7 @@ def test_compiled_training_equals_eager(preset: str, tmp_path: Path) -> None:
     executable = compiled(
         tmp_path, preset, batch={"micro": 3}, data={"sequence_length": 48}, plan={"loss_chunks": 2}
     )
-    for layers, recompute in ((2, False), (3, True)):
+    for layers, recompute in ((2, "selective"), (3, "blocks"), (3, "every-2")):
         eager, model = model_for(executable, layers), model_for(executable, layers)
         loss, gradients = run(eager)
         attach(model, executable.kernels(), recompute=recompute)
@@ -92,7 +92,7 @@ def test_compiled_dropout_drops_what_eager_drops(tmp_path: Path) -> None:
     executable = Executable.open(path)
     loss, gradients = run(model_for(executable))
     model = model_for(executable)
-    attach(model, executable.kernels(), recompute=False)
+    attach(model, executable.kernels())
     compiled_loss, compiled_gradients = run(model)
     assert_matches(compiled_loss, loss, 1e-5)
     for ours, theirs in zip(compiled_gradients, gradients, strict=True):
@@ -158,3 +158,30 @@ def test_large_presets_are_planned_without_weights(preset: str) -> None:
     )
     assert plan.memory["weights"] == 2 * architecture.parameter_count(padded=True)
     assert not plan.fits
+
+
+@pytest.mark.parametrize(
+    "preset", ["llama-tiny", pytest.param("gpt2-tiny", marks=pytest.mark.slow)]
+)
+def test_compiled_packed_documents_equal_eager(preset: str, tmp_path: Path) -> None:
+    executable = compiled(
+        tmp_path,
+        preset,
+        batch={"micro": 3},
+        data={"sequence_length": 48, "attention": "document"},
+    )
+    eager, model = model_for(executable), model_for(executable)
+    attach(model, executable.kernels(), recompute="none")
+    g = torch.Generator().manual_seed(0)
+    tokens, targets = (torch.randint(0, 512, (3, 48), generator=g) for _ in range(2))
+    segments = (torch.rand(3, 48, generator=g) > 0.8).cumsum(1)
+    segments[2, 40:] = -1
+    losses = [m(tokens, targets, segments=segments) for m in (eager, model)]
+    for loss in losses:
+        loss.backward()
+    assert_matches(losses[1], losses[0], 1e-5)
+    for ours, theirs in zip(model.parameters(), eager.parameters(), strict=True):
+        assert_matches(ours.grad, theirs.grad, 1e-4)
+    expected = eager.token_losses(tokens, targets, segments)
+    assert_matches(model.token_losses(tokens, targets, segments), expected, 1e-5)
+    assert not torch.allclose(expected, eager.token_losses(tokens, targets))

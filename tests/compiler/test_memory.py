@@ -5,10 +5,15 @@ import dataclasses
 import pytest
 
 from penstock.compiler.cost import CostModel
+from penstock.compiler.kernels import TensorSpec
 from penstock.compiler.memory import MemoryModel, block_activations
-from penstock.config.schema import ModelSection
+from penstock.compiler.planner import make_plan
+from penstock.compiler.regions import trace_kernel
+from penstock.config.lora import LoraSection
+from penstock.config.schema import BatchSection, ModelSection, PlanSection
 from penstock.hardware.target import Target, load_target
 from penstock.models.architecture import Architecture
+from penstock.models.lora import adapted
 from penstock.models.resolve import resolve_architecture
 
 GPT2 = resolve_architecture(ModelSection(preset="gpt2"))
@@ -18,7 +23,7 @@ PARAMETERS = GPT2.parameter_count(padded=True)
 def memory(**fields: object) -> MemoryModel:
     values = {
         "architecture": GPT2, "micro": 4, "sequence_length": 512, "accumulation": 1,
-        "compute": "bf16", "recompute": "none", "loss_chunks": 7, "device": "cpu",
+        "compute": "bf16", "recompute": "selective", "loss_chunks": 7, "device": "cpu",
     }  # fmt: skip
     return MemoryModel(**{**values, **fields})
 
@@ -30,7 +35,7 @@ def whole(**fields: object) -> dict[str, int]:
 def cost(target: Target | None = None, **fields: object) -> CostModel:
     values = {
         "architecture": GPT2, "target": target or load_target("zen5-2core"), "micro": 4,
-        "sequence_length": 512, "compute": "bf16", "recompute": "none",
+        "sequence_length": 512, "compute": "bf16", "recompute": "selective",
     }  # fmt: skip
     return CostModel(**{**values, **fields})
 
@@ -106,6 +111,11 @@ def test_recompute_keeps_inputs_and_one_block() -> None:
     assert whole()["activations"] == 12 * full
     again = whole(recompute="blocks")["activations"]
     assert again == 12 * 4 * 512 * 768 * 2 + full
+    # Blocks 5 and 10 of 12 are computed again, while nothing after the tenth is left.
+    assert whole(recompute="every-5")["activations"] == 10 * full + 2 * 4 * 512 * 768 * 2
+    every_second = whole(recompute="every-2")["activations"]
+    assert every_second == 6 * full + 6 * 4 * 512 * 768 * 2 + full
+    assert whole(recompute="every-1") == whole(recompute="blocks")
 
 
 def test_streamed_kinds_are_outside_and_not_in_the_total() -> None:
@@ -133,9 +143,11 @@ def test_regions_do_the_flops_of_the_whole(preset: str) -> None:
 
 def test_recompute_costs_one_more_forward_pass() -> None:
     forward, backward = cost().block()
-    again = cost(recompute="blocks").block()
-    assert again[0] == forward
-    assert again[1].total == pytest.approx(backward.total + forward.total)
+    for policy, share in (("blocks", 1), ("every-1", 1), ("every-4", 1 / 4)):
+        again = cost(recompute=policy).block()
+        assert again[0] == forward
+        assert again[1].total == pytest.approx(backward.total + share * forward.total)
+    assert cost(recompute="none").block()[1].total > backward.total
 
 
 def test_the_update_moves_28_bytes_per_parameter_and_sums_over_replicas() -> None:
@@ -159,6 +171,7 @@ def test_streamed_state_crosses_the_link_once_per_step_each_way() -> None:
     assert backward.link * streamed.streaming_bytes_per_second == pytest.approx(2 * size)
 
 
+@pytest.mark.parametrize("recompute", ["none", "selective"])
 @pytest.mark.parametrize(
     ("preset", "micro", "length", "compute", "dropout"),
     [
@@ -166,10 +179,14 @@ def test_streamed_state_crosses_the_link_once_per_step_each_way() -> None:
         ("gpt2", 1, 1000, "fp32", 0.0),
         ("gpt2-medium", 2, 256, "bf16", 0.0),
         ("gpt2-tiny", 3, 48, "bf16", 0.1),
+        ("pythia-tiny", 3, 48, "bf16", 0.0),
+        ("gpt-j-tiny", 3, 48, "fp32", 0.0),
+        ("llama-tiny", 3, 48, "bf16", 0.0),
+        ("llama-tiny", 3, 48, "fp32", 0.1),
     ],
 )
 def test_what_a_traced_block_keeps_is_what_is_predicted(
-    preset: str, micro: int, length: int, compute: str, dropout: float
+    preset: str, micro: int, length: int, compute: str, dropout: float, recompute: str
 ) -> None:
     import math
 
@@ -180,7 +197,7 @@ def test_what_a_traced_block_keeps_is_what_is_predicted(
     plan = make_plan(
         resolve_architecture(ModelSection(preset=preset, dropout=dropout)),
         batch=BatchSection(micro=micro),
-        plan=PlanSection(),
+        plan=PlanSection(recompute=recompute),
         compute=compute,
         sequence_length=length,
         target=load_target("zen5-2core"),
@@ -221,7 +238,12 @@ def test_what_a_block_keeps_without_kernels_is_what_is_predicted(
     sizes = {t.untyped_storage().data_ptr(): t.untyped_storage().nbytes() for t in kept}
     size = sum(n for address, n in sizes.items() if address not in weights)
     model = memory(
-        architecture=architecture, micro=3, sequence_length=64, compute=compute, compiled=False
+        architecture=architecture,
+        micro=3,
+        sequence_length=64,
+        compute=compute,
+        compiled=False,
+        recompute="none",
     )
     predicted = model.stage(1, embedding=False, head=False, block_passes=1).device["activations"]
     # Left out: norms' weights in float32 and the causal mask, the same for any batch.
@@ -241,3 +263,49 @@ def test_measured_peaks_are_reached_as_whole_steps_were_seen_to() -> None:
     seconds += sum(part.total for part in (*model.embedding(), *model.head()))
     seconds += model.update(PARAMETERS).total
     assert 4 * 512 / seconds == pytest.approx(417, rel=0.03)
+
+
+def with_adapters(targets: list[str]) -> Architecture:
+    return adapted(GPT2, LoraSection(rank=8, targets=targets))
+
+
+def test_frozen_weights_have_no_gradients_and_no_state() -> None:
+    lora = with_adapters(["all-linear"])
+    # Rank times rows and columns: 768 → 2304, 768 → 768, 768 → 3072 and back.
+    adapters = 12 * 8 * ((768 + 2304) + (768 + 768) + 2 * (768 + 3072))
+    assert lora.trained_parameters() == adapters
+    found, plain = whole(architecture=lora, saves=True), whole(saves=True)
+    assert found["weights"] == plain["weights"] + 2 * adapters
+    assert found["gradients"] == 2 * adapters
+    assert found["optimizer"] == found["checkpoint"] == 12 * adapters
+    assert whole(architecture=lora, optimizer="muon")["optimizer"] == 8 * adapters
+
+
+@pytest.mark.parametrize("preset", ["gpt2", "llama-3.2-1b", "pythia-160m"])
+@pytest.mark.parametrize("targets", [[], ["all-linear"]])
+def test_blocks_with_adapters_keep_what_their_kernels_keep(preset: str, targets: list[str]) -> None:
+    section = LoraSection(rank=8, targets=targets)
+    a = adapted(resolve_architecture(ModelSection(preset=preset)), section)
+    plan = make_plan(
+        a, batch=BatchSection(micro=2), plan=PlanSection(), compute="bf16", sequence_length=64,
+        target=load_target("zen5-2core"),
+    )  # fmt: skip
+    forward, backward = (trace_kernel(plan, f"block_{part}") for part in ("forward", "backward"))
+    saved = sum(TensorSpec.of(t).bytes for t in forward.graph.outputs[1:])
+    x = 2 * 128 * a.hidden_size
+    assert len(backward.contract.parameters) in backward.contract.kept_inputs  # x itself
+    model = memory(architecture=a, micro=2, sequence_length=64)
+    kept = model.stage(1, embedding=False, head=False, block_passes=1).device["activations"]
+    assert saved + x == kept
+    trained = [backward.contract.parameters[i] for i in backward.contract.differentiable[:-1]]
+    assert trained
+    assert all(".adapters." in name for name in trained)
+
+
+def test_a_backward_pass_without_gradients_of_weights_takes_half_the_products() -> None:
+    forward, backward = cost().block()
+    _, frozen = cost(architecture=with_adapters([])).block()
+    products = 2 * 4 * 512 * GPT2.block_parameters()
+    share = products / (products + 4 * 512 * 4 * 768 * 512)
+    assert frozen.compute / forward.compute == pytest.approx(2 - share, rel=0.03)
+    assert backward.compute == pytest.approx(2 * forward.compute)

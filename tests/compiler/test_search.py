@@ -66,7 +66,8 @@ def test_nothing_tried_is_faster() -> None:
     plan = plan_for(*words)
     keys = plan.advice[0].partition(" fits: ")[0].split()
     named = plan_for(*words, *keys)
-    for micro, recompute in itertools.product((64, 32, 16, 8, 4, 2), ("none", "blocks")):
+    policies = ("none", "selective", "every-4", "every-2", "blocks")
+    for micro, recompute in itertools.product((64, 32, 16, 8, 4, 2), policies):
         more = [f"batch.micro={micro}", "batch.size=64", f"plan.recompute={recompute}"]
         other = plan_for("model.preset=gpt2-xl", "plan.target=h100", *more)
         assert not other.fits or other.step_seconds >= named.step_seconds * (1 - 1e-9)

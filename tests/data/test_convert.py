@@ -355,7 +355,9 @@ def test_data_of_others_becomes_a_dataset_to_train_on(test_data: Path, tmp_path:
         np.testing.assert_array_equal(targets[real[1:]], ids[row, 1:][real[1:]])
         np.testing.assert_array_equal(weights, np.isin(roles[row, 1:], (1, 3)))
     assert dataset.split("validation").token_count == 0
-    batch = next(Loader(split, sequence_length=1023, batch_size=2, micro=2, seed=0).steps(0))[1][0]
+    samples = dataset.training("train", 1023, 0)
+    loader = Loader(samples, sequence_length=1023, batch_size=2, micro=2)
+    batch = loader.micro_batches(0)[0]
     assert batch.tokens.shape == (2, 1023)
 
 

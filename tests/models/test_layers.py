@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from jaxtyping import TypeCheckError
 
-from penstock.models.blockwise import causal_attention
+from penstock.models.blockwise import blockwise_attention
 from penstock.models.layers import dropout, dropout_keys, layer_norm
 from tests.numerics import assert_matches
 
@@ -109,7 +109,7 @@ def test_blockwise_attention_matches_float64(length: int) -> None:
     tensors = [torch.randn(2, 3, length, 8, generator=g) for _ in range(4)]
     leaves = [t.requires_grad_() for t in tensors[:3]]
     doubles = [t.detach().double().requires_grad_() for t in tensors[:3]]
-    ours = causal_attention(*leaves)
+    ours = blockwise_attention(*leaves)
     theirs = F.scaled_dot_product_attention(*doubles, is_causal=True)
     assert_matches(ours, theirs, 1e-5)
     for a, b in zip(

@@ -185,6 +185,20 @@ def make_meter(clock: FakeClock, warmup_steps: int = 2) -> Throughput:
     return Throughput(warmup_steps=warmup_steps, flops_per_token=6_000, peak_flops=1e6, clock=clock)
 
 
+def test_waiting_for_data_is_a_part_of_the_steps_after_the_warm_up() -> None:
+    clock = FakeClock()
+    meter = make_meter(clock, warmup_steps=1)
+    assert meter.waiting_share is None
+    for waiting, working in ((5.0, 1.0), (1.0, 3.0), (0.0, 4.0)):
+        meter.start()
+        clock.now += waiting
+        meter.data_ready()
+        assert meter.data_seconds == pytest.approx(waiting)
+        clock.now += working
+        meter.stop(100)
+    assert meter.waiting_share == pytest.approx(1 / 8)
+
+
 def test_no_figure_is_shown_before_the_warm_up_is_over() -> None:
     clock = FakeClock()
     meter = make_meter(clock)
