@@ -12,9 +12,9 @@ from torch import Tensor, nn
 
 from penstock.compiler.native import LANES
 from penstock.models.architecture import WEIGHT_GROUP
-from penstock.models.quantization import quantize
 from penstock.models.head import Head
 from penstock.models.norm import Norm
+from penstock.models.quantization import quantize
 from penstock.models.transformer import Block, Transformer
 
 _LINE = 64
