@@ -18,8 +18,9 @@ def _as_texts(value: Any) -> Any:  # noqa: ANN401 - what a user has given
 class SourceSection(Section):
     """What `prepare` reads."""
 
-    kind: Literal["stdlib", "text", "jsonl", "csv", "parquet"] = "text"
-    """text: plain; jsonl, csv, parquet: a record a line or row; stdlib: Python's own source."""
+    kind: Literal["stdlib", "text", "jsonl", "csv", "parquet", "wikipedia"] = "text"
+    """text: plain; jsonl, csv, parquet: a record a line or row; wikipedia: a MediaWiki XML dump, or
+    WikiExtractor's folders; stdlib: Python's own source."""
     path: str | list[str] | None = None
     """File, folder or glob (or a list of them): plain, .gz, .bz2, .xz or .zst."""
     documents: Literal["file", "line", "blank_line"] | None = None
@@ -51,15 +52,21 @@ class SourceSection(Section):
     """Loss weight of a prompt's tokens; a completion's weigh 1, padding 0."""
     one_space: bool = True
     """Whether exactly one space stands before each completion, whatever the record has."""
+    page_seconds: float = Field(default=30.0, gt=0)
+    """Seconds for the markup of one page of kind=wikipedia; beyond, simpler rules strip it."""
 
 
 class TokenizerSection(Section):
     """Where the tokenizer comes from."""
 
     from_: str | None = Field(default=None, alias="from")
-    """Folder with tokenizer.json, or vocab.json + merges.txt; or a hub name where a network is."""
+    """Folder with tokenizer.json, vocab.json + merges.txt, or vocab.txt; or a hub name where
+    there is a network."""
     train: bool = False
-    """Train a byte-level BPE tokenizer on the train split."""
+    """Train a tokenizer on the train split."""
+    kind: Literal["gpt2", "roberta", "bert"] = "gpt2"
+    """What to train: byte-level BPE with GPT-2's one special token, or with RoBERTa's, which masked
+    models need; or BERT's word pieces in lower case."""
     vocab_size: int = Field(default=8192, ge=257)
     """Vocabulary to train, in tokens, the end-of-text token included."""
 
@@ -106,6 +113,12 @@ class DataSection(Section):
     """Split to train on."""
     validation_split: str = "validation"
     """Split for the periodic evaluation during training."""
+    streaming: bool = False
+    """Train straight from `source`, without a dataset: text is tokenized while training goes on."""
+    shuffle_buffer: int = Field(default=1024, ge=1)
+    """Sequences of a stream that are shuffled among each other."""
+    lanes: int = Field(default=8, ge=1)
+    """Places of the source a stream is read from at once; their samples take turns."""
     verify: Literal["size", "checksum"] = "checksum"
     """How files are checked on opening: by size alone, or by size and SHA-256 (cached)."""
 

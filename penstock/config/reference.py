@@ -23,6 +23,8 @@ class Verb:
     usage: str
     sections: tuple[str, ...]
     """Config sections and root keys it reads."""
+    flags: tuple[tuple[str, str], ...] = ()
+    """Flags of its own, each with its meaning."""
 
 
 _MODEL = ("model", "lora", "batch", "data", "precision", "plan", "device")
@@ -30,7 +32,7 @@ VERBS: dict[str, Verb] = {
     "prepare": Verb(
         "Raw text to a dataset: tokenizer, token files, manifest.",
         "penstock prepare source.path=my_texts/ tokenizer.train=true data.path=DATASET",
-        ("source", "tokenizer", "data", "prepare", "seed"),
+        ("source", "clean", "tokenizer", "data", "prepare", "seed"),
     ),
     "plan": Verb(
         "Whether a training step fits this machine, with numbers, before anything is allocated.",
@@ -51,6 +53,7 @@ VERBS: dict[str, Verb] = {
             "schedule",
             "train",
             "checkpoint",
+            "launch",
             "evaluate",
             "compile",
             "executable",
@@ -112,10 +115,40 @@ VERBS: dict[str, Verb] = {
     ),
     "inspect": Verb(
         "What an executable, a dataset (in any format) or a run holds.",
-        "penstock inspect FILE_OR_FOLDER",
-        ("trust",),
+        "penstock inspect FILE_OR_FOLDER [out=PAGE.html]",
+        ("trust", "out", "tokenizer"),
     ),
     "report": Verb("Write a run's HTML report again.", "penstock report run=RUN", ("run",)),
+    "bench": Verb(
+        "Run the benchmarks of a YAML file in turns, and compare with an earlier result.",
+        "penstock bench SPEC.yaml [--benchmark NAME] [--compare FILE] [out=FOLDER]",
+        ("out",),
+        (
+            ("--benchmark NAME", "run this one only; may be repeated"),
+            ("--compare FILE", "an earlier results.json: flag changes beyond the noise"),
+        ),
+    ),
+    "profile": Verb(
+        "Where the time of some steps of training or generation goes: regions, kernels, memory.",
+        "penstock profile executable=FILE data.path=DATASET out=FOLDER, or "
+        "penstock profile mode=generate run=RUN generate.prompt=TEXT out=FOLDER",
+        (
+            *_MODEL,
+            "profile",
+            "mode",
+            "generate",
+            "optimizer",
+            "train",
+            "compile",
+            "executable",
+            "run",
+            "tokenizer",
+            "checkpoint",
+            "seed",
+            "out",
+            "trust",
+        ),
+    ),
     "doctor": Verb(
         "What this machine is and how fast, and whether everything is in place.",
         "penstock doctor",
@@ -141,6 +174,7 @@ def verb_help(verb: str | None) -> str:
     lines += [
         "       --quiet        only warnings and results",
         "       --trust SHA256 run this very executable file, whoever made it; may be repeated",
+        *(f"       {flag}  {meaning}" for flag, meaning in facts.flags),
         "       --help, --version",
         "",
         "keys:",
