@@ -115,8 +115,8 @@ VERBS: dict[str, Verb] = {
     ),
     "inspect": Verb(
         "What an executable, a dataset (in any format) or a run holds.",
-        "penstock inspect FILE_OR_FOLDER",
-        ("trust",),
+        "penstock inspect FILE_OR_FOLDER [out=PAGE.html]",
+        ("trust", "out", "tokenizer"),
     ),
     "report": Verb("Write a run's HTML report again.", "penstock report run=RUN", ("run",)),
     "bench": Verb(
