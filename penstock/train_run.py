@@ -32,15 +32,11 @@ from penstock.models.families import FAMILIES
 from penstock.report.page import write_report
 from penstock.report.summary import RunSummary, environment
 from penstock.training.metrics import MetricsLog, peak_memory_bytes
-from penstock.training.muon import Muon
-from penstock.training.optimizer import AdamW
+from penstock.training.optimizers import make_optimizer
 from penstock.training.run_folder import RunFolder
 from penstock.training.schedule import check_schedule
 from penstock.training.trainer import Trainer, TrainingJob
 from penstock.training.validation import Validation
-
-OPTIMIZERS = {"adamw": AdamW, "muon": Muon}
-"""optimizer.name → class."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -101,12 +97,20 @@ def _settle(config: Config) -> _Setting:
         objective=_objective(chosen, data),
     )
     total_steps = _total_steps(config, loader)
+    if config.train.patience is not None and config.train.evaluate_every is None:
+        raise ConfigError(
+            "train.patience needs validations to count",
+            where="train.patience",
+            do="set train.evaluate_every",
+        )
     check_schedule(config.schedule, config.optimizer.lr, total_steps)
     identity: dict[str, Any] = {
         "architecture": dataclasses.asdict(chosen.architecture),
         "tokenizer": data.tokenizer_sha256,
     }
-    if chosen.architecture.adapter is not None:
+    if config.train.freeze:
+        identity["frozen"] = config.train.freeze
+    if config.train.freeze or chosen.architecture.adapter is not None:
         config = _with_whole_path(config)
         identity["base"] = jobs.base_identity(config)
     data.announce(config.data.split, chosen.sequence_length)
@@ -149,11 +153,10 @@ def _job(
     """Model, optimizer and everything else the trainer works with."""
     c, run, chosen = setting.config, setting.run, setting.plan
     model, masters = jobs.new_model(c, chosen, kernels)
-    make = OPTIMIZERS[c.optimizer.name]
     speeds = measured_speeds(chosen.device)
     return TrainingJob(
         model=model,
-        optimizer=make(model.named_parameters(), c.optimizer, masters=masters),
+        optimizer=make_optimizer(model.named_parameters(), c.optimizer, masters=masters),
         loader=setting.loader,
         validation=_validation(setting),
         train=c.train,
@@ -240,7 +243,7 @@ def _results(setting: _Setting, trainer: Trainer, *, compiled: bool) -> dict[str
     config = canonical_json(setting.config.model_dump(mode="json"))
     return {
         **{name: before[name] for name in ("evaluation", "compressors", "tasks") if name in before},
-        "complete": totals.step >= setting.total_steps or totals.reached_target,
+        "complete": totals.step >= setting.total_steps or totals.has_stopped,
         "steps": totals.step,
         "tokens": totals.tokens,
         "seconds": round(totals.seconds, 3),

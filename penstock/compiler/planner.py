@@ -20,6 +20,7 @@ from penstock.config.recompute import default_policy
 from penstock.config.schema import BatchSection
 from penstock.hardware.target import Target
 from penstock.models.architecture import Architecture
+from penstock.models.parameters import Frozen
 
 _CHUNK_BYTES = 64 << 20
 """Largest piece of float32 logits the loss works on at a time."""
@@ -37,6 +38,7 @@ def make_plan(
     saves: bool = False,
     resumes: bool = False,
     compiled: bool = True,
+    frozen: Frozen | None = None,
     attention: str = "full",
 ) -> Plan:
     """Decide how to train `architecture` on `target`.
@@ -54,6 +56,7 @@ def make_plan(
         optimizer: its name, for its state.
         saves: whether checkpoints are saved while training goes on.
         resumes: whether training starts from one.
+        frozen: what is not trained.
         compiled: whether regions run as kernels where they can; on CUDA they cannot so far.
         attention: full or document; see `Plan.attention`.
 
@@ -69,6 +72,7 @@ def make_plan(
         saves=saves,
         resumes=resumes,
         compiled=compiled and target.device != "cuda",
+        frozen=frozen or Frozen(),
     )
     policy = plan.recompute or default_policy(deciding.compiled)
     plan = plan.model_copy(update={"recompute": policy})
@@ -143,6 +147,7 @@ class _Deciding:
     saves: bool
     resumes: bool
     compiled: bool
+    frozen: Frozen
 
     def decide(self, batch: BatchSection, plan: PlanSection, *, thorough: bool = False) -> Plan:
         """One plan, whether it fits or not; `thorough` also tries other orders of the stages."""
@@ -186,6 +191,7 @@ class _Deciding:
             saves=self.saves,
             resumes=self.resumes,
             streams=self.target.streams,
+            frozen=self.frozen,
             sums=self.target.sums,
         )
 
@@ -209,7 +215,9 @@ def _plan(layouter: Layouter, layout: Layout, target: Target, size: int, *, time
         memory=layout.fullest.memory,
         memory_limit_bytes=target.memory_bytes,
         fits=fits,
-        flops_per_token=cost.architecture.flops_per_token(cost.sequence_length),
+        # Frozen weights are multiplied by forward and backward, and have no gradient.
+        flops_per_token=cost.architecture.flops_per_token(cost.sequence_length)
+        - 2 * (memory.frozen.blocks + memory.frozen.head),
         step_seconds=step_seconds,
         replicas=cost.replicas,
         layers_per_stage=layout.layers_per_stage,

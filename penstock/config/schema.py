@@ -89,9 +89,13 @@ class CompileSection(Section):
 class OptimizerSection(Section):
     """The optimizer."""
 
-    name: Literal["adamw", "muon"] = "adamw"
+    name: Literal[
+        "adamw", "muon", "sgd", "rmsprop", "adagrad", "adadelta", "adamax", "nadam", "radam",
+        "adafactor",
+    ] = "adamw"  # fmt: skip
     """adamw: Adam with decoupled weight decay (arXiv 1711.05101); muon: orthogonalized momentum
-    for the blocks' matrices (arXiv 2502.16982), AdamW for the rest."""
+    for the blocks' matrices (arXiv 2502.16982), AdamW for the rest; the others: torch.optim's,
+    with decoupled weight decay too, but slower."""
     lr: float = Field(default=6e-4, ge=0, allow_inf_nan=False)
     """Peak learning rate, per optimizer step."""
     weight_decay: float = Field(default=0.1, ge=0)
@@ -99,7 +103,10 @@ class OptimizerSection(Section):
     betas: tuple[Probability, Probability] = (0.9, 0.95)
     """Decay rates of the first and second moments."""
     momentum: float = Field(default=0.95, ge=0, lt=1)
-    """Muon's momentum."""
+    """Muon's momentum, and SGD's."""
+    layer_decay: float = Field(default=1.0, gt=0, le=1)
+    """Each layer is trained at this times the learning rate of the next, the embedding at this
+    times the first layer's (ELECTRA, arXiv 2003.10555)."""
     eps: float = Field(default=1e-8, gt=0)
     """Constant added to the root of the second moment."""
     clip: float | None = Field(default=1.0, gt=0)
@@ -138,6 +145,10 @@ class TrainSection(Section):
     """Sequences per evaluation during training; null: the whole split."""
     target_loss: float | None = Field(default=None, gt=0)
     """Stop early once the validation loss, in nats per token, is at or below this."""
+    patience: int | None = Field(default=None, ge=1)
+    """Stop early after this many evaluations in a row without a lower validation loss."""
+    freeze: list[str] = Field(default=[])
+    """Names of parameters left as they are, * standing for anything, as in [embed.*]."""
     throughput_warmup_steps: int = Field(default=3, ge=0)
     """First optimizer steps left out of the throughput figures."""
     z_loss: float = Field(default=0.0, ge=0)

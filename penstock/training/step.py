@@ -12,8 +12,7 @@ from torch import Tensor
 from penstock.data.loader import Batch
 from penstock.models.transformer import Transformer
 from penstock.training.gradient_norm import global_norm
-from penstock.training.muon import Muon
-from penstock.training.optimizer import AdamW
+from penstock.training.optimizers import Optimizer
 
 
 class StepResult(NamedTuple):
@@ -30,7 +29,7 @@ class StepResult(NamedTuple):
 class Accumulator:
     """Gradients summed over micro-batches, in float32 when there are several."""
 
-    def __init__(self, optimizer: AdamW | Muon, accumulation: int) -> None:
+    def __init__(self, optimizer: Optimizer, accumulation: int) -> None:
         """`accumulation` micro-batches make a step."""
         self._optimizer = optimizer
         self._needs_sums = accumulation > 1
@@ -60,7 +59,7 @@ class Accumulator:
 def train_step(
     model: Transformer,
     micro_batches: Sequence[Batch],
-    optimizer: AdamW | Muon,
+    optimizer: Optimizer,
     accumulator: Accumulator,
     *,
     step: int,
