@@ -9,7 +9,7 @@ what `plan`, and a mistake in a config, would cost.
 """
 
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -20,11 +20,13 @@ from penstock.console import get_console
 from penstock.errors import CheckpointError, ConfigError
 
 if TYPE_CHECKING:
+    from penstock.bench.report import BenchResult
     from penstock.compiler.plan import Plan
     from penstock.data.convert import DatasetConversion
     from penstock.data.dataset import Dataset
     from penstock.data.prepare import PrepareResult
     from penstock.data.training_data import TrainingData
+    from penstock.migrate.translate import ImportedConfig
     from penstock.report.doctor import DoctorReport
     from penstock.report.inspection import Inspection
     from penstock.report.page import ReportFiles
@@ -115,7 +117,8 @@ def train(
 
 def _data_if_there(config: Config) -> "TrainingData | None":
     """The data to train on, for its vocabulary, where any is named."""
-    is_named = config.data.path is not None or config.data.mixture is not None
+    data = config.data
+    is_named = data.path is not None or data.mixture is not None or data.streaming
     return planning.open_training_data(config) if is_named else None
 
 
@@ -208,6 +211,25 @@ def convert(
     return ConversionResult(Path(c.out))
 
 
+def import_config(
+    path: str | Path,
+    config: ConfigLike = None,
+    **sections: Any,  # noqa: ANN401 - sections of any kind
+) -> "ImportedConfig":
+    """Another system's configuration in our keys; `from` names the system, `out` a file."""
+    from penstock.migrate.systems import SYSTEMS
+    from penstock.migrate.translate import translate
+
+    c = as_config(config, **sections)
+    if c.from_ is None:
+        raise ConfigError(
+            "the file's system is not named",
+            where="--from",
+            do=f"add --from with one of {', '.join(SYSTEMS)}",
+        )
+    return translate(Path(path), c.from_, Path(c.out) if c.out is not None else None)
+
+
 def inspect(path: str | Path, config: ConfigLike = None, **sections: Any) -> "Inspection | Dataset":  # noqa: ANN401 - sections of any kind
     """What an executable, a dataset in any format, or a run holds. Runs nothing in it."""
     from penstock.compiler.executable import Executable
@@ -248,3 +270,28 @@ def doctor(config: ConfigLike = None, **sections: Any) -> "DoctorReport":  # noq
 
     c = as_config(config, **sections)
     return examine(planning.device_of(c))
+
+
+def bench(
+    spec: str | Path,
+    config: ConfigLike = None,
+    *,
+    benchmarks: Sequence[str] = (),
+    compare: str | Path | None = None,
+    **sections: Any,  # noqa: ANN401 - sections of any kind
+) -> "BenchResult":
+    """Run the benchmarks of a specification, all or those named, and write results into `out`.
+
+    `compare`: an earlier results.json; what changed beyond the noise is flagged.
+    """
+    from penstock.bench.jobs import read_spec
+    from penstock.bench.results import read_results
+
+    c = as_config(config, **sections)
+    chosen = read_spec(Path(spec), benchmarks)
+    # Read first: it may be the very file that is about to be replaced.
+    earlier = None if compare is None else read_results(Path(compare))
+    from penstock.bench.runner import run_benchmarks
+
+    folder = Path(c.out) if c.out is not None else Path("bench-results", Path(spec).stem)
+    return run_benchmarks(Path(spec), chosen, folder, earlier)

@@ -14,13 +14,19 @@ MODULE_LINES, FUNCTION_LINES = 300, 60
 LONGER = {"penstock/training/optimizer.py": 320}
 """Modules over the limit: the optimizer's state and its update, which belong together."""
 MAY_READ_ENVIRONMENT = {
+    "penstock/bench/process.py",
     "penstock/config/folders.py",
     "penstock/hardware/process.py",
     "penstock/compiler/inductor.py",
     "penstock/data/tokenize.py",
+    "penstock/parallel/environment.py",
+    "penstock/parallel/launch.py",
 }
 READS_ENVIRONMENT = re.compile(r"\bos\.(environ|getenv)\b|from os import .*\b(environ|getenv)\b")
 FORBIDDEN_WORDS = re.compile(r"\b(n_layer_count|block_size|gradient_checkpointing|d_model)\b")
+
+THEIR_WORDS = "penstock/migrate/"
+"""Where other projects' settings are named, to be translated."""
 
 
 def breaches(path: Path) -> Iterator[str]:
@@ -33,7 +39,7 @@ def breaches(path: Path) -> Iterator[str]:
     for number, line in enumerate(text.splitlines(), 1):
         if re.search(r"\bTODO\b(?!\(#\d+\))", line):
             yield f"{name}:{number}: TODO without an issue"
-        if FORBIDDEN_WORDS.search(line):
+        if FORBIDDEN_WORDS.search(line) and not name.startswith(THEIR_WORDS):
             yield f"{name}:{number}: another project's word"
         if READS_ENVIRONMENT.search(line) and name not in MAY_READ_ENVIRONMENT:
             yield f"{name}:{number}: reads the environment"

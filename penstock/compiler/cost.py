@@ -129,7 +129,7 @@ class CostModel:
             seconds += self._over_streaming(state)
         else:
             seconds += Seconds(bandwidth=state / self.target.bandwidth_bytes_per_second)
-        if self.shard == "full":
+        if self.shard == "weights":
             return seconds  # gradients were reduced after each micro-batch, see _fetch
         others = (self.replicas - 1) / self.replicas
         return seconds + self._over_link(2 * others * parameters * self._element)
@@ -145,7 +145,7 @@ class CostModel:
         seconds = Seconds()
         if "weights" in self.target.streams:
             seconds += self._over_streaming(size)
-        if self.shard == "full":
+        if self.shard == "weights":
             seconds += self._over_link(size * (self.replicas - 1) / self.replicas)
         return seconds
 

@@ -43,21 +43,19 @@ def make_plan(
 ) -> Plan:
     """Decide how to train `architecture` on `target`.
 
-    `compute` None takes bf16 where the target is fast at it. A plan that does not fit says what
-    would.
+    `compute` None takes bf16 where the target is fast at it. A plan that does not fit says so, and
+    what would.
 
     Args:
         architecture: the model.
-        batch: as the user gave it.
-        plan: as the user gave it.
+        batch, plan: as the user gave them.
         compute: bf16 or fp32.
         sequence_length: tokens per sequence.
         target: the machine.
         optimizer: its name, for its state.
-        saves: whether checkpoints are saved while training goes on.
-        resumes: whether training starts from one.
-        frozen: what is not trained.
+        saves, resumes: whether checkpoints are saved while training goes on; it starts from one.
         compiled: whether regions run as kernels where they can; on CUDA they cannot so far.
+        frozen: what is not trained.
         attention: full or document; see `Plan.attention`.
 
     Raises:
@@ -74,20 +72,14 @@ def make_plan(
         compiled=compiled and target.device != "cuda",
         frozen=frozen or Frozen(),
     )
-    policy = plan.recompute or default_policy(deciding.compiled)
-    plan = plan.model_copy(update={"recompute": policy})
+    recompute = plan.recompute or default_policy(deciding.compiled)
+    plan = plan.model_copy(update={"recompute": recompute})
     decided = deciding.decide(batch, plan, thorough=True)
     decided = dataclasses.replace(decided, attention=attention)
     if decided.fits:
         return decided
-    advice = advise(
-        deciding.decide,
-        batch,
-        plan,
-        size=decided.size,
-        chunks=decided.loss_chunks,
-        devices=target.devices,
-    )
+    size, chunks, devices = decided.size, decided.loss_chunks, target.devices
+    advice = advise(deciding.decide, batch, plan, size=size, chunks=chunks, devices=devices)
     return dataclasses.replace(decided, advice=advice)
 
 

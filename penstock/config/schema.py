@@ -9,6 +9,7 @@ from typing import Literal
 from pydantic import Field
 
 from penstock.config.data import DataSection, PrepareSection, SourceSection, TokenizerSection
+from penstock.config.launch import LaunchSection
 from penstock.config.lora import LoraSection
 from penstock.config.planning import PlanSection
 from penstock.config.section import Probability, Section
@@ -252,9 +253,10 @@ class Config(Section):
     device: Literal["auto", "cpu", "cuda"] = "auto"
     """Where to run; auto: CUDA when there is a GPU."""
     from_: str | None = Field(default=None, alias="from")
-    """Dataset to convert: a file, a folder, a glob or a Megatron prefix, in any known format."""
+    """Dataset to convert: a file, a folder, a glob or a Megatron prefix, in any known format; or
+    the system whose configuration is imported, also `--from SYSTEM`."""
     out: str | None = None
-    """Folder to write, for `convert` and `plan`."""
+    """Folder to write, for `convert`, `plan`, `bench` and `profile`; file, for `import-config`."""
     trust: list[str] = Field(default=[])
     """SHA-256 of executable files made by others that may run here; also `--trust SHA256`."""
     model: ModelSection = ModelSection()
@@ -266,6 +268,7 @@ class Config(Section):
     batch: BatchSection = BatchSection()
     precision: PrecisionSection = PrecisionSection()
     plan: PlanSection = PlanSection()
+    launch: LaunchSection = LaunchSection()
     compile: CompileSection = CompileSection()
     optimizer: OptimizerSection = OptimizerSection()
     schedule: ScheduleSection = ScheduleSection()
