@@ -7,6 +7,7 @@ torch, so that planning answers at once; it does so only to ask a GPU's driver.
 import dataclasses
 from pathlib import Path
 
+from penstock.compiler.demands import check_objective
 from penstock.compiler.plan import Plan
 from penstock.compiler.planner import make_generation_plan, make_plan
 from penstock.compiler.probe import detected_target
@@ -91,6 +92,7 @@ def plan_of(config: Config, dataset: TrainingData | None, mode: str = "train") -
         architecture = adapted(resolve_architecture(config.model, vocab_size), config.lora)
     else:
         architecture = run.architecture
+    check_objective(architecture, config.train.objective if run is None else "auto", mode)
     length = config.data.sequence_length
     if length is None and dataset is not None:
         length = dataset.sequence_length

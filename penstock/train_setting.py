@@ -18,7 +18,7 @@ from penstock.compiler.executable import Executable
 from penstock.compiler.plan import Plan
 from penstock.config.schema import Config
 from penstock.data.loader import Loader
-from penstock.data.objective import Objective
+from penstock.data.objective import Objective, objective_for
 from penstock.data.training_data import TrainingData
 from penstock.errors import ConfigError
 from penstock.files import canonical_json
@@ -76,7 +76,7 @@ def settle(config: Config, world: World) -> Setting:
         sequence_length=chosen.sequence_length,
         batch_size=chosen.size,
         micro=chosen.micro,
-        objective=objective(chosen, data),
+        objective=objective(config, chosen, data),
         share=(world.rank, world.size),
     )
     total_steps = _total_steps(config, loader)
@@ -105,9 +105,15 @@ def _check_patience(config: Config) -> None:
         )
 
 
-def objective(chosen: Plan, data: TrainingData) -> Objective:
+def objective(config: Config, chosen: Plan, data: TrainingData) -> Objective:
     """What samples ask of the model."""
-    return Objective(data.end_of_text if chosen.attention == "document" else None)
+    return objective_for(
+        data,
+        is_causal=chosen.architecture.is_causal,
+        by_document=chosen.attention == "document",
+        probability=config.train.mask_probability,
+        seed=config.seed,
+    )
 
 
 def _with_whole_path(config: Config) -> Config:

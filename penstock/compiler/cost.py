@@ -97,9 +97,10 @@ class CostModel:
         return forward, backward
 
     def embedding(self) -> tuple[Seconds, Seconds]:
-        """Forward and backward of the look-up: traffic only."""
+        """Forward and backward of the look-up, which is traffic only, and what follows it."""
         traffic = 2 * self._rows * self.architecture.hidden_size * self._element
-        return self._work(0, traffic), self._work(0, traffic)
+        flops = 2 * self._rows * self.architecture.embedding_multiplied()
+        return self._work(flops, traffic), self._work(2 * flops, traffic)
 
     def head(self) -> tuple[Seconds, Seconds]:
         """Forward and backward of the last norm, the projection and the loss."""

@@ -187,9 +187,11 @@ class MemoryModel:
         if a.attention_rate > 0:
             # Softmax in float32, the mask of what is dropped, and what is left.
             read += 2 * rows * a.hidden_size + (5 + element) * scores
+            read += 0 if a.is_causal else rows * self.sequence_length  # who may see whom
         else:
             read += 4 * rows * a.heads
             read += rows * element * a.hidden_size if self.device == "cpu" else 0
+            read += 0 if a.is_causal else 8 * rows * a.heads  # segments
         return (read if self.recompute == "none" else rows * element * _outputs(a)), read
 
     def _eager_bytes(self, element: int) -> int:
@@ -253,9 +255,11 @@ def _also_kept(architecture: Architecture, rows: int, element: int) -> int:
     """
     a = architecture
     norms = 1 if a.residual == "parallel_one_norm" else 2
+    # A norm after the MLP gives the next block's input.
+    inputs = 1 if a.norm_position == "after" else norms
     turned = a.kv_size if a.positions == "rotary" else 0
     statistics = norms * (8 if a.norm == "layer" else 4)
-    return rows * (element * ((norms + 1) * a.hidden_size + turned + a.mlp_size) + statistics)
+    return rows * (element * ((inputs + 1) * a.hidden_size + turned + a.mlp_size) + statistics)
 
 
 def _outputs(architecture: Architecture) -> int:
