@@ -48,12 +48,14 @@ def make_plan(
 
     Args:
         architecture: the model.
-        batch, plan: as the user gave them.
+        batch: as the user gave it.
+        plan: as the user gave it.
         compute: bf16 or fp32.
         sequence_length: tokens per sequence.
         target: the machine.
         optimizer: its name, for its state.
-        saves, resumes: whether checkpoints are saved while training goes on; it starts from one.
+        saves: whether checkpoints are saved while training goes on.
+        resumes: whether training starts from one.
         compiled: whether regions run as kernels where they can; on CUDA they cannot so far.
         frozen: what is not trained.
         attention: full or document; see `Plan.attention`.
@@ -76,10 +78,21 @@ def make_plan(
     plan = plan.model_copy(update={"recompute": recompute})
     decided = deciding.decide(batch, plan, thorough=True)
     decided = dataclasses.replace(decided, attention=attention)
-    if decided.fits:
-        return decided
-    size, chunks, devices = decided.size, decided.loss_chunks, target.devices
-    advice = advise(deciding.decide, batch, plan, size=size, chunks=chunks, devices=devices)
+    return decided if decided.fits else _with_advice(deciding, decided, batch, plan)
+
+
+def _with_advice(
+    deciding: "_Deciding", decided: Plan, batch: BatchSection, plan: PlanSection
+) -> Plan:
+    """A plan that does not fit, and what would."""
+    advice = advise(
+        deciding.decide,
+        batch,
+        plan,
+        size=decided.size,
+        chunks=decided.loss_chunks,
+        devices=deciding.target.devices,
+    )
     return dataclasses.replace(decided, advice=advice)
 
 
