@@ -117,12 +117,8 @@ def test_a_run_stops_when_validation_no_longer_improves(
     assert summary["complete"]
     again = penstock.train(**job(dataset_folder, tmp_path / "run", **still)).values
     assert again["steps"] == 8
-    stopped = penstock.train(
-        **job(dataset_folder, tmp_path / "parts", **{**still, "train": {**train, "steps": 5}})
-    ).values
-    assert stopped["steps"] == 5
-    longer = penstock.train(**job(dataset_folder, tmp_path / "parts", **still)).values
-    assert longer["steps"] == 8  # what was counted before the pause counts
+    stopped_and_resumed(job(dataset_folder, tmp_path / "parts", **still))
+    assert read_metrics(tmp_path / "parts" / "metrics.jsonl")[-1]["step"] == 8
 
 
 def test_patience_without_validations_is_refused(dataset_folder: Path, tmp_path: Path) -> None:
