@@ -25,8 +25,8 @@ class ModelSection(Section):
     llama-2-70b, llama-3-8b, llama-3-70b, llama-3.1-8b, llama-3.2-1b, llama-tiny; and
     masked models: bert-base, bert-large, bert-tiny, roberta-base, roberta-large, roberta-tiny,
     distilbert-base, distilbert-tiny, albert-base-v2, albert-tiny."""
-    family: str = "gpt2"
-    """Architecture family, when no preset is named: gpt2, gpt_neox, gptj, llama,
+    family: str | None = None
+    """Architecture family, gpt2 when neither it nor a preset is named: gpt2, gpt_neox, gptj, llama,
     bert, roberta, distilbert, albert. Starts from the
     family's first preset."""
     from_: str | None = Field(default=None, alias="from")
