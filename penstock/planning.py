@@ -75,6 +75,13 @@ def open_training_data(config: Config) -> TrainingData:
     return open_mixture(data, config.tokenizer)
 
 
+def named_training_data(config: Config) -> TrainingData | None:
+    """What there is to train on, where anything is named."""
+    data = config.data
+    is_named = data.path is not None or data.mixture is not None or data.streaming
+    return open_training_data(config) if is_named else None
+
+
 def open_dataset(config: Config) -> Dataset:
     """The dataset `data.path` names."""
     if config.data.path is None:

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from penstock.compiler.toolchains import Toolchain
 from penstock.errors import ExecutableError
+from penstock.spans import span
 
 _DTYPES = {
     name: getattr(torch, name)
@@ -124,6 +125,7 @@ class Kernel:
         self.spec = spec
         self._expected = [(_DTYPES[s.dtype], s.shape, s.stride) for s in spec.inputs]
         self._run = toolchain.load(spec.name, code)
+        self._span = f"kernel/{spec.name}"
 
     def __call__(self, inputs: Sequence[Tensor]) -> list[Tensor]:
         """Run on `inputs`; outputs are new tensors.
@@ -148,7 +150,8 @@ class Kernel:
                     do="compile an executable for these shapes",
                 )
             arguments.append(tensor if tensor.stride() == stride else _restride(tensor, stride))
-        return list(self._run(arguments))
+        with span(self._span):
+            return list(self._run(arguments))
 
 
 def _restride(tensor: Tensor, stride: tuple[int, ...]) -> Tensor:

@@ -8,6 +8,7 @@ from typing import Literal
 
 from pydantic import Field
 
+from penstock.config.cleaning import CleanSection
 from penstock.config.data import DataSection, PrepareSection, SourceSection, TokenizerSection
 from penstock.config.launch import LaunchSection
 from penstock.config.lora import LoraSection
@@ -245,6 +246,15 @@ class GenerateSection(Section):
     """Most prompts per device pass, for `input`."""
 
 
+class ProfileSection(Section):
+    """What `profile` records."""
+
+    steps: int | None = Field(default=None, ge=1)
+    """Optimizer steps, or new tokens per prompt when generating; 4 and 32 when not given."""
+    warmup_steps: int = Field(default=2, ge=0)
+    """The same before recording begins."""
+
+
 class Config(Section):
     """Everything one command needs; each verb reads the sections it names."""
 
@@ -264,12 +274,14 @@ class Config(Section):
     """Dataset to convert: a file, a folder, a glob or a Megatron prefix, in any known format; or
     the system whose configuration is imported, also `--from SYSTEM`."""
     out: str | None = None
-    """Folder to write, for `convert`, `plan`, `bench` and `profile`; file, for `import-config`."""
+    """Folder to write, for `convert`, `plan`, `bench` and `profile`; file, for `import-config` and,
+    of a dataset, `inspect`."""
     trust: list[str] = Field(default=[])
     """SHA-256 of executable files made by others that may run here; also `--trust SHA256`."""
     model: ModelSection = ModelSection()
     lora: LoraSection = LoraSection()
     source: SourceSection = SourceSection()
+    clean: CleanSection = CleanSection()
     tokenizer: TokenizerSection = TokenizerSection()
     data: DataSection = DataSection()
     prepare: PrepareSection = PrepareSection()
@@ -284,3 +296,4 @@ class Config(Section):
     checkpoint: CheckpointSection = CheckpointSection()
     evaluate: EvaluateSection = EvaluateSection()
     generate: GenerateSection = GenerateSection()
+    profile: ProfileSection = ProfileSection()
