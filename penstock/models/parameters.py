@@ -63,7 +63,7 @@ def count_frozen(architecture: Architecture, patterns: Sequence[str]) -> Frozen:
     if not patterns:
         return Frozen()
     sizes = parameter_sizes(architecture)
-    counts = dict.fromkeys(("embed", "blocks", "head"), 0)
+    counts: dict[str, int] = {"embed": 0, "blocks": 0, "head": 0}
     for name in frozen_names(sizes, patterns):
         counts[name.partition(".")[0]] += sizes[name]
     return Frozen(counts["embed"], counts["blocks"], counts["head"])
