@@ -109,7 +109,12 @@ def plan_of(config: Config, dataset: TrainingData | None, mode: str = "train") -
     if mode == "generate":
         rows = config.generate.batch
         return make_generation_plan(
-            architecture, batch=rows, compute=compute, capacity=length, target=target
+            architecture,
+            batch=rows,
+            compute=compute,
+            weights=config.precision.weights,
+            capacity=length,
+            target=target,
         )
     plan = make_plan(
         architecture,

@@ -76,6 +76,9 @@ class PrecisionSection(Section):
 
     compute: Literal["bf16", "fp32"] | None = None
     """Format of weights and activations (masters stay fp32); bf16 where the device does it fast."""
+    weights: Literal["int8"] | None = None
+    """Format of the matrices of blocks and head when generating and evaluating; like `compute` when
+    not given. int8: rounded when they are loaded, a scale for every 128 weights of an output."""
 
 
 class CompileSection(Section):
@@ -83,8 +86,10 @@ class CompileSection(Section):
 
     mode: Literal["auto", "off"] = "auto"
     """What training does without an executable: compile first, or run eagerly."""
-    toolchain: str = "inductor"
-    """What makes machine code: inductor, eager (none: graphs run as they are), or one installed."""
+    toolchain: str | None = None
+    """What makes machine code: inductor, native (for generating, on processors with AVX-512 and
+    bf16), eager (none: graphs run as they are), or one installed; native where it can when not
+    given, else inductor."""
     workers: int | None = Field(default=None, ge=1)
     """Compiler processes at once; all cores when not given."""
     cache: str | None = None
