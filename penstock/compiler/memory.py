@@ -21,8 +21,7 @@ OPTIMIZER_BYTES = {
     **{"adamw": 12, "nadam": 12, "radam": 12, "adamax": 12, "adadelta": 12},
     **{"muon": 8, "sgd": 8, "rmsprop": 8, "adagrad": 8, "adafactor": 4},
 }
-"""Float32 state per parameter, the master counted; muon's is of the blocks' matrices, adafactor's
-rows and columns are left out."""
+"""Float32 state per parameter, the master counted; muon's is of the blocks' matrices."""
 
 
 @dataclasses.dataclass(frozen=True)
