@@ -48,15 +48,7 @@ def open_training_data(config: Config) -> TrainingData:
     """What `train` trains on: the dataset `data.path` names, in any format, or a mixture."""
     data = config.data
     if data.mixture is None:
-        if data.path is None:
-            raise ConfigError(
-                "no dataset", where="data.path", do="set data.path=FOLDER, or data.mixture"
-            )
-        if (Path(data.path) / MANIFEST).is_file():
-            return Dataset.open(data.path, data.verify)
-        from penstock.data.members import open_any  # noqa: PLC0415 - formats' libraries are heavy
-
-        return open_any(Path(data.path), data, config.tokenizer)
+        return open_dataset(config)
     if data.path is not None:
         raise ConfigError(
             "data.path and data.mixture are both set", where="data", do="keep one of them"
@@ -67,10 +59,15 @@ def open_training_data(config: Config) -> TrainingData:
 
 
 def open_dataset(config: Config) -> Dataset:
-    """The dataset `data.path` names."""
-    if config.data.path is None:
+    """The dataset `data.path` names, in any format."""
+    data = config.data
+    if data.path is None:
         raise ConfigError("no dataset", where="data.path", do="set data.path=FOLDER")
-    return Dataset.open(config.data.path, config.data.verify)
+    if (Path(data.path) / MANIFEST).is_file():
+        return Dataset.open(data.path, data.verify)
+    from penstock.data.members import open_any  # noqa: PLC0415 - formats' libraries are heavy
+
+    return open_any(Path(data.path), data, config.tokenizer)
 
 
 def plan_of(config: Config, dataset: TrainingData | None, mode: str = "train") -> Plan:
