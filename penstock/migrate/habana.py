@@ -116,7 +116,7 @@ _DATA = (
     none("preprocessing_num_workers", "prepare.workers"),
     none("overwrite_cache", "prepare sees what has changed"),
     changed("keep_linebreaks", "source.keep_newlines", "for source.documents=line"),
-    none("streaming", "prepare reads text of any size in bounded memory"),
+    changed("streaming", "data.streaming", "text is read as training goes; see docs"),
     none("dataloader_num_workers", "batches come straight from mapped memory"),
 )
 _TRAINER = (
