@@ -218,10 +218,10 @@ _DEVICE = (
     changed(
         "world_size",
         "plan.replicas",
-        "planned; training runs on one process so far",
+        "started by `penstock train --processes N`",
         lambda v, theirs: {"plan.replicas": v, **_size(v, theirs)},
     ),
-    *none_of("use_mpi use_deepspeed hostfile", "how processes are started"),
+    *none_of("use_mpi use_deepspeed hostfile", "penstock train --processes N, mpirun or torchrun"),
 )
 
 HABANA = System(
