@@ -74,7 +74,7 @@ def compile(config: ConfigLike = None, **sections: Any) -> "CompileResult":  # n
     """Compile the plan's regions into the file `executable`."""
     from penstock.compiler.build import build_kernels, trace_graphs
     from penstock.compiler.executable import write_executable
-    from penstock.compiler.toolchains import PORTABLE
+    from penstock.compiler.toolchains import PORTABLE, toolchain_for
     from penstock.results import CompileResult
 
     started = time.monotonic()
@@ -93,12 +93,11 @@ def compile(config: ConfigLike = None, **sections: Any) -> "CompileResult":  # n
         return CompileResult(path, wanted, time.monotonic() - started, False, PORTABLE)
     section = c.compile
     cache = Path(section.cache) if section.cache else None
-    kernels = build_kernels(
-        wanted, toolchain=section.toolchain, workers=section.workers, cache=cache
-    )
+    toolchain = toolchain_for(wanted.mode, section.toolchain)
+    kernels = build_kernels(wanted, toolchain=toolchain, workers=section.workers, cache=cache)
     reused = all(kernel.reused for kernel in kernels.values())
-    write_executable(path, wanted, kernels, section.toolchain)
-    return CompileResult(path, wanted, time.monotonic() - started, reused, section.toolchain)
+    write_executable(path, wanted, kernels, toolchain)
+    return CompileResult(path, wanted, time.monotonic() - started, reused, toolchain)
 
 
 def train(
