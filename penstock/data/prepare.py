@@ -43,6 +43,7 @@ _TRAINING_BYTES = 256 << 20
 """Text a tokenizer is trained on at most; a stable sample of the documents beyond."""
 
 
+_SHARDS, _SMALLEST_SHARD, _LARGEST_SHARD = 64, 1 << 20, 64 << 20
 _NOTHING = CleanSection()
 """Cleaning that changes nothing."""
 
@@ -93,12 +94,13 @@ def prepare(
     found = _existing(folder, manifest_name(data), key)
     if found is not None:
         return PrepareResult(found, True, time.monotonic() - started)
-    work_folder = folder / _WORK / f"{key[:16]}-{work.shard_bytes}"
+    shard_bytes = work.shard_bytes or _shard_bytes(files)
+    work_folder = folder / _WORK / f"{key[:16]}-{shard_bytes}"
     work_folder.mkdir(parents=True, exist_ok=True)
     job = Job(source, tuple(data.splits), cleaning, str(work_folder))
     tokens = _tokenizer(tokenizer, job, files)
     shards = make_shards(
-        files, source, work.shard_bytes, work_folder, cleaning=cleaning, unpack=work_folder
+        files, source, shard_bytes, work_folder, cleaning=cleaning, unpack=work_folder
     )
     tokenize_shards(shards, job, work.workers or os.cpu_count() or 1)
     totals = total_facts(shards)
@@ -111,6 +113,11 @@ def prepare(
     return PrepareResult(
         Dataset.open(folder, name=manifest_name(data)), False, time.monotonic() - started
     )
+
+
+def _shard_bytes(files: Sequence[SourceFile]) -> int:
+    """Units small enough that no worker is left with one alone for long, and not too many."""
+    return min(_LARGEST_SHARD, max(_SMALLEST_SHARD, sum(file.size for file in files) // _SHARDS))
 
 
 def resolve_source(source: SourceSection, data: DataSection) -> SourceSection:
