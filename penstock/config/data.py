@@ -132,5 +132,5 @@ class PrepareSection(Section):
     workers: int | None = Field(default=None, ge=1)
     """Processes; all cores when not given. The bytes written do not depend on it."""
     shard_bytes: int | None = Field(default=None, ge=1024)
-    """Source per unit of work and of resuming, in bytes; a 64th of the source, but from 1 to 64 MiB,
-    when not given. The bytes written do not depend on it."""
+    """Source per unit of work and of resuming, in bytes; when not given a 64th of the source, from
+    1 to 64 MiB. The bytes written do not depend on it."""
