@@ -91,8 +91,9 @@ def _load(path: str, name: str | None, state: int) -> dict[str, Any]:
         if any((Path(path) / one).is_file() for one in _SAVED):
             saved = datasets.load_from_disk(path)
             splits = dict(saved) if isinstance(saved, datasets.DatasetDict) else {"train": saved}
-            return {split: _streamed(one) for split, one in splits.items()}
-        return dict(datasets.load_dataset(path, name, streaming=True))
+            return {str(split): _streamed(one) for split, one in splits.items()}
+        streams = datasets.load_dataset(path, name, streaming=True)
+        return {str(split): one for split, one in streams.items()}
     except Exception as error:  # whatever the library and its formats raise
         raise _unreadable(path, error) from None
 
