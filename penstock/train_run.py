@@ -13,6 +13,7 @@ from typing import Any
 
 from penstock import jobs, planning, runs
 from penstock.checkpoint import CheckpointState
+from penstock.compiler.plan import Plan
 from penstock.compiler.probe import measured_speeds
 from penstock.compiler.runtime import CompiledKernel
 from penstock.config.load import dump_config
@@ -90,6 +91,17 @@ def _train(setting: Setting, origins: Mapping[str, str]) -> RunSummary:
         if setting.config.train.report:
             summary.report = write_report(run.path)
     return summary
+
+
+def prepare_job(config: Config) -> tuple[Plan, TrainingJob, bool]:
+    """A plan and a job from fresh weights, before its first step, and whether it has kernels.
+
+    For whoever makes steps without a trainer, in one process; the run folder must be new.
+    """
+    setting = settle(config, World(find_place()))
+    chosen, run = setting.plan, setting.run
+    kernels = jobs.training_kernels(setting.config, chosen, setting.executable, run, None)
+    return chosen, _job(setting, kernels, None), kernels is not None
 
 
 def _check_resumed(setting: Setting, resume: CheckpointState) -> RunSummary | None:

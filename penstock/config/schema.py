@@ -76,6 +76,9 @@ class PrecisionSection(Section):
 
     compute: Literal["bf16", "fp32"] | None = None
     """Format of weights and activations (masters stay fp32); bf16 where the device does it fast."""
+    weights: Literal["int8"] | None = None
+    """Format of the matrices of blocks and head when generating and evaluating; like `compute` when
+    not given. int8: rounded when they are loaded, a scale for every 128 weights of an output."""
 
 
 class CompileSection(Section):
@@ -83,8 +86,10 @@ class CompileSection(Section):
 
     mode: Literal["auto", "off"] = "auto"
     """What training does without an executable: compile first, or run eagerly."""
-    toolchain: str = "inductor"
-    """What makes machine code: inductor, eager (none: graphs run as they are), or one installed."""
+    toolchain: str | None = None
+    """What makes machine code: inductor, native (for generating, on processors with AVX-512 and
+    bf16), eager (none: graphs run as they are), or one installed; native where it can when not
+    given, else inductor."""
     workers: int | None = Field(default=None, ge=1)
     """Compiler processes at once; all cores when not given."""
     cache: str | None = None
@@ -235,6 +240,15 @@ class GenerateSection(Section):
     """Most prompts per device pass, for `input`."""
 
 
+class ProfileSection(Section):
+    """What `profile` records."""
+
+    steps: int | None = Field(default=None, ge=1)
+    """Optimizer steps, or new tokens per prompt when generating; 4 and 32 when not given."""
+    warmup_steps: int = Field(default=2, ge=0)
+    """The same before recording begins."""
+
+
 class Config(Section):
     """Everything one command needs; each verb reads the sections it names."""
 
@@ -254,7 +268,8 @@ class Config(Section):
     """Dataset to convert: a file, a folder, a glob or a Megatron prefix, in any known format; or
     the system whose configuration is imported, also `--from SYSTEM`."""
     out: str | None = None
-    """Folder to write, for `convert`, `plan`, `bench` and `profile`; file, for `import-config`."""
+    """Folder to write, for `convert`, `plan`, `bench` and `profile`; file, for `import-config` and,
+    of a dataset, `inspect`."""
     trust: list[str] = Field(default=[])
     """SHA-256 of executable files made by others that may run here; also `--trust SHA256`."""
     model: ModelSection = ModelSection()
@@ -275,3 +290,4 @@ class Config(Section):
     checkpoint: CheckpointSection = CheckpointSection()
     evaluate: EvaluateSection = EvaluateSection()
     generate: GenerateSection = GenerateSection()
+    profile: ProfileSection = ProfileSection()
