@@ -18,6 +18,7 @@ from penstock.errors import ConfigError, DoesNotFitError
 from penstock.hardware.detect import free_memory_bytes, gpus
 from penstock.hardware.target import Target, load_target
 from penstock.models.lora import adapted
+from penstock.models.parameters import count_frozen
 from penstock.models.resolve import resolve_architecture
 
 
@@ -127,6 +128,7 @@ def plan_of(config: Config, dataset: TrainingData | None, mode: str = "train") -
         saves=mode == "train" and config.checkpoint.every is not None,
         resumes=mode == "train" and _has_checkpoint(config),
         compiled=config.compile.mode != "off",
+        frozen=count_frozen(architecture, config.train.freeze),
         attention=config.data.attention if run is None else run.attention,
     )
     is_here = config.plan.target in ("detect", "cpu")

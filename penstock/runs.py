@@ -43,7 +43,7 @@ from penstock.jobs import (
 from penstock.models.hub import model_folder
 from penstock.models.lora import adapted
 from penstock.models.peft_format import write_adapter
-from penstock.models.projection import is_trained, merge_adapters
+from penstock.models.projection import merge_adapters
 from penstock.models.quantization import round_weights
 from penstock.models.resolve import resolve_architecture
 from penstock.models.transformer import Transformer
@@ -72,7 +72,7 @@ class LoadedRun:
 
     def weights(self) -> dict[str, Tensor]:
         """All float32 weights by parameter name; adapters are merged."""
-        if self.plan.architecture.adapter is None:
+        if not self._needs_base:
             return self.trained()
         return dict(self.model("fp32", "cpu", merged=True).named_parameters())
 
@@ -84,7 +84,7 @@ class LoadedRun:
             CheckpointError: the weights its adapters stand on are gone, or others.
         """
         architecture, trained = self.plan.architecture, self.trained()
-        if architecture.adapter is None:
+        if not self._needs_base:
             model = Transformer(architecture)
         else:
             self._require_base()
@@ -92,20 +92,25 @@ class LoadedRun:
             model = base_model(self.config.model, architecture, self.config.seed, exact)
         with torch.no_grad():
             for name, parameter in model.named_parameters():
-                if is_trained(architecture, name):
+                if name in trained:
                     parameter.copy_(trained[name])
         if merged:
             merge_adapters(model)
         return model.to(device, DTYPES[compute]).requires_grad_(False)
 
+    @property
+    def _needs_base(self) -> bool:
+        """Whether some weights are not the run's own, but those it was started from."""
+        return "base" in self.state.values["identity"]
+
     def _require_base(self) -> None:
-        """Refuse adapters on other weights than those they were trained on."""
+        """Refuse other weights than those the run was started from."""
         if self.state.values["identity"].get("base") != base_identity(self.config):
             raise CheckpointError(
                 f"the weights in {self.config.model.from_} have changed since "
                 f"{self.folder.path} was trained on them",
                 where="model.from",
-                do="put the weights back that its adapters belong to",
+                do="put the weights back that it was started from",
             )
 
 

@@ -32,13 +32,9 @@ from penstock.report.summary import RunSummary, environment
 from penstock.saving import AsyncSaver
 from penstock.train_setting import Setting, objective, require_same, settle
 from penstock.training.metrics import MetricsLog, peak_memory_bytes
-from penstock.training.muon import Muon
-from penstock.training.optimizer import AdamW
+from penstock.training.optimizers import make_optimizer
 from penstock.training.trainer import Trainer, TrainingJob
 from penstock.training.validation import Validation
-
-OPTIMIZERS = {"adamw": AdamW, "muon": Muon}
-"""optimizer.name → class."""
 
 
 def train_run(config: Config, origins: Mapping[str, str]) -> RunSummary:
@@ -126,12 +122,13 @@ def _job(
     """Model, optimizer and everything else the trainer works with."""
     c, chosen, world = setting.config, setting.plan, setting.world
     model, masters = jobs.new_model(c, chosen, kernels)
-    make = OPTIMIZERS[c.optimizer.name]
     speeds = measured_speeds(chosen.device)
     replicas = Replicas(model, world, chosen.shard)
     return TrainingJob(
         model=model,
-        optimizer=make(model.named_parameters(), c.optimizer, masters=replicas.rows_of(masters)),
+        optimizer=make_optimizer(
+            model.named_parameters(), c.optimizer, masters=replicas.rows_of(masters)
+        ),
         loader=setting.loader,
         validation=_validation(setting),
         train=c.train,
@@ -218,7 +215,7 @@ def _results(setting: Setting, trainer: Trainer, *, compiled: bool) -> dict[str,
     config = canonical_json(setting.config.model_dump(mode="json"))
     return {
         **{name: before[name] for name in ("evaluation", "compressors", "tasks") if name in before},
-        "complete": totals.step >= setting.total_steps or totals.reached_target,
+        "complete": totals.step >= setting.total_steps or totals.has_stopped,
         "steps": totals.step,
         "tokens": totals.tokens,
         "seconds": round(totals.seconds, 3),

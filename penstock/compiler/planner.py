@@ -20,6 +20,7 @@ from penstock.config.recompute import default_policy
 from penstock.config.schema import BatchSection
 from penstock.hardware.target import Target
 from penstock.models.architecture import Architecture
+from penstock.models.parameters import Frozen
 
 _CHUNK_BYTES = 64 << 20
 """Largest piece of float32 logits the loss works on at a time."""
@@ -37,12 +38,13 @@ def make_plan(
     saves: bool = False,
     resumes: bool = False,
     compiled: bool = True,
+    frozen: Frozen | None = None,
     attention: str = "full",
 ) -> Plan:
     """Decide how to train `architecture` on `target`.
 
-    `compute` None takes bf16 where the target is fast at it. A plan that does not fit says what
-    would.
+    `compute` None takes bf16 where the target is fast at it. A plan that does not fit says so, and
+    what would.
 
     Args:
         architecture: the model.
@@ -55,6 +57,7 @@ def make_plan(
         saves: whether checkpoints are saved while training goes on.
         resumes: whether training starts from one.
         compiled: whether regions run as kernels where they can; on CUDA they cannot so far.
+        frozen: what is not trained.
         attention: full or document; see `Plan.attention`.
 
     Raises:
@@ -69,20 +72,26 @@ def make_plan(
         saves=saves,
         resumes=resumes,
         compiled=compiled and target.device != "cuda",
+        frozen=frozen or Frozen(),
     )
-    policy = plan.recompute or default_policy(deciding.compiled)
-    plan = plan.model_copy(update={"recompute": policy})
+    recompute = plan.recompute or default_policy(deciding.compiled)
+    plan = plan.model_copy(update={"recompute": recompute})
     decided = deciding.decide(batch, plan, thorough=True)
     decided = dataclasses.replace(decided, attention=attention)
-    if decided.fits:
-        return decided
+    return decided if decided.fits else _with_advice(deciding, decided, batch, plan)
+
+
+def _with_advice(
+    deciding: "_Deciding", decided: Plan, batch: BatchSection, plan: PlanSection
+) -> Plan:
+    """A plan that does not fit, and what would."""
     advice = advise(
         deciding.decide,
         batch,
         plan,
         size=decided.size,
         chunks=decided.loss_chunks,
-        devices=target.devices,
+        devices=deciding.target.devices,
     )
     return dataclasses.replace(decided, advice=advice)
 
@@ -156,6 +165,7 @@ class _Deciding:
     saves: bool
     resumes: bool
     compiled: bool
+    frozen: Frozen
 
     def decide(self, batch: BatchSection, plan: PlanSection, *, thorough: bool = False) -> Plan:
         """One plan, whether it fits or not; `thorough` also tries other orders of the stages."""
@@ -199,6 +209,7 @@ class _Deciding:
             saves=self.saves,
             resumes=self.resumes,
             streams=self.target.streams,
+            frozen=self.frozen,
             sums=self.target.sums,
         )
 
@@ -222,7 +233,9 @@ def _plan(layouter: Layouter, layout: Layout, target: Target, size: int, *, time
         memory=layout.fullest.memory,
         memory_limit_bytes=target.memory_bytes,
         fits=fits,
-        flops_per_token=cost.architecture.flops_per_token(cost.sequence_length),
+        # Frozen weights are multiplied by forward and backward, and have no gradient.
+        flops_per_token=cost.architecture.flops_per_token(cost.sequence_length)
+        - 2 * (memory.frozen.blocks + memory.frozen.head),
         step_seconds=step_seconds,
         replicas=cost.replicas,
         layers_per_stage=layout.layers_per_stage,

@@ -14,8 +14,7 @@ from penstock.models.transformer import Transformer
 from penstock.parallel.replicas import Replicas
 from penstock.spans import span
 from penstock.training.gradient_norm import global_norm
-from penstock.training.muon import Muon
-from penstock.training.optimizer import AdamW
+from penstock.training.optimizers import Optimizer
 
 
 class StepResult(NamedTuple):
@@ -32,7 +31,7 @@ class StepResult(NamedTuple):
 class Accumulator:
     """Gradients summed over micro-batches, in float32 when there are several."""
 
-    def __init__(self, optimizer: AdamW | Muon, *, needs_sums: bool) -> None:
+    def __init__(self, optimizer: Optimizer, *, needs_sums: bool) -> None:
         """`needs_sums`: there are several micro-batches, or replicas, to be summed."""
         self._optimizer = optimizer
         self._needs_sums = needs_sums
@@ -62,7 +61,7 @@ class Accumulator:
 def train_step(
     model: Transformer,
     micro_batches: Sequence[Batch],
-    optimizer: AdamW | Muon,
+    optimizer: Optimizer,
     accumulator: Accumulator,
     *,
     step: int,
