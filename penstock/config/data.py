@@ -126,8 +126,20 @@ class DataSection(Section):
     """How files are checked on opening: by size alone, or by size and SHA-256 (cached)."""
 
 
+class RaySection(Section):
+    """The Ray cluster that `prepare.engine=ray` works on."""
+
+    address: str | None = None
+    """Where its head is, as in ray://HOST:10001 or HOST:6379, or auto; when not given, a cluster
+    is started on this machine."""
+
+
 class PrepareSection(Section):
     """How `prepare` works."""
+
+    engine: Literal["local", "ray"] = "local"
+    """Where: in processes of this machine, or on a Ray cluster, whose machines must all see the
+    source and the dataset's folder. The bytes written are the same."""
 
     workers: int | None = Field(default=None, ge=1)
     """Processes; all cores when not given. The bytes written do not depend on it."""

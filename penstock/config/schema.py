@@ -9,7 +9,13 @@ from typing import Literal
 from pydantic import Field
 
 from penstock.config.cleaning import CleanSection
-from penstock.config.data import DataSection, PrepareSection, SourceSection, TokenizerSection
+from penstock.config.data import (
+    DataSection,
+    PrepareSection,
+    RaySection,
+    SourceSection,
+    TokenizerSection,
+)
 from penstock.config.launch import LaunchSection
 from penstock.config.lora import LoraSection
 from penstock.config.optimizer import OptimizerSection
@@ -262,6 +268,7 @@ class Config(Section):
     tokenizer: TokenizerSection = TokenizerSection()
     data: DataSection = DataSection()
     prepare: PrepareSection = PrepareSection()
+    ray: RaySection = RaySection()
     batch: BatchSection = BatchSection()
     precision: PrecisionSection = PrecisionSection()
     plan: PlanSection = PlanSection()

@@ -5,6 +5,7 @@ reused. It must never know about models.
 """
 
 import dataclasses
+import functools
 import hashlib
 import os
 import shutil
@@ -14,9 +15,16 @@ from pathlib import Path
 from typing import Any
 
 from penstock.config.cleaning import CleanSection
-from penstock.config.data import DataSection, PrepareSection, SourceSection, TokenizerSection
+from penstock.config.data import (
+    DataSection,
+    PrepareSection,
+    RaySection,
+    SourceSection,
+    TokenizerSection,
+)
 from penstock.console import Console, get_console
 from penstock.data.chat import ChatTemplate
+from penstock.data.cluster import run_on_ray
 from penstock.data.dataset import TOKENIZER, Dataset
 from penstock.data.encode import article_rules
 from penstock.data.outputs import check_output, find_duplicates, manifest_name, write_dataset
@@ -26,8 +34,10 @@ from penstock.data.sources.files import SourceFile
 from penstock.data.splits import assign_splits, choose_split
 from penstock.data.tokenize import (
     CHAT,
+    Engine,
     Job,
     make_shards,
+    run_here,
     split_pieces,
     tokenize_shards,
     total_facts,
@@ -46,6 +56,7 @@ _TRAINING_BYTES = 256 << 20
 _SHARDS, _SMALLEST_SHARD, _LARGEST_SHARD = 64, 1 << 20, 64 << 20
 _NOTHING = CleanSection()
 """Cleaning that changes nothing."""
+_THIS_MACHINE = RaySection()
 
 
 @dataclasses.dataclass(frozen=True)
@@ -74,6 +85,7 @@ def prepare(
     work: PrepareSection,
     seed: int = 0,
     cleaning: CleanSection = _NOTHING,
+    ray: RaySection = _THIS_MACHINE,
 ) -> PrepareResult:
     """Make the dataset folder `data.path`, or find it made already; `seed` is the shuffle's.
 
@@ -95,14 +107,15 @@ def prepare(
     if found is not None:
         return PrepareResult(found, True, time.monotonic() - started)
     shard_bytes = work.shard_bytes or _shard_bytes(files)
-    work_folder = folder / _WORK / f"{key[:16]}-{shard_bytes}"
+    # Absolute: processes on other machines stand elsewhere.
+    work_folder = folder.absolute() / _WORK / f"{key[:16]}-{shard_bytes}"
     work_folder.mkdir(parents=True, exist_ok=True)
     job = Job(source, tuple(data.splits), cleaning, str(work_folder))
     tokens = _tokenizer(tokenizer, job, files)
     shards = make_shards(
         files, source, shard_bytes, work_folder, cleaning=cleaning, unpack=work_folder
     )
-    tokenize_shards(shards, job, work.workers or os.cpu_count() or 1)
+    tokenize_shards(shards, job, _engine(work, ray))
     totals = total_facts(shards)
     provenance = {"source": source.model_dump(), "clean": cleaning.model_dump(), "key": key}
     rules = article_rules(source)
@@ -118,6 +131,13 @@ def prepare(
 def _shard_bytes(files: Sequence[SourceFile]) -> int:
     """Units small enough that no worker is left with one alone for long, and not too many."""
     return min(_LARGEST_SHARD, max(_SMALLEST_SHARD, sum(file.size for file in files) // _SHARDS))
+
+
+def _engine(work: PrepareSection, ray: RaySection) -> Engine:
+    """What works through the shards."""
+    if work.engine == "ray":
+        return functools.partial(run_on_ray, workers=work.workers, address=ray.address)
+    return functools.partial(run_here, workers=work.workers or os.cpu_count() or 1)
 
 
 def resolve_source(source: SourceSection, data: DataSection) -> SourceSection:

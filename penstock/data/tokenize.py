@@ -9,7 +9,7 @@ import contextlib
 import dataclasses
 import json
 import os
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -114,8 +114,12 @@ def make_shards(
     return [Shard(i, tuple(g), str(folder / f"shard-{i:06}")) for i, g in enumerate(groups)]
 
 
-def tokenize_shards(shards: Sequence[Shard], job: Job, workers: int) -> None:
-    """Tokenize every shard not done yet. The first error stops the rest."""
+Engine = Callable[[Sequence[Shard], Job], Iterator[Shard]]
+"""Works through shards, in any order and wherever it likes, and yields each when done."""
+
+
+def tokenize_shards(shards: Sequence[Shard], job: Job, run: Engine) -> None:
+    """Tokenize every shard not done yet through an engine. The first error stops the rest."""
     missing = [shard for shard in shards if shard.facts() is None]
     done = sum(shard.bytes for shard in shards) - sum(shard.bytes for shard in missing)
     if done:
@@ -123,11 +127,11 @@ def tokenize_shards(shards: Sequence[Shard], job: Job, workers: int) -> None:
     total = sum(shard.bytes for shard in shards)
     with get_console().progress("tokenizing", total) as progress:
         progress.advance(done)
-        for shard in _run(missing, job, workers):
+        for shard in run(missing, job) if missing else ():
             progress.advance(shard.bytes, text=f"{progress.done / 2**20:.0f} MiB")
 
 
-def _run(shards: Sequence[Shard], job: Job, workers: int) -> Iterator[Shard]:
+def run_here(shards: Sequence[Shard], job: Job, workers: int) -> Iterator[Shard]:
     """Work through the shards, here when one process is enough, and yield each when done."""
     workers = min(workers, len(shards))
     if workers <= 1:
