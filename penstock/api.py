@@ -83,6 +83,12 @@ def compile(config: ConfigLike = None, **sections: Any) -> "CompileResult":  # n
     path = Path(c.executable)
     wanted = planning.plan_of(c, _data_if_there(c), c.mode)
     planning.require_fit(wanted)
+    if wanted.architecture.generic is not None:
+        raise ConfigError(
+            f"{wanted.architecture.family} is not one of Penstock's families: it has no kernels",
+            where="model.from",
+            do="train without compiling: it runs as transformers computes it",
+        )
     if wanted.device != "cpu":
         write_executable(path, wanted, trace_graphs(wanted), PORTABLE)
         get_console().warning(
@@ -199,6 +205,9 @@ def convert(
     loaded = runs.load_run(c)
     if what == "adapter":
         runs.write_adapter_of(loaded, Path(c.out))
+        return ConversionResult(Path(c.out))
+    if loaded.plan.architecture.generic is not None:
+        runs.write_generic(loaded, Path(c.out))
         return ConversionResult(Path(c.out))
     save_weights(
         Path(c.out),

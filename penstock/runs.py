@@ -28,12 +28,14 @@ from penstock.console import get_console
 from penstock.data.tokenizer import Tokenizer
 from penstock.data.training_data import TrainingData
 from penstock.errors import CheckpointError
+from penstock.files import atomic_write
 from penstock.inference.decoding import CompiledDecoder
 from penstock.inference.engine import Engine
 from penstock.jobs import (
     DTYPES,
     base_identity,
     base_model,
+    empty_model,
     kept_kernels,
     run_folder,
     start_adapters,
@@ -82,7 +84,7 @@ class LoadedRun:
         """
         architecture, trained = self.plan.architecture, self.trained()
         if architecture.adapter is None:
-            model = Transformer(architecture)
+            model = empty_model(architecture)
         else:
             self._require_base()
             exact = DTYPES["fp32" if merged else compute]
@@ -104,6 +106,16 @@ class LoadedRun:
                 where="model.from",
                 do="put the weights back that its adapters belong to",
             )
+
+
+def write_generic(loaded: LoadedRun, folder: Path) -> None:
+    """Write a run's model as `transformers` itself does, with its tokenizer."""
+    from penstock.models.generic import save_generic  # noqa: PLC0415 - it loads transformers
+
+    save_generic(folder, loaded.weights(), loaded.plan.architecture)
+    loaded.tokenizer.save(folder / "tokenizer.json")
+    settings = {"tokenizer_class": "PreTrainedTokenizerFast", **loaded.tokenizer.special_tokens}
+    atomic_write(folder / "tokenizer_config.json", json.dumps(settings, indent=2))
 
 
 def _chosen_state(folder: RunFolder, use: str) -> CheckpointState:
