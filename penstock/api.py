@@ -47,7 +47,7 @@ def prepare(config: ConfigLike = None, **sections: Any) -> "PrepareResult":  # n
     from penstock.data.prepare import prepare as prepare_dataset
 
     c = as_config(config, **sections)
-    return prepare_dataset(c.source, c.tokenizer, c.data, c.prepare, c.seed)
+    return prepare_dataset(c.source, c.tokenizer, c.data, c.prepare, c.seed, c.clean)
 
 
 def plan(config: ConfigLike = None, **sections: Any) -> "Plan":  # noqa: ANN401 - sections of any kind

@@ -23,7 +23,6 @@ from penstock.files import atomic_write, canonical_json
 from penstock.hardware.process import loaded_openmp
 from penstock.models.families import hf_config
 from penstock.parallel.environment import find_place, inherited_origins
-from penstock.parallel.launch import train_in_processes
 from penstock.parallel.parts import Part
 from penstock.parallel.replicas import Replicas
 from penstock.parallel.world import World
@@ -47,6 +46,9 @@ def train_run(config: Config, origins: Mapping[str, str]) -> RunSummary:
     """
     place, wanted = find_place(), config.launch.processes * config.launch.hosts
     if place.size == 1 and wanted > 1:
+        # Torch's launcher takes half a second to load.
+        from penstock.parallel.launch import train_in_processes  # noqa: PLC0415
+
         run = jobs.run_folder(config)
         train_in_processes(config, origins)
         return RunSummary.read(run.path)

@@ -32,7 +32,7 @@ VERBS: dict[str, Verb] = {
     "prepare": Verb(
         "Raw text to a dataset: tokenizer, token files, manifest.",
         "penstock prepare source.path=my_texts/ tokenizer.train=true data.path=DATASET",
-        ("source", "tokenizer", "data", "prepare", "seed"),
+        ("source", "clean", "tokenizer", "data", "prepare", "seed"),
     ),
     "plan": Verb(
         "Whether a training step fits this machine, with numbers, before anything is allocated.",

@@ -8,6 +8,7 @@ from typing import Literal
 
 from pydantic import Field
 
+from penstock.config.cleaning import CleanSection
 from penstock.config.data import DataSection, PrepareSection, SourceSection, TokenizerSection
 from penstock.config.launch import LaunchSection
 from penstock.config.lora import LoraSection
@@ -259,6 +260,7 @@ class Config(Section):
     model: ModelSection = ModelSection()
     lora: LoraSection = LoraSection()
     source: SourceSection = SourceSection()
+    clean: CleanSection = CleanSection()
     tokenizer: TokenizerSection = TokenizerSection()
     data: DataSection = DataSection()
     prepare: PrepareSection = PrepareSection()
