@@ -186,7 +186,6 @@ def convert(
     """
     from penstock import runs
     from penstock.data.convert import convert_dataset
-    from penstock.models.huggingface import save_weights
     from penstock.results import ConversionResult
 
     c = as_config(config, **sections)
@@ -206,17 +205,7 @@ def convert(
     if what == "adapter":
         runs.write_adapter_of(loaded, Path(c.out))
         return ConversionResult(Path(c.out))
-    if loaded.plan.architecture.generic is not None:
-        runs.write_generic(loaded, Path(c.out))
-        return ConversionResult(Path(c.out))
-    save_weights(
-        Path(c.out),
-        loaded.weights(),
-        loaded.plan.architecture,
-        tokenizer=loaded.folder.tokenizer.read_text(encoding="utf-8"),
-        end_of_text=loaded.tokenizer.end_of_text,
-        special_tokens=loaded.tokenizer.special_tokens,
-    )
+    runs.write_weights_of(loaded, Path(c.out))
     return ConversionResult(Path(c.out))
 
 

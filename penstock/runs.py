@@ -41,6 +41,7 @@ from penstock.jobs import (
     start_adapters,
 )
 from penstock.models.hub import model_folder
+from penstock.models.huggingface import save_weights
 from penstock.models.lora import adapted
 from penstock.models.peft_format import write_adapter
 from penstock.models.projection import is_trained, merge_adapters
@@ -108,14 +109,25 @@ class LoadedRun:
             )
 
 
-def write_generic(loaded: LoadedRun, folder: Path) -> None:
-    """Write a run's model as `transformers` itself does, with its tokenizer."""
-    from penstock.models.generic import save_generic  # noqa: PLC0415 - it loads transformers
+def write_weights_of(loaded: LoadedRun, folder: Path) -> None:
+    """Write a run's model and tokenizer as `transformers` loads them."""
+    architecture, tokenizer = loaded.plan.architecture, loaded.tokenizer
+    if architecture.generic is not None:
+        from penstock.models.generic import save_generic  # noqa: PLC0415 - loads transformers
 
-    save_generic(folder, loaded.weights(), loaded.plan.architecture)
-    loaded.tokenizer.save(folder / "tokenizer.json")
-    settings = {"tokenizer_class": "PreTrainedTokenizerFast", **loaded.tokenizer.special_tokens}
-    atomic_write(folder / "tokenizer_config.json", json.dumps(settings, indent=2))
+        save_generic(folder, loaded.weights(), architecture)
+        tokenizer.save(folder / "tokenizer.json")
+        settings = {"tokenizer_class": "PreTrainedTokenizerFast", **tokenizer.special_tokens}
+        atomic_write(folder / "tokenizer_config.json", json.dumps(settings, indent=2))
+        return
+    save_weights(
+        folder,
+        loaded.weights(),
+        architecture,
+        tokenizer=loaded.folder.tokenizer.read_text(encoding="utf-8"),
+        end_of_text=tokenizer.end_of_text,
+        special_tokens=tokenizer.special_tokens,
+    )
 
 
 def _chosen_state(folder: RunFolder, use: str) -> CheckpointState:
