@@ -104,6 +104,8 @@ class MemoryModel:
     def parameters(self, layers: int, *, embedding: bool, head: bool) -> int:
         """Parameters of these regions, the padded vocabulary counted; a tied table once."""
         a = self.architecture
+        if a.generic is not None:  # never cut into stages
+            return a.parameter_count()
         count = a.distinct_blocks(layers) * (a.block_parameters() + a.adapter_parameters())
         if embedding:
             count += a.embedding_parameters(padded=True)

@@ -264,6 +264,10 @@ def _fits(devices: Sequence[DevicePlan], target: Target) -> bool:
 
 
 def _loss_chunks(architecture: Architecture, rows: int) -> int:
-    """Fewest equal pieces of rows whose float32 logits stay under `_CHUNK_BYTES`."""
+    """Fewest equal pieces of rows whose float32 logits stay under `_CHUNK_BYTES`; of a generic
+    model they exist whole.
+    """
+    if architecture.generic is not None:
+        return 1
     largest = max(1, _CHUNK_BYTES // (4 * architecture.padded_vocab_size))
     return -(-rows // largest)
