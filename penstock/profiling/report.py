@@ -34,6 +34,10 @@ class Row:
     share: float
     """Of the step's time."""
     calls: float
+    flops: float | None
+    """Of one step; None where the planner counts none."""
+    bytes: float | None
+    """That cross memory in one step, at least."""
     gflops_per_second: float | None
     peak_share: float | None
     """Of the measured matrix-product peak. Speeds are those of the quickest step."""
@@ -126,6 +130,8 @@ def _regions(recording: Recording) -> list[Row]:
                 least,
                 total / times.total_seconds,
                 counted / times.steps,
+                work.flops if work else None,
+                work.bytes if work else None,
                 work.flops / least / 1e9 if work and known else None,
                 work.flops / least / peak if work and known else None,
                 work.bytes / least / 1e9 if work and known else None,
@@ -170,8 +176,10 @@ def _notes(recording: Recording) -> list[str]:
     return notes
 
 
-_REGION_COLUMNS = ("region", "ms a step", "least", "share", "calls", "GFLOP/s", "of peak", "GB/s")
-_KERNEL_COLUMNS = ("kernel or region", "operation", "ms a step", "share", "calls")
+_REGION_COLUMNS = ("region", "ms", "least", "share", "calls", "GFLOP/s", "peak", "GB/s")
+_WORK_COLUMNS = ("GFLOP", "MB")
+"""Besides, on the page: a terminal has no room."""
+_KERNEL_COLUMNS = ("kernel or region", "operation", "ms", "share", "calls")
 
 
 def _region_cells(rows: list[Row]) -> list[list[str]]:
@@ -203,8 +211,8 @@ def _kernel_cells(rows: list[KernelRow]) -> list[list[str]]:
     ]
 
 
-def _figure(value: float | None, form: str) -> str:
-    return "–" if not value else format(value, form)
+def _figure(value: float | None, form: str, factor: float = 1.0) -> str:
+    return "–" if not value else format(value * factor, form)
 
 
 def _page(result: ProfileResult) -> str:
@@ -231,8 +239,11 @@ def _page(result: ProfileResult) -> str:
         title=recording.title,
         cards=cards,
         facts=recording.facts,
-        regions=list(zip(_region_cells(result.regions), result.regions, strict=True)),
-        region_columns=_REGION_COLUMNS,
+        regions=[
+            ([*cells, _figure(row.flops, ",.1f", 1e-9), _figure(row.bytes, ",.0f", 1e-6)], row)
+            for cells, row in zip(_region_cells(result.regions), result.regions, strict=True)
+        ],
+        region_columns=(*_REGION_COLUMNS, *_WORK_COLUMNS),
         kernels=_kernel_cells(result.operations),
         kernel_columns=_KERNEL_COLUMNS,
         notes=values["notes"],

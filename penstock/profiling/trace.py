@@ -13,7 +13,7 @@ BACKWARD_NODE = "autograd::engine::evaluate_function: "
 _STEP = "phase/step"
 ELSE = "everything else"
 HEAD = "head, forward and backward"
-"""Compiled, they are one kernel."""
+"""One region, with kernels and without: its gradients are computed with the loss."""
 MACHINE_CODE = "machine code (not split further)"
 """A compiled kernel without the operations that torch's profiler sees inside."""
 _PYTHON = "Python and dispatch"
@@ -101,20 +101,10 @@ def read_times(trace: dict[str, Any]) -> Times:
         times.step_seconds.append(root.seconds)
         before = times.by_region()
         _book(root, "", "", "", _regions_by_sequence(root), times)
-        if times.calls.get(HEAD):
-            _join_head(times)
         for region, seconds in times.by_region().items():
             times.region_steps.setdefault(region, []).append(seconds - before.get(region, 0.0))
     times.memory = _memory(events, min(float(step["ts"]) for step in steps))
     return times
-
-
-def _join_head(times: Times) -> None:
-    """Book what runs around the head's one kernel with it."""
-    for place in [p for p in times.seconds if p.region in ("head forward", "head backward")]:
-        joined = dataclasses.replace(place, region=HEAD)
-        times.seconds[joined] = times.seconds.get(joined, 0.0) + times.seconds.pop(place)
-        times.operations[joined] = times.operations.get(joined, 0) + times.operations.pop(place)
 
 
 def region_of_kernel(kernel: str, phase: str) -> str:
@@ -188,15 +178,16 @@ def _book(
         region, operation = name, _PYTHON
         if phase == "backward":  # recomputed
             region = name.replace(" forward", " backward")
+        region = HEAD if name == "head forward" else region
         times.calls[region] = times.calls.get(region, 0) + 1
     elif kind == "kernel":
         region, kernel, operation = region_of_kernel(name, phase), name, MACHINE_CODE
-        times.calls[region] = times.calls.get(region, 0) + (region == HEAD)
         times.calls[kernel] = times.calls.get(kernel, 0) + 1
     elif node.name.startswith(BACKWARD_NODE):
         operation = node.name.removeprefix(BACKWARD_NODE)
         source = forward.get(node.sequence, "")
         region = f"{source} backward" if source else ELSE
+        region = HEAD if source == "head" else region
     place = Place(region or ELSE, kernel, operation)
     times.seconds[place] = times.seconds.get(place, 0.0) + node.own_seconds
     times.operations[place] = times.operations.get(place, 0) + 1

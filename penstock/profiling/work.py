@@ -53,11 +53,7 @@ def training_work(plan: Plan, *, compiled: bool) -> dict[str, Work]:
         # The gradient of the whole table is written, whatever few rows are not zero.
         "embedding backward": _work(embedding[1], table),
     }
-    if compiled:
-        found["head, forward and backward"] = _work(head[0] + head[1], 3 * table)
-    else:
-        found["head forward"] = _work(head[0], table)
-        found["head backward"] = _work(head[1], 2 * table)
+    found["head, forward and backward"] = _work(head[0] + head[1], 3 * table)
     found = {
         name: Work(work.flops * plan.accumulation, work.bytes * plan.accumulation)
         for name, work in found.items()

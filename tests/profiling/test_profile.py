@@ -40,6 +40,7 @@ def test_training_from_an_executable(
     assert any("cannot be split further" in note for note in value["notes"])
     block = next(row for row in value["regions"] if row["name"] == "block forward")
     flops = 1e9 * block["gflops_per_second"]
+    assert flops == pytest.approx(block["flops"] / block["least_seconds"])
     assert 0 < block["least_seconds"] <= block["seconds"]
     assert block["peak_share"] == pytest.approx(flops / value["peak_flops"])
     assert value["environment"]["cores"] >= 1
@@ -56,6 +57,7 @@ def test_training_without_kernels_names_operations(dataset_folder: Path, tmp_pat
     value = profiled(tmp_path, *words, "profile.steps=2", "plan.recompute=blocks")
     found = shares(value)
     assert found["block backward"] > found["everything else"]
+    assert "head, forward and backward" in found
     assert sum(found.values()) == pytest.approx(1)
     operations = {(row["name"], row["operation"]) for row in value["operations"]}
     assert ("block backward", "aten::mm") in operations

@@ -49,8 +49,7 @@ def test_time_is_booked_under_its_region_and_adds_up() -> None:
         "block forward": 200,
         "optimizer": 200,
         "block backward": 120,
-        "head forward": 100,
-        "head backward": 80,
+        HEAD: 180,
         "data": 30,
         ELSE: 1000 - 730,
     }
