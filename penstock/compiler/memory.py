@@ -38,7 +38,7 @@ class MemoryModel:
     - gradients: the same again, and float32 sums besides when micro-batches accumulate in bf16;
     - optimizer: float32 moments, and float32 masters when the weights are not float32;
     - activations: what the blocks keep for the backward pass, of every micro-batch under way;
-    - logits: one piece of the loss in float32 and its gradient, and the projection's float32 sum;
+    - logits: one piece of the loss, and the float32 sum of the pieces' gradients;
     - workspace: the process itself, and the largest block's temporaries;
     - checkpoint: the copy that is written while training goes on, or, where there is none, what
       reading a checkpoint to resume from needs beyond a step.
@@ -177,12 +177,16 @@ class MemoryModel:
         return element * ((norms + 4) * a.hidden_size + inner) + wide + statistics
 
     def _logits(self, rows: int, element: int) -> int:
-        """One piece's logits (compute format, float32) and gradient; the projection's sum."""
+        """One piece's logits, which become their gradient in place; without kernels they are in
+        float32 besides. Of several pieces, also one's gradient of the projection, and their sum.
+        """
         a = self.architecture
         piece = -(-rows // self.loss_chunks) * a.padded_vocab_size
-        projection = a.table_elements(padded=True)
-        sums = ELEMENT_BYTES[self.sums] if self.loss_chunks > 1 else 0
-        return piece * (4 + 2 * element) + sums * projection
+        several = a.table_elements(padded=True) if self.loss_chunks > 1 else 0
+        sums = ELEMENT_BYTES[self.sums] * several
+        if self.compiled:
+            return piece * element + sums + several * element
+        return piece * (4 + 2 * element) + sums
 
     def _temporaries(self, rows: int, element: int) -> int:
         """Gradients inside one block's backward pass: three of the residual's width, two the

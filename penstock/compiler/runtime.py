@@ -152,7 +152,7 @@ class _RegionFunction(torch.autograd.Function):
 
 
 class _Head:
-    """The head: loss with gradients in one kernel, and losses per token."""
+    """The head: loss with gradients in one kernel, and losses per token; both piece by piece."""
 
     def __init__(self, kernels: Mapping[str, CompiledKernel]) -> None:
         self.train = kernels.get("head_train")
@@ -170,15 +170,31 @@ class _Head:
         z_loss = x.new_zeros((), dtype=torch.float32) if z_loss is None else z_loss
         if torch.is_grad_enabled() and self.train is not None:
             parameters = parameters_of(module, self.train.contract)
-            return _HeadFunction.apply(
-                self.train.run, targets, loss_weights, z_loss, x, *parameters
-            )
+            return _HeadFunction.apply(self.train, targets, loss_weights, z_loss, x, *parameters)
         losses = self.token_losses(module, x, targets)
         return (losses * loss_weights).sum()
 
     def token_losses(self, module: nn.Module, x: Tensor, targets: Tensor) -> Tensor:
         """What `Head.token_losses` computes: (B, T) float32."""
-        return self.evaluate.run([*parameters_of(module, self.evaluate.contract), x, targets])[0]
+        parameters = parameters_of(module, self.evaluate.contract)
+        pieces = _pieces(self.evaluate, x, targets)
+        losses = [self.evaluate.run([*parameters, *piece])[0] for piece in pieces]
+        return torch.cat(losses, 1)[:, : targets.numel()].view(targets.shape)
+
+
+def _pieces(kernel: CompiledKernel, *tensors: Tensor) -> list[tuple[Tensor, ...]]:
+    """Tensors (B, T, …) cut into pieces (1, n, …) of the size the kernel takes; what the last one
+    lacks is zero, weights included.
+    """
+    size = kernel.run.spec.inputs[len(kernel.contract.parameters)].shape[1]
+    cut: list[tuple[Tensor, ...]] = []
+    for tensor in tensors:
+        rows = tensor.flatten(0, 1)
+        lacking = -len(rows) % size
+        if lacking:
+            rows = torch.cat([rows, rows.new_zeros(lacking, *rows.shape[1:])])
+        cut.append(tuple(piece.unsqueeze(0) for piece in rows.split(size)))
+    return list(zip(*cut, strict=True))
 
 
 class _HeadFunction(torch.autograd.Function):
@@ -187,17 +203,35 @@ class _HeadFunction(torch.autograd.Function):
     @staticmethod
     def forward(
         ctx: Any,  # noqa: ANN401 - torch's context type is not public
-        kernel: Kernel,
+        kernel: CompiledKernel,
         targets: Tensor,
         loss_weights: Tensor,
         z_loss: Tensor,
         x: Tensor,
         *parameters: Tensor,
     ) -> Tensor:
-        results = kernel([*parameters, x, targets, loss_weights, z_loss])
-        loss, _cross_entropy, *gradients = results
+        pieces = _pieces(kernel, x, targets, loss_weights)
+        total = torch.zeros((), device=x.device)
+        for_x: list[Tensor] = []
+        sums: list[Tensor] = []
+        for piece in pieces:
+            loss, _cross_entropy, for_rows, *parts = kernel.run([*parameters, *piece, z_loss])
+            total += loss
+            for_x.append(for_rows)
+            if len(pieces) == 1:
+                sums = parts
+            elif not sums:
+                # Summed in float32: bf16 sums would lose the small ones.
+                sums = [part.float() for part in parts]
+            else:
+                torch._foreach_add_(sums, parts)
+            del parts
+        rows = for_x[0] if len(for_x) == 1 else torch.cat(for_x, 1)
+        gradients = [rows[:, : targets.numel()].view(x.shape)]
+        for parameter in parameters[: len(sums)]:
+            gradients.append(sums.pop(0).to(parameter.dtype))
         ctx.gradients = gradients
-        return loss
+        return total
 
     @staticmethod
     @once_differentiable
