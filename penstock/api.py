@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from penstock.report.page import ReportFiles
     from penstock.report.summary import RunSummary
     from penstock.results import (
+        ComparisonResult,
         CompileResult,
         ConversionResult,
         EvaluationResult,
@@ -44,13 +45,7 @@ def prepare(config: ConfigLike = None, **sections: Any) -> "PrepareResult":  # n
     from penstock.data.prepare import prepare as prepare_dataset
 
     c = as_config(config, **sections)
-    if c.data.format != "megatron":
-        raise ConfigError(
-            f"prepare does not write {c.data.format} itself",
-            where="data.format",
-            do=f"prepare, then convert dataset from=DATASET out=OUT data.format={c.data.format}",
-        )
-    return prepare_dataset(c.source, c.tokenizer, c.data, c.prepare)
+    return prepare_dataset(c.source, c.tokenizer, c.data, c.prepare, c.seed)
 
 
 def plan(config: ConfigLike = None, **sections: Any) -> "Plan":  # noqa: ANN401 - sections of any kind
@@ -124,47 +119,16 @@ def _data_if_there(config: Config) -> "TrainingData | None":
     return planning.open_training_data(config) if is_named else None
 
 
-def evaluate(config: ConfigLike = None, **sections: Any) -> "EvaluationResult":  # noqa: ANN401 - sections of any kind
-    """Score a run, or a model in the Hugging Face layout, on held-out text."""
-    from penstock import jobs, runs
-    from penstock.evaluation.compression import compressor_bits
-    from penstock.evaluation.perplexity import evaluate_split
-    from penstock.report.page import write_report
-    from penstock.report.summary import RunSummary
-    from penstock.results import EvaluationResult
+def evaluate(
+    config: ConfigLike = None,
+    **sections: Any,  # noqa: ANN401 - sections of any kind
+) -> "EvaluationResult | ComparisonResult":
+    """Score a run, or a model in the Hugging Face layout, on `evaluate.tasks`: held-out text by
+    default. With `evaluate.compare`, others beside it.
+    """
+    from penstock.evaluate_run import evaluate_run
 
-    c = as_config(config, **sections)
-    dataset = planning.open_dataset(c)
-    split = dataset.split(c.evaluate.split)
-    device = planning.device_of(c)
-    if c.model.from_ is not None:
-        chosen = planning.plan_of(c, dataset)
-        model, _ = jobs.new_model(c, chosen, None)
-        batch = c.evaluate.batch
-    else:
-        loaded = runs.load_run(c)
-        runs.require_same_tokenizer(loaded.tokenizer.sha256, dataset, f"the run {c.run}")
-        chosen = loaded.plan
-        model = loaded.model(c.precision.compute or chosen.compute, device)
-        batch = runs.attach_for_evaluation(c, loaded, model)
-    scores = evaluate_split(
-        model,
-        split,
-        sequence_length=chosen.sequence_length,
-        stride=c.evaluate.stride,
-        batch=batch,
-        by_document=chosen.attention == "document",
-    )
-    bits = compressor_bits(split, dataset.tokenizer()) if c.evaluate.compressors else {}
-    result = EvaluationResult(split.name, scores, bits)
-    if c.run is not None:
-        summary = RunSummary.read(Path(c.run))
-        summary.values["evaluation"] = {"split": split.name, **scores.json()}
-        if bits:
-            summary.values["compressors"] = bits
-        summary.write()
-        write_report(Path(c.run))
-    return result
+    return evaluate_run(as_config(config, **sections))
 
 
 def generate(config: ConfigLike = None, **sections: Any) -> "GenerationResult | None":  # noqa: ANN401 - sections of any kind
@@ -206,9 +170,10 @@ def convert(
     config: ConfigLike = None,
     **sections: Any,  # noqa: ANN401 - sections of any kind
 ) -> "ConversionResult | DatasetConversion":
-    """Write a run's weights for `transformers`, or a dataset in another format.
+    """Write a run's weights for `transformers`, its adapters for `peft`, or a dataset in another
+    format.
 
-    `what` is "checkpoint" or "dataset".
+    `what` is "checkpoint", "adapter" or "dataset".
     """
     from penstock import runs
     from penstock.data.convert import convert_dataset
@@ -216,9 +181,11 @@ def convert(
     from penstock.results import ConversionResult
 
     c = as_config(config, **sections)
-    if what not in ("checkpoint", "dataset"):
+    if what not in ("checkpoint", "adapter", "dataset"):
         raise ConfigError(
-            f"cannot convert {what}", where="convert", do="use convert checkpoint, or dataset"
+            f"cannot convert {what}",
+            where="convert",
+            do="use convert checkpoint, convert adapter, or convert dataset",
         )
     if c.out is None:
         raise ConfigError("no folder to write", where="out", do="set out=FOLDER")
@@ -227,6 +194,9 @@ def convert(
             raise ConfigError("no dataset to read", where="from", do="set from=PATH")
         return convert_dataset(Path(c.from_), Path(c.out), c.data, c.tokenizer)
     loaded = runs.load_run(c)
+    if what == "adapter":
+        runs.write_adapter_of(loaded, Path(c.out))
+        return ConversionResult(Path(c.out))
     save_weights(
         Path(c.out),
         loaded.weights(),

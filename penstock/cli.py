@@ -88,7 +88,8 @@ def _call(options: argparse.Namespace) -> Any:  # noqa: ANN401 - each verb has i
     # What is inspected may have any name, also one with a = in it.
     first = options.verb == "inspect" and bool(keys) and not _names_key(keys[0])
     positional = [key for i, key in enumerate(keys) if "=" not in key or (first and i == 0)]
-    loaded = load_config(options.config, [key for key in keys if key not in positional])
+    overrides = [key for key in keys if key not in positional]
+    loaded = load_config(options.config, overrides, options.verb)
     if options.trust:
         trust = [*loaded.config.trust, *options.trust]
         config = loaded.config.model_copy(update={"trust": trust})

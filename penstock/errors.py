@@ -39,5 +39,9 @@ class CheckpointError(UserError):
     """A run folder or checkpoint is missing, damaged, locked or does not fit the job."""
 
 
+class MissedTargetError(UserError):
+    """A result is below what the user asked for; it was recorded all the same."""
+
+
 class DoesNotFitError(UserError):
     """The plan needs more of a resource than the target has."""

@@ -4,6 +4,7 @@
 whole `Config`.
 """
 
+import hashlib
 from pathlib import Path
 
 import torch
@@ -15,13 +16,19 @@ from penstock.compiler.executable import Executable, load_built, write_executabl
 from penstock.compiler.plan import Plan
 from penstock.compiler.runtime import CompiledKernel, attach
 from penstock.compiler.toolchains import find_toolchain
-from penstock.config.schema import Config
+from penstock.config.checksums import remembered_sha256
+from penstock.config.lora import LoraSection
+from penstock.config.schema import Config, ModelSection
 from penstock.console import get_console
 from penstock.errors import ConfigError, ExecutableError
+from penstock.models.architecture import Architecture
 from penstock.models.hub import model_folder
 from penstock.models.huggingface import load_model
-from penstock.models.initialization import initialize
+from penstock.models.initialization import initial_adapter, initialize
+from penstock.models.peft_format import read_adapter
+from penstock.models.projection import is_trained
 from penstock.models.transformer import Transformer
+from penstock.models.weight_files import weight_files
 from penstock.training.run_folder import RunFolder
 
 DTYPES = {"bf16": torch.bfloat16, "fp32": torch.float32}
@@ -82,15 +89,15 @@ def new_model(
     config: Config, plan: Plan, kernels: dict[str, CompiledKernel] | None
 ) -> tuple[Transformer, dict[str, Tensor]]:
     """A model in the compute format with its kernels, and its weights in float32 by name."""
-    if config.model.from_ is not None:
-        folder = model_folder(config.model.from_)
-        model = load_model(folder, plan.architecture, "cpu", torch.float32)
-    else:
-        model = Transformer(plan.architecture)
-        initialize(model, config.seed)
+    has_adapters = plan.architecture.adapter is not None
+    # Frozen weights have no masters: they come straight in the format they are used in.
+    exact = DTYPES[plan.compute] if has_adapters else torch.float32
+    model = base_model(config.model, plan.architecture, config.seed, exact)
     masters: dict[str, Tensor] = {}
+    if has_adapters:
+        masters = start_adapters(model, config.lora, config.seed)
     if plan.compute != "fp32":
-        masters = {name: value.detach() for name, value in model.named_parameters()}
+        masters = masters or {name: value.detach() for name, value in model.named_parameters()}
         for parameter in model.parameters():
             parameter.data = parameter.data.to(plan.device, DTYPES[plan.compute])
     else:
@@ -100,6 +107,41 @@ def new_model(
     elif config.plan.recompute is not None:
         recompute_eagerly(model, plan.recompute)
     return model, masters
+
+
+def base_model(
+    section: ModelSection, architecture: Architecture, seed: int, dtype: torch.dtype
+) -> Transformer:
+    """A model with the weights training starts from, on the CPU; adapters are left as they come."""
+    if section.from_ is not None:
+        return load_model(model_folder(section.from_), architecture, "cpu", dtype)
+    model = Transformer(architecture)
+    initialize(model, seed)
+    return model.to(dtype)
+
+
+def base_identity(config: Config) -> str:
+    """Names the weights that adapters stand on: those of a folder, or drawn from a seed."""
+    if config.model.from_ is None:
+        return f"seed {config.seed}"
+    files = weight_files(model_folder(config.model.from_))
+    digests = [remembered_sha256(file) for file in files]
+    return hashlib.sha256(" ".join(digests).encode()).hexdigest()
+
+
+@torch.no_grad()
+def start_adapters(model: Transformer, section: LoraSection, seed: int) -> dict[str, Tensor]:
+    """Fill a model's adapters and freeze all else; their float32 values by name."""
+    read: dict[str, Tensor] = {}
+    if section.from_ is not None:
+        read = read_adapter(Path(section.from_), model.architecture)
+    adapters: dict[str, Tensor] = {}
+    for name, parameter in model.named_parameters():
+        parameter.requires_grad_(is_trained(model.architecture, name))
+        if parameter.requires_grad:
+            adapters[name] = read.get(name, initial_adapter(name, parameter.shape, seed))
+            parameter.copy_(adapters[name])
+    return adapters
 
 
 def run_folder(config: Config) -> RunFolder:

@@ -16,6 +16,7 @@ from penstock.data.training_data import TrainingData
 from penstock.errors import ConfigError, DoesNotFitError
 from penstock.hardware.detect import free_memory_bytes, gpus
 from penstock.hardware.target import Target, load_target
+from penstock.models.lora import adapted
 from penstock.models.resolve import resolve_architecture
 
 
@@ -79,7 +80,7 @@ def plan_of(config: Config, dataset: TrainingData | None, mode: str = "train") -
     run = None if mode == "train" or config.run is None else _plan_of_run(config.run)
     if run is None:
         vocab_size = None if dataset is None else dataset.vocab_size
-        architecture = resolve_architecture(config.model, vocab_size)
+        architecture = adapted(resolve_architecture(config.model, vocab_size), config.lora)
     else:
         architecture = run.architecture
     length = config.data.sequence_length
@@ -165,6 +166,19 @@ def require_here(config: Config, plan: Plan) -> None:
         )
 
 
+def _lora_of(config: Config, plan: Plan) -> dict[str, object]:
+    """The user's `lora` section, and where it says nothing the executable's adapters."""
+    given, adapter = (
+        config.lora.model_dump(exclude_unset=True, by_alias=True),
+        plan.architecture.adapter,
+    )
+    if adapter is None or given.get("from") is not None:
+        return given
+    sites = [site.name for site in adapter.sites]
+    own = {"rank": adapter.rank, "alpha": adapter.alpha, "dropout": adapter.dropout}
+    return {**own, "targets": sites, **given}
+
+
 def follow_executable(config: Config, plan: Plan) -> Config:
     """Fill in what the user left open with what an executable was compiled for."""
     model = config.model.model_dump(exclude_unset=True)
@@ -174,6 +188,7 @@ def follow_executable(config: Config, plan: Plan) -> Config:
         model = {**{k: v for k, v in shape.items() if k in known}, **model}
     given = {
         "model": model,
+        "lora": _lora_of(config, plan),
         "batch": {"micro": plan.micro, **config.batch.model_dump(exclude_unset=True)},
         "data": {
             "sequence_length": plan.sequence_length,

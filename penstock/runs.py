@@ -6,6 +6,7 @@
 import dataclasses
 import json
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -20,6 +21,7 @@ from penstock.checkpoint import (
 from penstock.compiler.executable import Executable
 from penstock.compiler.plan import Plan
 from penstock.compiler.runtime import attach
+from penstock.config.load import load_config
 from penstock.config.schema import Config
 from penstock.console import get_console
 from penstock.data.tokenizer import Tokenizer
@@ -27,9 +29,18 @@ from penstock.data.training_data import TrainingData
 from penstock.errors import CheckpointError
 from penstock.inference.decoding import CompiledDecoder
 from penstock.inference.engine import Engine
-from penstock.jobs import DTYPES, kept_kernels, run_folder
+from penstock.jobs import (
+    DTYPES,
+    base_identity,
+    base_model,
+    kept_kernels,
+    run_folder,
+    start_adapters,
+)
 from penstock.models.hub import model_folder
-from penstock.models.huggingface import load_model
+from penstock.models.lora import adapted
+from penstock.models.peft_format import write_adapter
+from penstock.models.projection import is_trained, merge_adapters
 from penstock.models.resolve import resolve_architecture
 from penstock.models.transformer import Transformer
 from penstock.planning import device_of
@@ -44,23 +55,54 @@ class LoadedRun:
     plan: Plan
     tokenizer: Tokenizer
     state: CheckpointState
+    config: Config
+    """What the run was trained with."""
 
-    def weights(self) -> dict[str, Tensor]:
-        """Float32 weights by parameter name."""
+    def trained(self) -> dict[str, Tensor]:
+        """Float32 weights that training has changed, by parameter name."""
         return {
             name.removeprefix("master."): tensor
             for name, tensor in self.state.tensors.items()
             if name.startswith("master.")
         }
 
-    def model(self, compute: str, device: str) -> Transformer:
-        """The trained model, in the given format."""
-        model = Transformer(self.plan.architecture)
-        weights = self.weights()
+    def weights(self) -> dict[str, Tensor]:
+        """All float32 weights by parameter name; adapters are merged."""
+        if self.plan.architecture.adapter is None:
+            return self.trained()
+        return dict(self.model("fp32", "cpu", merged=True).named_parameters())
+
+    def model(self, compute: str, device: str, *, merged: bool = False) -> Transformer:
+        """The trained model, in the given format; `merged`: adapters added to its weights, by
+        float32.
+
+        Raises:
+            CheckpointError: the weights its adapters stand on are gone, or others.
+        """
+        architecture, trained = self.plan.architecture, self.trained()
+        if architecture.adapter is None:
+            model = Transformer(architecture)
+        else:
+            self._require_base()
+            exact = DTYPES["fp32" if merged else compute]
+            model = base_model(self.config.model, architecture, self.config.seed, exact)
         with torch.no_grad():
             for name, parameter in model.named_parameters():
-                parameter.copy_(weights[name])
+                if is_trained(architecture, name):
+                    parameter.copy_(trained[name])
+        if merged:
+            merge_adapters(model)
         return model.to(device, DTYPES[compute]).requires_grad_(False)
+
+    def _require_base(self) -> None:
+        """Refuse adapters on other weights than those they were trained on."""
+        if self.state.values["identity"].get("base") != base_identity(self.config):
+            raise CheckpointError(
+                f"the weights in {self.config.model.from_} have changed since "
+                f"{self.folder.path} was trained on them",
+                where="model.from",
+                do="put the weights back that its adapters belong to",
+            )
 
 
 def _chosen_state(folder: RunFolder, use: str) -> CheckpointState:
@@ -89,7 +131,24 @@ def load_run(config: Config) -> LoadedRun:
     folder = run_folder(config)
     plan = folder.read_plan()
     state = _chosen_state(folder, config.checkpoint.use)
-    return LoadedRun(folder, plan, Tokenizer.load(folder.tokenizer), state)
+    config = load_config(str(folder.config), []).config
+    return LoadedRun(folder, plan, Tokenizer.load(folder.tokenizer), state, config)
+
+
+def write_adapter_of(loaded: LoadedRun, out: Path) -> None:
+    """Write a run's adapters as `peft` reads them.
+
+    Raises:
+        CheckpointError: it has none.
+    """
+    architecture = loaded.plan.architecture
+    if architecture.adapter is None:
+        raise CheckpointError(
+            f"{loaded.folder.path} has no adapters: all its weights were trained",
+            where="run",
+            do="use `penstock convert checkpoint`",
+        )
+    write_adapter(out, loaded.trained(), architecture, loaded.config.model.from_)
 
 
 def require_same_tokenizer(expected: str, dataset: TrainingData, where: str) -> None:
@@ -114,11 +173,13 @@ def require_same_job(identity: dict[str, Any], state: CheckpointState) -> None:
             )
 
 
-def attach_for_evaluation(config: Config, loaded: LoadedRun, model: Transformer) -> int:
-    """Give a loaded model kernels where there are any; returns the rows it takes at a time."""
+def attach_for_evaluation(config: Config, loaded: LoadedRun, model: Transformer) -> int | None:
+    """Give a loaded model kernels where there are any; returns the rows it then takes at a time,
+    each of the plan's sequence length, or None where there are no kernels: any number.
+    """
     plan = loaded.plan
     if plan.device != "cpu" or (config.precision.compute or plan.compute) != plan.compute:
-        return config.evaluate.batch
+        return None
     executable = _executable_for(config, "evaluate", ("train", "evaluate"))
     if executable is not None:
         executable.require(dataclasses.replace(plan, mode=executable.plan.mode))
@@ -126,7 +187,7 @@ def attach_for_evaluation(config: Config, loaded: LoadedRun, model: Transformer)
     else:
         kernels = kept_kernels(loaded.folder, plan, config)
     if kernels is None:
-        return config.evaluate.batch
+        return None
     attach(model, kernels)
     return plan.micro
 
@@ -146,6 +207,17 @@ def _executable_for(config: Config, verb: str, modes: Sequence[str]) -> Executab
     return None
 
 
+def _outside_model(config: Config, compute: str) -> Transformer:
+    """The model of `model.from`, with the adapter of `lora.from` merged where there is one."""
+    architecture = adapted(resolve_architecture(config.model), config.lora)
+    exact = DTYPES[compute if architecture.adapter is None else "fp32"]
+    model = base_model(config.model, architecture, config.seed, exact)
+    if architecture.adapter is not None:
+        start_adapters(model, config.lora, config.seed)
+        merge_adapters(model)
+    return model.to(DTYPES[compute]).requires_grad_(False)
+
+
 def open_engine(config: Config) -> Engine:
     """A generator over a run, or over a model in the Hugging Face layout.
 
@@ -157,15 +229,14 @@ def open_engine(config: Config) -> Engine:
     device, compute = device_of(config), config.precision.compute or default
     if config.model.from_ is None:
         loaded = load_run(config)
-        model, tokenizer = loaded.model(compute, device), loaded.tokenizer
+        model, tokenizer = loaded.model(compute, device, merged=True), loaded.tokenizer
     else:
         folder = model_folder(config.model.from_)
-        architecture = resolve_architecture(config.model)
-        model = load_model(folder, architecture, device, DTYPES[compute]).requires_grad_(False)
+        model = _outside_model(config, compute).to(device)
         tokenizer = Tokenizer.load(config.tokenizer.from_ or folder)
     if executable is None:
         return Engine(model, tokenizer)
-    architecture = dataclasses.replace(model.architecture, dropout=0.0)
+    architecture = model.architecture.for_generation()
     wanted = dataclasses.replace(
         executable.plan, architecture=architecture, device=device, compute=compute
     )

@@ -10,6 +10,7 @@ import hashlib
 import json
 import math
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 from penstock import jobs, planning, runs
@@ -101,10 +102,13 @@ def _settle(config: Config) -> _Setting:
     )
     total_steps = _total_steps(config, loader)
     check_schedule(config.schedule, config.optimizer.lr, total_steps)
-    identity = {
+    identity: dict[str, Any] = {
         "architecture": dataclasses.asdict(chosen.architecture),
         "tokenizer": data.tokenizer_sha256,
     }
+    if chosen.architecture.adapter is not None:
+        config = _with_whole_path(config)
+        identity["base"] = jobs.base_identity(config)
     data.announce(config.data.split, chosen.sequence_length)
     return _Setting(config, run, chosen, data, executable, loader, total_steps, identity)
 
@@ -112,6 +116,15 @@ def _settle(config: Config) -> _Setting:
 def _objective(chosen: Plan, data: TrainingData) -> Objective:
     """What samples ask of the model."""
     return Objective(data.end_of_text if chosen.attention == "document" else None)
+
+
+def _with_whole_path(config: Config) -> Config:
+    """The same with `model.from` named so that it is found from anywhere: the run has no copy."""
+    given = config.model.from_
+    if given is None or not Path(given).expanduser().exists():
+        return config
+    whole = str(Path(given).expanduser().resolve())
+    return config.model_copy(update={"model": config.model.model_copy(update={"from_": whole})})
 
 
 def _check_resumed(setting: _Setting, resume: CheckpointState) -> RunSummary | None:
@@ -226,7 +239,7 @@ def _results(setting: _Setting, trainer: Trainer, *, compiled: bool) -> dict[str
     before = RunSummary.read(setting.run.path).values
     config = canonical_json(setting.config.model_dump(mode="json"))
     return {
-        **{name: before[name] for name in ("evaluation", "compressors") if name in before},
+        **{name: before[name] for name in ("evaluation", "compressors", "tasks") if name in before},
         "complete": totals.step >= setting.total_steps or totals.reached_target,
         "steps": totals.step,
         "tokens": totals.tokens,
@@ -245,6 +258,7 @@ def _results(setting: _Setting, trainer: Trainer, *, compiled: bool) -> dict[str
         "memory_bytes": peak_memory_bytes(trainer.device),
         "predicted_memory_bytes": chosen.memory["total"],
         "parameters": chosen.architecture.parameter_count(),
+        "trained_parameters": chosen.architecture.trained_parameters(),
         "compiled": compiled,
         "plan": chosen.json(),
         "config_hash": hashlib.sha256(config.encode()).hexdigest(),

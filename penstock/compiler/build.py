@@ -68,7 +68,9 @@ def kernel_names(plan: Plan) -> tuple[str, ...]:
         return ("head_evaluate", "block_evaluate", "embed_evaluate")
     names = ["head_train", "block_backward", "block_forward", "head_evaluate"]
     names += ["embed_backward", "embed_forward"]
-    if plan.architecture.dropout > 0:
+    if plan.architecture.adapter is not None:
+        names.remove("embed_backward")  # nothing there is trained
+    if plan.architecture.has_dropout:
         names += ["block_evaluate", "embed_evaluate"]
     return tuple(names)
 

@@ -80,10 +80,14 @@ class CostModel:
         once more, recomputing selectively without kernels all but its matrix products.
         """
         a = self.architecture
-        flops = self._rows * (2 * a.block_parameters() + 4 * a.hidden_size * self.sequence_length)
+        products = 2 * (a.block_parameters() + a.adapter_parameters())
+        flops = self._rows * (products + 4 * a.hidden_size * self.sequence_length)
+        # Frozen weights have no gradient: one product of two, in a backward pass.
+        frozen = 0 if a.adapter is None else 2 * self._rows * a.block_parameters()
         traffic = _BLOCK_ACTIVATIONS * self._rows * a.hidden_size * self._element
         forward = self._work(flops, traffic) + self._fetch(a.block_parameters())
-        backward = self._work(2 * flops, 2 * traffic) + self._fetch(2 * a.block_parameters())
+        backward = self._work(2 * flops - frozen, 2 * traffic)
+        backward += self._fetch(2 * a.block_parameters())
         backward += self._work(flops, traffic) * recomputed_share(self.recompute)
         if self.recompute == "none" and self.compiled:
             # Written once more and read once more, where a kernel had it in registers.
@@ -104,7 +108,8 @@ class CostModel:
         flops = 2 * self._rows * parameters
         traffic = _LOGIT_BYTES * self._rows * a.padded_vocab_size / 3
         forward = self._work(flops, traffic) + self._fetch(parameters)
-        return forward, self._work(2 * flops, 2 * traffic) + self._fetch(2 * parameters)
+        back = flops if a.adapter is not None else 2 * flops
+        return forward, self._work(back, 2 * traffic) + self._fetch(2 * parameters)
 
     def boundary(self) -> Seconds:
         """One micro-batch's activations, or their gradients, from a stage to the next."""

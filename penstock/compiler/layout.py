@@ -235,4 +235,4 @@ class Layouter:
 
     def _update(self, stage: int, layers: int) -> Seconds:
         embedding, head = self._ends(stage)
-        return self.cost.update(self.memory.parameters(layers, embedding=embedding, head=head))
+        return self.cost.update(self.memory.trained(layers, embedding=embedding, head=head))

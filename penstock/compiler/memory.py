@@ -72,7 +72,8 @@ class MemoryModel:
         their backward.
         """
         parameters = self.parameters(layers, embedding=embedding, head=head)
-        held = self._kinds_by_parameter(parameters, layers)
+        trained = self.trained(layers, embedding=embedding, head=head)
+        held = self._kinds_by_parameter(parameters, trained, layers)
         element = ELEMENT_BYTES[self.compute]
         rows = self.micro * self.sequence_length
         held["activations"] = self._activations(block_passes, rows, element)
@@ -81,7 +82,7 @@ class MemoryModel:
         held["workspace"] += self._temporaries(rows, element) if layers else 0
         held["workspace"] += self._gathered(embedding=embedding or head)
         outside = {kind: held.pop(kind) for kind in self.streams}
-        state = self._state_bytes(parameters, layers)
+        state = self._state_bytes(trained, layers)
         copy = state if self.saves else 0
         if self.device == "cpu":
             if self.resumes:
@@ -96,13 +97,20 @@ class MemoryModel:
     def parameters(self, layers: int, *, embedding: bool, head: bool) -> int:
         """Parameters of these regions, the padded vocabulary counted; a tied table once."""
         a = self.architecture
-        count = a.distinct_blocks(layers) * a.block_parameters()
+        count = a.distinct_blocks(layers) * (a.block_parameters() + a.adapter_parameters())
         if embedding:
             count += a.embedding_parameters(padded=True)
         if head:
             tied = a.table_elements(padded=True) if a.tie_embeddings and embedding else 0
             count += a.head_parameters(padded=True) - tied
         return count
+
+    def trained(self, layers: int, *, embedding: bool, head: bool) -> int:
+        """Those of them that have gradients and state: all, or the adapters alone."""
+        if self.architecture.adapter is not None:
+            a = self.architecture
+            return a.distinct_blocks(layers) * a.adapter_parameters()
+        return self.parameters(layers, embedding=embedding, head=head)
 
     def _activations(self, block_passes: int, rows: int, element: int) -> int:
         """Kept by a device's blocks for the backward pass; of blocks that are computed again their
@@ -115,16 +123,16 @@ class MemoryModel:
         now = read if last else read - kept if block_passes else 0
         return (block_passes - again) * kept + again * inputs + now
 
-    def _kinds_by_parameter(self, parameters: int, layers: int) -> dict[str, int]:
+    def _kinds_by_parameter(self, parameters: int, trained: int, layers: int) -> dict[str, int]:
         """Weights, gradients, optimizer: replicas may divide them."""
         element = ELEMENT_BYTES[self.compute]
         sums = ELEMENT_BYTES[self.sums] if self._has_sums(self.accumulation) else 0
         all_share = self.replicas if self.shard == "full" else 1
         return {
             "weights": element * parameters // all_share,
-            "gradients": (element + sums) * parameters // all_share,
-            "optimizer": self._state_bytes(parameters, layers)
-            - (4 * parameters if self.compute == "fp32" else 0) // self._optimizer_share(),
+            "gradients": (element + sums) * trained // all_share,
+            "optimizer": self._state_bytes(trained, layers)
+            - (4 * trained if self.compute == "fp32" else 0) // self._optimizer_share(),
         }
 
     def _has_sums(self, addends: int) -> bool:
@@ -137,7 +145,8 @@ class MemoryModel:
     def _state_bytes(self, parameters: int, layers: int) -> int:
         """Masters and moments of one device: what a checkpoint holds of it."""
         a = self.architecture
-        matrices = a.distinct_blocks(layers) * a.block_matrix_elements()
+        blocks, has_adapter = a.distinct_blocks(layers), a.adapter is not None
+        matrices = blocks * (a.adapter_parameters() if has_adapter else a.block_matrix_elements())
         saved = OPTIMIZER_BYTES["adamw"] - OPTIMIZER_BYTES[self.optimizer]
         return (OPTIMIZER_BYTES["adamw"] * parameters - saved * matrices) // self._optimizer_share()
 
@@ -147,15 +156,18 @@ class MemoryModel:
         log-sum-exp.
         """
         a = self.architecture
+        adapter = a.adapter
+        low = 0 if adapter is None else element * rows * adapter.rank * len(adapter.sites)
         scores = a.heads * self.micro * self.sequence_length**2
         if self.compiled:
-            kept = block_activations(a, rows, element)
-            kept += element * scores - 4 * rows * a.heads if a.dropout > 0 else 0
+            kept = block_activations(a, rows, element) + low
+            kept += element * scores - 4 * rows * a.heads if a.attention_rate > 0 else 0
             if kept_values(self.recompute) == "everything":
-                kept += _also_kept(a, rows, element) + (element * scores if a.dropout > 0 else 0)
+                kept += _also_kept(a, rows, element)
+                kept += element * scores if a.attention_rate > 0 else 0
             return kept, kept
-        read = rows * self._eager_bytes(element)
-        if a.dropout > 0:
+        read = rows * self._eager_bytes(element) + low
+        if a.attention_rate > 0:
             # Softmax in float32, the mask of what is dropped, and what is left.
             read += 2 * rows * a.hidden_size + (5 + element) * scores
         else:
@@ -182,7 +194,8 @@ class MemoryModel:
         """
         a = self.architecture
         piece = -(-rows // self.loss_chunks) * a.padded_vocab_size
-        several = a.table_elements(padded=True) if self.loss_chunks > 1 else 0
+        has_sums = self.loss_chunks > 1 and a.adapter is None
+        several = a.table_elements(padded=True) if has_sums else 0
         sums = ELEMENT_BYTES[self.sums] * several
         if self.compiled:
             return piece * element + sums + several * element

@@ -120,6 +120,8 @@ class Plan:
         region, _, part = kernel.partition("_")
         del fields["mode"]
         del fields["attention" if region == "head" else "loss_chunks"]
+        if region != "block":
+            fields["architecture"]["adapter"] = self.architecture.adapter is not None
         if region != "block" or part == "evaluate":
             fields.pop("kept", None)
         return fields
@@ -141,12 +143,20 @@ class Plan:
             "max_positions": a.max_positions,
             "vocab_size": a.vocab_size,
             "dropout": a.dropout,
+            "embedding_dropout": a.embedding_rate,
+            "attention_dropout": a.attention_rate,
             "norm_epsilon": a.norm_epsilon,
             "tie_embeddings": a.tie_embeddings,
         }
         if a.positions == "rotary":
             model |= {"rotary_fraction": a.rotary_fraction, "rotary_base": a.rotary_base}
-        return [f"model.{name}={value}" for name, value in model.items()] + [
+        lora: dict[str, Any] = {}
+        if a.adapter is not None:
+            lora = {"rank": a.adapter.rank, "alpha": a.adapter.alpha, "dropout": a.adapter.dropout}
+            lora["targets"] = f"[{', '.join(site.name for site in a.adapter.sites)}]"
+        return [
+            *(f"model.{name}={value}" for name, value in model.items()),
+            *(f"lora.{name}={value}" for name, value in lora.items()),
             f"mode={self.mode}",
             f"{'generate.batch' if self.mode == 'generate' else 'batch.micro'}={self.micro}",
             f"data.sequence_length={self.sequence_length}",
@@ -164,7 +174,7 @@ class Plan:
     def from_json(value: dict[str, Any]) -> "Plan":
         """Read what `to_json` wrote; TypeError, KeyError or ValueError when it is not a plan."""
         fields = dict(value)
-        fields["architecture"] = Architecture(**value["architecture"])
+        fields["architecture"] = Architecture.from_json(value["architecture"])
         fields["memory"] = {str(k): int(v) for k, v in value["memory"].items()}
         fields["advice"] = tuple(str(line) for line in value["advice"])
         fields["layers_per_stage"] = tuple(value.get("layers_per_stage", ()))
@@ -180,6 +190,7 @@ class Plan:
             "memory": self.memory,
             "memory_limit_bytes": self.memory_limit_bytes,
             "parameters": a.parameter_count(),
+            "trained_parameters": a.trained_parameters(),
             "flops_per_token": self.flops_per_token,
             "step_seconds": self.step_seconds,
             "tokens_per_second": self.tokens_per_second,
@@ -205,7 +216,7 @@ class Plan:
         rows = [
             ("model", f"{a.layers} layers × {a.hidden_size} wide, {a.heads} heads"),
             ("vocabulary", f"{a.vocab_size:,} tokens"),
-            ("parameters", f"{a.parameter_count():,}"),
+            ("parameters", f"{a.parameter_count():,}{self._trained()}"),
             ("compute", self.compute),
             ("limited by", f"{self.limited_by} ({', '.join(self._shares())})"),
             ("FLOPs", f"{self.flops_per_token / 1e9:,.3f} GFLOP per token"),
@@ -228,6 +239,11 @@ class Plan:
             rows.append(("stages", f"{list(self.layers_per_stage)}, {self.schedule}"))
             rows.append(("bubble", f"{self.bubble:.1%} of the devices' time"))
         return rows
+
+    def _trained(self) -> str:
+        """How many parameters are trained, where it is not all."""
+        a = self.architecture
+        return "" if a.adapter is None else f" + {a.trained_parameters():,} trained in adapters"
 
     def show(self, console: Console) -> None:
         """The plan as two tables and a verdict."""

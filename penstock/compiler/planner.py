@@ -100,7 +100,7 @@ def make_generation_plan(
         ConfigError: texts longer than the model's positions.
     """
     check_length(architecture, capacity)
-    architecture = dataclasses.replace(architecture, dropout=0.0)
+    architecture = architecture.for_generation()
     compute = compute or ("bf16" if target.fast_bf16 else "fp32")
     memory = generation_memory(
         architecture, rows=batch, capacity=capacity, compute=compute, device=target.device

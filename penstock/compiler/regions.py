@@ -21,13 +21,13 @@ from penstock.models.architecture import Architecture
 from penstock.models.embedding import Embed
 from penstock.models.head import WEIGHT_NAMES, Head, head_weights
 from penstock.models.loss import HeadOptions, loss_and_gradients, token_losses
+from penstock.models.projection import is_trained
 from penstock.models.rotary import rotation
 from penstock.models.transformer import Block
 
 COMPUTE_DTYPES = {"bf16": torch.bfloat16, "fp32": torch.float32}
 """Dtype of weights and activations by the plan's `compute`."""
 
-_BLOCK_SITES = 3
 _EMBED_SITES = 1
 
 
@@ -119,11 +119,11 @@ def _trace_region(part: str, region: str, plan: Plan) -> TracedKernel:
     """Trace the forward, backward or evaluate kernel of Embed or Block."""
     kind, activations, sites, skipped = {
         "embed": (Embed, [_tokens(plan)], _EMBED_SITES, 1),
-        "block": (Block, [_activations(plan)], _BLOCK_SITES, 0),
+        "block": (Block, [_activations(plan)], plan.architecture.dropout_sites, 0),
     }[region]
     call, parameters = _function(kind, "forward", plan)
     names = tuple(parameters)
-    in_training = part != "evaluate" and plan.architecture.dropout > 0
+    in_training = part != "evaluate" and plan.architecture.has_dropout
     keys = torch.empty(plan.micro, sites, dtype=torch.int64, device=plan.device)
     optional = [keys if in_training else None, *_after_keys(region, plan)]
     inputs = [*parameters.values(), *activations, *(t for t in optional if t is not None)]
@@ -134,9 +134,10 @@ def _trace_region(part: str, region: str, plan: Plan) -> TracedKernel:
         rest = (None if absent is None else next(given) for absent in optional)
         return (call(*tensors[:before], *rest),)
 
-    if part == "evaluate":
+    trained = [i for i, name in enumerate(names) if is_trained(plan.architecture, name)]
+    differentiable = (*trained, *range(len(names), before - skipped))
+    if part == "evaluate" or not differentiable:
         return TracedKernel(trace(function, inputs), RegionContract(names, 1))
-    differentiable = tuple(range(before - skipped))
     pair = trace_joint(function, inputs, differentiable, 1, kept_values(plan.recompute))
     contract = RegionContract(names, pair.output_count, pair.kept_inputs, pair.differentiable)
     return TracedKernel(pair.forward if part == "forward" else pair.backward, contract)
@@ -170,7 +171,8 @@ def _trace_head(part: str, plan: Plan) -> TracedKernel:
         result = loss_and_gradients(weights, x, targets, loss_weights, z_loss, options)
         gradients = result.weights._asdict()
         by_name = {WEIGHT_NAMES[field]: gradient for field, gradient in gradients.items()}
-        return (result.loss, result.cross_entropy, result.x, *(by_name[name] for name in names))
+        trained = [name for name in names if is_trained(a, name)]
+        return (result.loss, result.cross_entropy, result.x, *(by_name[name] for name in trained))
 
     graph = trace(function, inputs)
     return TracedKernel(graph, RegionContract(names, len(graph.outputs)))

@@ -82,7 +82,7 @@ class _Region:
         if not self.has_dropout:
             keys = None
         inputs = [*parameters, x, *(given for given in (keys, *after) if given is not None)]
-        if torch.is_grad_enabled():
+        if torch.is_grad_enabled() and any(given.requires_grad for given in inputs):
             if self.backward is None:
                 raise ExecutableError("the executable is for evaluation: it has no gradients")
             if self.has_dropout and keys is None:
@@ -228,9 +228,10 @@ class _HeadFunction(torch.autograd.Function):
             del parts
         rows = for_x[0] if len(for_x) == 1 else torch.cat(for_x, 1)
         gradients = [rows[:, : targets.numel()].view(x.shape)]
-        for parameter in parameters[: len(sums)]:
-            gradients.append(sums.pop(0).to(parameter.dtype))
+        while sums:
+            gradients.append(sums.pop(0).to(x.dtype))
         ctx.gradients = gradients
+        ctx.frozen = 1 + len(parameters) - len(gradients)
         return total
 
     @staticmethod
@@ -242,4 +243,4 @@ class _HeadFunction(torch.autograd.Function):
         # Scaling by one would read and write the largest gradient of the model for nothing.
         if upstream.is_cuda or upstream.item() != 1.0:
             gradients = [gradient * upstream.to(gradient.dtype) for gradient in gradients]
-        return (None, None, None, None, *gradients)
+        return (None, None, None, None, *gradients, *(None,) * ctx.frozen)

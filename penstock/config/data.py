@@ -18,14 +18,39 @@ def _as_texts(value: Any) -> Any:  # noqa: ANN401 - what a user has given
 class SourceSection(Section):
     """What `prepare` reads."""
 
-    kind: Literal["stdlib", "text"] = "text"
-    """stdlib: the Python standard library's own source; text: the user's files."""
+    kind: Literal["stdlib", "text", "jsonl", "csv", "parquet"] = "text"
+    """text: plain; jsonl, csv, parquet: a record a line or row; stdlib: Python's own source."""
     path: str | list[str] | None = None
-    """File, folder or glob (or a list of them) for kind=text: plain text, .gz or .zst."""
-    documents: Literal["file", "line", "blank_line"] = "file"
-    """What one document is: a whole file, a line, or a paragraph between blank lines."""
+    """File, folder or glob (or a list of them): plain, .gz, .bz2, .xz or .zst."""
+    documents: Literal["file", "line", "blank_line"] | None = None
+    """What one document of kind=text is: a whole file (when not given), a line (when not given for
+    data.format=sambanova), or a paragraph between blank lines."""
+    keep_newlines: bool | None = None
+    """Whether documents=line keeps each line's newline; only for data.format=sambanova when not
+    given, whose own tool does."""
+    encoding: str | None = None
+    """Encoding of text, jsonl and csv; UTF-8, UTF-16 or UTF-32 by their marks when not given."""
     on_error: Literal["replace", "skip", "stop"] = "stop"
-    """On bytes that are not UTF-8: put U+FFFD, leave the file out, or stop and name the offset."""
+    """On bytes that are not of the encoding, or a broken record: put U+FFFD, leave out the file or
+    record and count it, or stop and name the place. A record that replacing does not mend is left
+    out."""
+    text_key: str = "text"
+    """Field of a record that holds a document's text."""
+    prompt_key: str = "prompt"
+    """Field of a record that holds a prompt; it may be missing beside a completion."""
+    completion_key: str = "completion"
+    """Field of a record that holds a completion; a record may be a list of such pairs."""
+    messages_key: str = "messages"
+    """Field of a record that holds a chat, laid out by the tokenizer's own chat template."""
+    packing_boundary: Literal["document", "pair"] = "document"
+    """What packing keeps whole: a document with all its pairs, or each pair of prompt and
+    completion."""
+    keep_prompt_only: bool = False
+    """Whether pairs and rows without a completion are kept."""
+    prompt_weight: float = Field(default=0.0, ge=0)
+    """Loss weight of a prompt's tokens; a completion's weigh 1, padding 0."""
+    one_space: bool = True
+    """Whether exactly one space stands before each completion, whatever the record has."""
 
 
 class TokenizerSection(Section):
@@ -69,9 +94,14 @@ class DataSection(Section):
         "llmc",
         "nanogpt",
     ] = "megatron"
-    """Storage format to write: `convert dataset` writes every one, `prepare` writes megatron."""
+    """Storage format `prepare` and `convert dataset` write."""
     splits: tuple[PositiveShare, Share, Share] = (0.9, 0.05, 0.05)
     """Fractions of the documents for train (not 0), validation and test, by a stable hash."""
+    files: int = Field(default=1, ge=1)
+    """Files of each split, where the format's own tool writes several: sambanova, cerebras,
+    tfrecord, parquet, arrow."""
+    shuffle: bool = False
+    """Whether `prepare` shuffles each split's documents, by `seed`, before it packs them."""
     split: str = "train"
     """Split to train on."""
     validation_split: str = "validation"

@@ -40,6 +40,12 @@ def takes_list_of_text(key: str) -> bool:
     return any(typing.get_origin(o) is list and typing.get_args(o) == (str,) for o in options)
 
 
+def in_section(key: str, section: str | None) -> str:
+    """The key in full: one that exists only in `section` may be given without it."""
+    full = f"{section}.{key}"
+    return full if key not in _types() and full in _types() else key
+
+
 def require_key(key: str, where: str) -> None:
     """Refuse a key that no value can have, naming the nearest that can.
 

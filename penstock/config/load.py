@@ -12,7 +12,7 @@ from typing import Any
 import yaml
 from pydantic import BaseModel, ValidationError
 
-from penstock.config.keys import all_keys, kinds, require_key
+from penstock.config.keys import all_keys, in_section, kinds, require_key
 from penstock.config.parse import parse_word, read_file
 from penstock.config.schema import Config
 from penstock.errors import ConfigError
@@ -30,8 +30,12 @@ class LoadedConfig:
     """Dotted key → "command line" or FILE:LINE; keys left at their default are absent."""
 
 
-def load_config(file: str | Path | None, overrides: Sequence[str] = ()) -> LoadedConfig:
+def load_config(
+    file: str | Path | None, overrides: Sequence[str] = (), section: str | None = None
+) -> LoadedConfig:
     """Read a YAML file, apply `key.sub=value` overrides, and check everything.
+
+    Overrides may leave `section` out: `steps=100` is train.steps for the verb train.
 
     Raises:
         ConfigError: unreadable file, unknown key (the nearest is named), or wrong value.
@@ -48,6 +52,7 @@ def load_config(file: str | Path | None, overrides: Sequence[str] = ()) -> Loade
             raise ConfigError(
                 f"{override} is not key=value", where="command line", do="write model.layers=6"
             )
+        key = in_section(key, section)
         _set(values, key, parse_word(text, key), "command line")
         origins[key] = "command line"
     return LoadedConfig(_validate(values, origins), origins)

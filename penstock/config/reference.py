@@ -25,12 +25,12 @@ class Verb:
     """Config sections and root keys it reads."""
 
 
-_MODEL = ("model", "batch", "data", "precision", "plan", "device")
+_MODEL = ("model", "lora", "batch", "data", "precision", "plan", "device")
 VERBS: dict[str, Verb] = {
     "prepare": Verb(
         "Raw text to a dataset: tokenizer, token files, manifest.",
         "penstock prepare source.path=my_texts/ tokenizer.train=true data.path=DATASET",
-        ("source", "tokenizer", "data", "prepare"),
+        ("source", "tokenizer", "data", "prepare", "seed"),
     ),
     "plan": Verb(
         "Whether a training step fits this machine, with numbers, before anything is allocated.",
@@ -60,14 +60,17 @@ VERBS: dict[str, Verb] = {
         ),
     ),
     "evaluate": Verb(
-        "Held-out perplexity and bits per byte.",
-        "penstock evaluate run=RUN data.path=DATASET evaluate.split=test",
+        "Held-out perplexity, and tasks: WikiText, LAMBADA, SST-2, lm-evaluation-harness.",
+        "penstock evaluate run=RUN data.path=DATASET evaluate.split=test, or "
+        "penstock evaluate run=RUN tasks=[wikitext,lambada] task_data=FOLDER",
         (
             "evaluate",
             "data",
+            "tokenizer",
             "run",
             "executable",
             "model",
+            "lora",
             "batch",
             "precision",
             "plan",
@@ -86,6 +89,7 @@ VERBS: dict[str, Verb] = {
             "checkpoint",
             "executable",
             "model",
+            "lora",
             "tokenizer",
             "precision",
             "seed",
@@ -94,8 +98,9 @@ VERBS: dict[str, Verb] = {
         ),
     ),
     "convert": Verb(
-        "A run's weights for `transformers`, or a dataset's format into another.",
+        "A run's weights for `transformers`, its adapters for `peft`, or a dataset's format.",
         "penstock convert checkpoint run=RUN out=FOLDER, or "
+        "penstock convert adapter run=RUN out=FOLDER, or "
         "penstock convert dataset from=PATH out=FOLDER data.format=FORMAT",
         ("run", "checkpoint", "from_", "out", "data", "tokenizer"),
     ),

@@ -9,6 +9,7 @@ from typing import Literal
 from pydantic import Field
 
 from penstock.config.data import DataSection, PrepareSection, SourceSection, TokenizerSection
+from penstock.config.lora import LoraSection
 from penstock.config.planning import PlanSection
 from penstock.config.section import Probability, Section
 
@@ -42,6 +43,10 @@ class ModelSection(Section):
     """Vocabulary, in tokens; taken from the dataset when there is one."""
     dropout: Probability | None = None
     """Probability of dropping an activation (embedding, attention, residual) in training."""
+    embedding_dropout: Probability | None = None
+    """The same for the embeddings' sum, where it differs."""
+    attention_dropout: Probability | None = None
+    """The same for attention's probabilities, where it differs."""
     norm_epsilon: float | None = Field(default=None, gt=0)
     """Constant added to the variance in norms."""
     tie_embeddings: bool | None = None
@@ -173,6 +178,26 @@ class EvaluateSection(Section):
     """Windows per device pass."""
     compressors: bool = False
     """Also compress the split's text with gzip, bzip2 and xz and show their bits per byte."""
+    tasks: list[str] = Field(default=["perplexity"], min_length=1)
+    """perplexity: of evaluate.split; wikitext, lambada, sst2; or harness:NAME, a task of
+    lm-evaluation-harness (needs the extra `harness`). All but the first read evaluate.task_data."""
+    task_data: str | None = None
+    """File of the one task, or folder with the tasks' files, such as wikitext-2/test.txt,
+    lambada/test.jsonl, sst2/dev.tsv, and NAME/test.jsonl for harness:NAME."""
+    limit: int | None = Field(default=None, ge=1)
+    """Most examples of each task, from the first on (of WikiText, lines); all when not given."""
+    template: str = (
+        "SENTIMENT ANALYSIS: {text} QUESTION: Is this sentence positive or negative?\n\n"
+    )
+    """Prompt of sst2's sentences; {text} is the sentence."""
+    labels: list[str] = Field(default=[" negative", " positive"], min_length=2)
+    """Texts that sst2's labels 0, 1, … are written as, after the prompt."""
+    min_accuracy: float | None = Field(default=None, ge=0, le=1)
+    """Fail when the accuracy of a task is below this."""
+    output: str | None = None
+    """Folder for results.json and each task's examples, NAME.jsonl; RUN/evaluation for a run."""
+    compare: list[str] = Field(default=[])
+    """Other runs, or folders in the Hugging Face layout, to score on the same tasks."""
 
 
 class GenerateSection(Section):
@@ -222,6 +247,7 @@ class Config(Section):
     trust: list[str] = Field(default=[])
     """SHA-256 of executable files made by others that may run here; also `--trust SHA256`."""
     model: ModelSection = ModelSection()
+    lora: LoraSection = LoraSection()
     source: SourceSection = SourceSection()
     tokenizer: TokenizerSection = TokenizerSection()
     data: DataSection = DataSection()

@@ -18,9 +18,7 @@ from penstock.data.formats.sequence import (
     weights_or_none,
 )
 from penstock.data.packing import Packing
-
-Pair = tuple[str, str]
-"""A prompt, which may be empty, and its completion."""
+from penstock.data.sources.piece import Pair
 
 
 @dataclasses.dataclass(frozen=True)
@@ -40,6 +38,11 @@ class ArticleRules:
     """What a prompt's tokens weigh in the loss; completions and separators weigh 1."""
 
 
+def article_texts(pairs: Sequence[Pair], rules: ArticleRules) -> list[str]:
+    """The texts `tokenize_article` will encode, in its order."""
+    return [text for pair in pairs for text in _separated(pair, rules) if text]
+
+
 def tokenize_article(
     pairs: Sequence[Pair],
     encode: Callable[[str], Sequence[int]],
@@ -55,9 +58,7 @@ def tokenize_article(
     tokens: list[int] = []
     roles: list[int] = []
     for number, pair in enumerate(pairs):
-        prompt, completion = _separated(pair) if rules.separate else pair
-        if not completion and not rules.keep_prompt_only:
-            continue
+        prompt, completion = _separated(pair, rules)
         asked = encode(prompt) if prompt else []
         told = encode(completion) if completion else []
         if asked or told:
@@ -73,9 +74,12 @@ def tokenize_article(
     return [*found, _article(tokens, roles, rules)]
 
 
-def _separated(pair: Pair) -> Pair:
+def _separated(pair: Pair, rules: ArticleRules) -> Pair:
+    """What is encoded of a pair: nothing of one that is left out."""
     prompt, completion = pair
-    return prompt.rstrip(" "), " " + completion.lstrip(" ") if completion else ""
+    if rules.separate:
+        prompt, completion = prompt.rstrip(" "), completion and " " + completion.lstrip(" ")
+    return (prompt, completion) if completion or rules.keep_prompt_only else ("", "")
 
 
 def _article(tokens: list[int], roles: list[int], rules: ArticleRules) -> TokenSequence:
@@ -89,8 +93,9 @@ def pack_articles(
     packing: Packing,
     width: int,
     rules: ArticleRules = ArticleRules(),
+    overlap: int = 0,
 ) -> Iterator[TokenSequence]:
-    """Rows of at most `width` tokens.
+    """Rows of at most `width` tokens; those that full fills begin with `overlap` of the row before.
 
     full fills each row and spills the rest into the next; greedy puts whole articles into a row
     while they fit; single gives each its own. What is longer than a row loses its end, its
@@ -99,7 +104,7 @@ def pack_articles(
     the tool.
     """
     if packing.kind == "full":
-        rows = _fill(articles, width)
+        rows = _fill(articles, width, overlap)
     elif packing.kind == "greedy":
         rows = _gather(articles, packing.overflow, width)
     else:
@@ -118,20 +123,23 @@ _Rows = Iterator[tuple[TokenSequence, bool]]
 """Rows, and whether each is the one that was being filled when the articles ended."""
 
 
-def _fill(articles: Iterable[TokenSequence], width: int) -> _Rows:
+def _fill(articles: Iterable[TokenSequence], width: int, overlap: int) -> _Rows:
     """Rows of exactly `width` tokens, but for the last."""
     begun: list[TokenSequence] = []
-    used = 0
+    used = old = 0
     for article in articles:
         start, length = 0, len(article.tokens)
         while used + length - start > width:
             end = start + width - used
-            yield _concatenate([*begun, _part(article, start, end)]), False
-            begun, used, start = [], 0, end
+            row = _concatenate([*begun, _part(article, start, end)])
+            yield row, False
+            begun = [_part(row, width - overlap, width)] if overlap else []
+            used = old = overlap
+            start = end
         if start < length:
             begun.append(_part(article, start, length))
             used += length - start
-    if begun:
+    if used > old:
         yield _concatenate(begun), True
 
 

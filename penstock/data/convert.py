@@ -22,6 +22,7 @@ from penstock.data.formats.recognize import Found, recognize
 from penstock.data.formats.registry import FORMATS, Format
 from penstock.data.formats.sequence import Reader
 from penstock.data.tokenizer import Tokenizer
+from penstock.data.write_split import require_files, write_split
 from penstock.errors import ConfigError
 from penstock.files import fsync_folder
 
@@ -77,6 +78,7 @@ def convert_dataset(
         ConfigError: settings that contradict each other.
     """
     found, target = recognize(source), FORMATS[data.format]
+    require_files(target, data.files)
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise ConfigError(f"{out} is not empty", where="out", do="name a new folder")
     vocabulary = find_vocabulary(source, tokenizer)
@@ -84,7 +86,7 @@ def convert_dataset(
     readers = _readers(found, vocabulary, notes)
     jobs, lost = plan_conversion(readers, target, data, vocabulary)
     finish = _finisher(jobs, found, data, vocabulary, notes)
-    files = _write_all(jobs, target, out, finish)
+    files = _write_all(jobs, target, out, data.files, finish)
     _say(notes, lost, target)
     splits = {
         job.split: {"sequences": job.found.sequences, "tokens": job.found.tokens} for job in jobs
@@ -123,12 +125,16 @@ def _save_tokenizer(tokenizer: Tokenizer, path: Path) -> Path:
 
 
 def _write_all(
-    jobs: list[Job], target: Format, out: Path, finish: Callable[[Path], list[Path]]
+    jobs: list[Job],
+    target: Format,
+    out: Path,
+    count: int,
+    finish: Callable[[Path], list[Path]],
 ) -> list[Path]:
     """Write every split into a folder beside `out`, which takes its place once it is whole."""
     staging = out.with_name(f".{out.name}.{os.getpid()}.tmp")
     try:
-        files = [path for job in jobs for path in _write(job, target, staging)]
+        files = [path for job in jobs for path in write_split(job, target, staging, count)]
         files += finish(staging)
         if out.exists():
             out.rmdir()
@@ -156,17 +162,3 @@ def _readers(found: Found, vocabulary: Vocabulary, notes: list[str]) -> dict[str
         notes += [note for note in reader.facts.notes if note not in notes]
         readers[split] = tokenized(reader, vocabulary)
     return readers
-
-
-def _write(job: Job, target: Format, out: Path) -> list[Path]:
-    """Write one split."""
-    writer = target.write(out, job.split, job.layout)
-    try:
-        with get_console().progress(f"writing {job.split}", job.found.tokens) as progress:
-            for sequence in job.pieces:
-                writer.append(sequence)
-                progress.advance(len(sequence.tokens))
-        return writer.finish()
-    except BaseException:
-        writer.abandon()
-        raise

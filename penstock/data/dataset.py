@@ -5,7 +5,6 @@ batches or training.
 """
 
 import dataclasses
-import hashlib
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -13,16 +12,19 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from penstock.config.folders import user_cache_folder
+from penstock.config.checksums import remembered_sha256
 from penstock.console import Console, get_console
 from penstock.data.formats.megatron import Reader
 from penstock.data.packing import parse_packing
 from penstock.data.samples import HeldOut, SplitSamples
 from penstock.data.tokenizer import Tokenizer
 from penstock.errors import DataError
-from penstock.files import atomic_write, canonical_json, read_json, sha256_file
+from penstock.files import read_json
 
 MANIFEST = "dataset.json"
+PREPARED = "prepared.json"
+"""The manifest of what `prepare` wrote in another format than ours: to train on it, `members.py`
+opens it as it opens data of others."""
 TOKENIZER = "tokenizer.json"
 SCHEMA_VERSION = 1
 
@@ -97,7 +99,7 @@ class Dataset:
     manifest: dict[str, Any]
 
     @staticmethod
-    def open(path: str | Path, verify: str = "checksum") -> "Dataset":
+    def open(path: str | Path, verify: str = "checksum", name: str = MANIFEST) -> "Dataset":
         """Open and check a dataset folder.
 
         `verify` "size" compares sizes; "checksum" SHA-256 too, remembering files already checked.
@@ -106,13 +108,13 @@ class Dataset:
             DataError: missing, damaged, truncated, or of a newer schema.
         """
         path = Path(path)
-        if not (path / MANIFEST).is_file():
+        if not (path / name).is_file():
             raise DataError(
-                f"{path} is not a dataset (it has no {MANIFEST})",
+                f"{path} is not a dataset (it has no {name})",
                 where="data.path",
                 do="make one with `penstock prepare data.path=FOLDER`",
             )
-        manifest = read_json(path / MANIFEST)
+        manifest = read_json(path / name)
         try:
             if manifest["schema_version"] != SCHEMA_VERSION:
                 raise DataError(
@@ -122,11 +124,12 @@ class Dataset:
                 )
             _check_files(path, manifest["files"], verify)
             dataset = Dataset(path, manifest)
-            for name in manifest["splits"].keys():  # noqa: SIM118 - refuses what is no mapping
-                _check_counts(dataset, name)
+            for split in manifest["splits"].keys():  # noqa: SIM118 - refuses what is no mapping
+                if name == MANIFEST:
+                    _check_counts(dataset, split)
         except (KeyError, TypeError, AttributeError, ValueError) as error:
             raise DataError(
-                f"{path / MANIFEST} is not a dataset's manifest ({error!r})",
+                f"{path / name} is not a dataset's manifest ({error!r})",
                 where="data.path",
                 do="prepare the dataset again",
             ) from None
@@ -179,7 +182,7 @@ class Dataset:
 
     def tokenizer(self) -> Tokenizer:
         """The tokenizer the dataset was made with."""
-        return Tokenizer.load(self.path / TOKENIZER)
+        return Tokenizer.load(self.path / str(self.manifest["tokenizer"].get("file", TOKENIZER)))
 
     @property
     def vocab_size(self) -> int:
@@ -238,10 +241,16 @@ def _check_counts(dataset: Dataset, name: str) -> None:
         )
 
 
+def is_inside(name: str) -> bool:
+    """Whether a path that a manifest names stays in its folder."""
+    path = Path(name)
+    return bool(path.parts) and not path.is_absolute() and ".." not in path.parts
+
+
 def _check_files(path: Path, files: dict[str, Any], verify: str) -> None:
     """Sizes and, with "checksum", SHA-256 of every file; names must stay in the folder."""
     for name, facts in files.items():
-        if name != Path(name).name:
+        if not is_inside(name):
             raise DataError(
                 f"{MANIFEST} names {name}, outside the folder", where=str(path), do="do not use it"
             )
@@ -255,26 +264,12 @@ def _check_files(path: Path, files: dict[str, Any], verify: str) -> None:
                 where="data.path",
                 do="copy it again, or prepare the dataset again",
             )
-        if verify == "checksum" and _checksum(file) != facts["sha256"]:
+        if verify == "checksum" and remembered_sha256(file) != facts["sha256"]:
             raise DataError(
                 f"{file} does not have the checksum {MANIFEST} gives",
                 where="data.path",
                 do="copy it again, or prepare the dataset again",
             )
-
-
-def _checksum(file: Path) -> str:
-    """SHA-256 of a file, remembered for as long as its size and time stay the same."""
-    status = file.stat()
-    identity = canonical_json(
-        [str(file.resolve()), status.st_size, status.st_mtime_ns, status.st_ino]
-    )
-    memory = user_cache_folder() / "checksums" / hashlib.sha256(identity.encode()).hexdigest()
-    if memory.is_file():
-        return memory.read_text(encoding="ascii")
-    digest = sha256_file(file)
-    atomic_write(memory, digest)
-    return digest
 
 
 def read_documents(split: Split) -> Iterator[NDArray[Any]]:

@@ -1,82 +1,141 @@
-"""Shards to one split of a dataset: their sequences joined in order, or packed into rows.
+"""Shards to one split of a dataset: their documents joined in order, or packed into rows.
 
-`data/prepare.py` calls `merge_shards`. It must never read text.
+`data/prepare.py` calls `merge_split`. It must never read text.
 """
 
+import contextlib
+import dataclasses
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from penstock.config.data import DataSection
+from penstock.data.articles import ArticleRules, pack_articles
+from penstock.data.documents import Documents
 from penstock.data.formats.megatron import Reader, Writer, token_dtype
-from penstock.data.packing import Packing, fit, pack_rows, parse_packing
-from penstock.data.tokenize import Shard
+from penstock.data.formats.sequence import PROMPT, Facts, TokenSequence, weights_or_none
+from penstock.data.packing import Packing
+from penstock.data.tokenize import ROLES, Shard
 from penstock.data.tokenizer import Tokenizer
 
 
-def merge_shards(
-    prefix: Path,
-    shards: Sequence[Shard],
-    tokenizer: Tokenizer,
-    data: DataSection,
-    facts: dict[str, int],
+@dataclasses.dataclass(frozen=True)
+class Rows:
+    """What becomes of a split's documents."""
+
+    packing: Packing | None
+    """None: they are kept as they are, one after another."""
+    width: int
+    """Tokens of a row."""
+    overlap: int
+    """Tokens with which a row that full packing has filled begins the next one."""
+    rules: ArticleRules
+    prompted: bool
+    """Whether some document has a prompt."""
+    with_roles: bool
+    """Whether roles are written."""
+    shuffle: bool
+    seed: int
+
+
+def merge_split(
+    prefix: Path, shards: Sequence[Shard], rows: Rows, tokenizer: Tokenizer, facts: dict[str, int]
 ) -> None:
-    """Write the split that `prefix` names from all shards.
+    """Write PREFIX.bin/.idx from all shards, and PREFIX_roles where roles are wanted.
 
     `facts` has the counts of the text read; it gets the tokens written, and loses what packing
     has dropped or cut off.
     """
-    packing = parse_packing(data.packing)
-    parts = ((Reader(Path(s.folder) / prefix.name), s.open_split != prefix.name) for s in shards)
+    dtype = token_dtype(tokenizer.vocab_size)
+    if rows.packing is None and not rows.with_roles and not rows.shuffle:
+        facts["tokens"] = _join(prefix, shards, dtype)
+        return
+    documents = Documents(shards, prefix.name, prompted=rows.prompted)
+    sequences = _counted(_ordered(documents, rows, prefix.name), rows, tokenizer, facts)
+    if rows.packing is not None:
+        sequences = pack_articles(sequences, rows.packing, rows.width, rows.rules, rows.overlap)
     facts["tokens"] = 0
-    with Writer(prefix, token_dtype(tokenizer.vocab_size)) as writer:
-        if packing.kind == "full":
-            for reader, ends in parts:
-                writer.append_sequences(reader.tokens, reader.lengths, ends=ends)
-                facts["tokens"] += len(reader.tokens)
-        else:
-            limit = (data.sequence_length or 1) + 1
-            fitted = _fitted(_documents(parts), packing, limit, tokenizer, facts)
-            for row in pack_rows(fitted, packing.kind, limit):
-                writer.append(row)
-                facts["tokens"] += len(row)
+    roles_prefix = prefix.with_name(prefix.name + ROLES)
+    with contextlib.ExitStack() as stack:
+        writer = stack.enter_context(Writer(prefix, dtype))
+        roles = stack.enter_context(Writer(roles_prefix, np.dtype(np.uint8)))
+        for sequence in sequences:
+            writer.append(sequence.tokens)
+            roles.append(np.asarray(sequence.roles))
+            facts["tokens"] += len(sequence.tokens)
+    if not rows.with_roles:
+        for kind in (".bin", ".idx"):
+            roles_prefix.with_suffix(kind).unlink()
 
 
-def _documents(parts: Iterator[tuple[Reader, bool]]) -> Iterator[NDArray[Any]]:
-    """Tokens of each document; one that goes on in the next shard is put together."""
-    begun: list[NDArray[Any]] = []
-    for reader, ends in parts:
-        last = len(reader.lengths) - 1
-        for index, (start, length) in enumerate(zip(reader.starts, reader.lengths, strict=True)):
-            begun.append(reader.tokens[start : start + length])
-            if ends or index < last:
-                yield np.concatenate(begun) if len(begun) > 1 else begun[0]
-                begun = []
+def _join(prefix: Path, shards: Sequence[Shard], dtype: np.dtype[np.generic]) -> int:
+    """All shards' sequences one after another, copied in blocks; returns their tokens."""
+    total = 0
+    with Writer(prefix, dtype) as writer:
+        for shard in shards:
+            reader = Reader(Path(shard.folder) / prefix.name)
+            ends = shard.open_split != prefix.name
+            writer.append_sequences(reader.tokens, reader.lengths, ends=ends)
+            total += len(reader.tokens)
+    return total
 
 
-def _fitted(
-    documents: Iterator[NDArray[Any]],
-    packing: Packing,
-    limit: int,
-    tokenizer: Tokenizer,
-    facts: dict[str, int],
-) -> Iterator[NDArray[Any]]:
-    """Documents of at most `limit` tokens, with the counts of what was lost taken off."""
+def _ordered(documents: Documents, rows: Rows, split: str) -> Iterator[TokenSequence]:
+    """Every document once, in their order or shuffled by the seed."""
+    if not rows.shuffle:
+        yield from (documents[number] for number in range(len(documents)))
+        return
+    generator = np.random.default_rng([rows.seed, *split.encode()])
+    for number in generator.permutation(len(documents)).tolist():
+        yield documents[number]
+
+
+def _counted(
+    documents: Iterator[TokenSequence], rows: Rows, tokenizer: Tokenizer, facts: dict[str, int]
+) -> Iterator[TokenSequence]:
+    """The documents, with the counts of what packing will cut off or drop taken off."""
+    packing = rows.packing
     for document in documents:
-        kept = fit(document, packing.overflow, limit)
-        if kept is not document:
-            _count(facts, document, tokenizer, -1)
-            if kept is not None:
-                _count(facts, kept, tokenizer, 1)
-        if kept is not None:
-            yield kept
+        if packing is not None and packing.kind != "full" and len(document.tokens) > rows.width:
+            _count(facts, document.tokens, tokenizer, -1)
+            if packing.overflow != "drop":
+                left = packing.overflow == "truncate_left"
+                part = slice(-rows.width, None) if left else slice(rows.width)
+                _count(facts, document.tokens[part], tokenizer, 1)
+        yield document
 
 
-def _count(facts: dict[str, int], document: NDArray[Any], tokenizer: Tokenizer, sign: int) -> None:
-    text = tokenizer.decode(document[document != tokenizer.end_of_text].tolist())
+def _count(
+    facts: dict[str, int], tokens: NDArray[np.generic], tokenizer: Tokenizer, sign: int
+) -> None:
+    text = tokenizer.decode(tokens[tokens != tokenizer.end_of_text].tolist())
     facts["documents"] += sign
     facts["text_bytes"] += sign * len(text.encode())
     facts["words"] += sign * len(text.split())
+
+
+class MergedReader:
+    """A merged split as token sequences, weights from roles, for writers of formats."""
+
+    def __init__(self, prefix: Path, prompt_weight: float, *, with_roles: bool) -> None:
+        """`with_roles`: hand on roles too, which only some formats hold."""
+        self._tokens = Reader(prefix)
+        roles = prefix.with_name(prefix.name + ROLES)
+        self._roles = Reader(roles) if roles.with_suffix(".idx").exists() else None
+        self._prompt_weight, self._with_roles = prompt_weight, with_roles
+        self.facts = Facts(len(self._tokens.lengths), len(self._tokens.tokens), "int32")
+
+    def sequences(self) -> Iterator[TokenSequence]:
+        """Yield each row or document."""
+        inner = self._tokens
+        for start, length in zip(inner.starts.tolist(), inner.lengths.tolist(), strict=True):
+            part = slice(start, start + length)
+            if self._roles is None:
+                yield TokenSequence(inner.tokens[part])
+                continue
+            roles = self._roles.tokens[part]
+            weights = np.where(roles == PROMPT, np.float32(self._prompt_weight), np.float32(1))
+            yield TokenSequence(
+                inner.tokens[part], weights_or_none(weights), roles if self._with_roles else None
+            )

@@ -15,19 +15,28 @@ from typing import Any
 
 from penstock.config.data import DataSection, PrepareSection, SourceSection, TokenizerSection
 from penstock.console import Console, get_console
-from penstock.data.dataset import MANIFEST, SCHEMA_VERSION, TOKENIZER, Dataset
-from penstock.data.merge import merge_shards
+from penstock.data.chat import ChatTemplate
+from penstock.data.dataset import TOKENIZER, Dataset
+from penstock.data.encode import article_rules
+from penstock.data.outputs import check_output, manifest_name, write_dataset
 from penstock.data.packing import parse_packing
 from penstock.data.sources import SOURCES
 from penstock.data.sources.files import SourceFile
-from penstock.data.splits import SPLITS, assign_splits, choose_split
-from penstock.data.tokenize import Shard, make_shards, split_pieces, tokenize_shards, total_facts
+from penstock.data.splits import assign_splits, choose_split
+from penstock.data.tokenize import (
+    CHAT,
+    Job,
+    make_shards,
+    split_pieces,
+    tokenize_shards,
+    total_facts,
+)
 from penstock.data.tokenizer import Tokenizer
 from penstock.errors import ConfigError, DataError
-from penstock.files import atomic_write, canonical_json, sha256_file
+from penstock.files import atomic_write, canonical_json
 
 _WORK = ".prepare"
-_PREPARE_VERSION = 2
+_PREPARE_VERSION = 3
 """Raised when the same input would give other bytes."""
 _TRAINING_BYTES = 256 << 20
 """Text a tokenizer is trained on at most; a stable sample of the documents beyond."""
@@ -57,40 +66,61 @@ def prepare(
     tokenizer: TokenizerSection,
     data: DataSection,
     work: PrepareSection,
+    seed: int = 0,
 ) -> PrepareResult:
-    """Make the dataset folder `data.path`, or find it made already.
+    """Make the dataset folder `data.path`, or find it made already; `seed` is the shuffle's.
 
     Raises:
-        DataError: no text, unreadable or binary files, bad UTF-8, too little text.
+        DataError: no text, unreadable or binary files, bad encoding, too little text.
         ConfigError: settings that contradict each other.
     """
     started = time.monotonic()
     if data.path is None:
         raise ConfigError("no dataset folder", where="data.path", do="set data.path=FOLDER")
-    packing = parse_packing(data.packing)
-    if packing.kind != "full" and data.sequence_length is None:
-        raise ConfigError(
-            f"packing {data.packing} needs a length",
-            where="data.sequence_length",
-            do="set data.sequence_length",
-        )
+    check_output(data)
+    source = resolve_source(source, data)
     folder = Path(data.path)
-    files = assign_splits(SOURCES[source.kind](source), source, data.splits)
+    files = assign_splits(SOURCES[source.kind].files(source), source, data.splits)
     if sum(file.size for file in files) == 0:
         raise DataError("the source has no text", where="source", do="check source.path")
-    key = _key(source, tokenizer, data, files)
-    found = _existing(folder, key)
+    key = _key(source, tokenizer, data, files, seed)
+    found = _existing(folder, manifest_name(data), key)
     if found is not None:
         return PrepareResult(found, True, time.monotonic() - started)
     work_folder = folder / _WORK / f"{key[:16]}-{work.shard_bytes}"
     work_folder.mkdir(parents=True, exist_ok=True)
     tokens = _tokenizer(tokenizer, source, data.splits, files, work_folder)
     shards = make_shards(files, source, work.shard_bytes, work_folder)
-    workers = work.workers or os.cpu_count() or 1
-    tokenize_shards(shards, source, data.splits, work_folder / TOKENIZER, workers)
-    _finish(folder, shards, tokens, data, {"source": source.model_dump(), "key": key})
+    job = Job(source, tuple(data.splits), str(work_folder))
+    tokenize_shards(shards, job, work.workers or os.cpu_count() or 1)
+    totals = total_facts(shards)
+    _say(totals.tally, totals.places)
+    provenance = {"source": source.model_dump(), "key": key}
+    rules = article_rules(source)
+    write_dataset(folder, work_folder, shards, tokens, data, totals, rules, seed, provenance)
     shutil.rmtree(folder / _WORK)
-    return PrepareResult(Dataset.open(folder), False, time.monotonic() - started)
+    return PrepareResult(
+        Dataset.open(folder, name=manifest_name(data)), False, time.monotonic() - started
+    )
+
+
+def resolve_source(source: SourceSection, data: DataSection) -> SourceSection:
+    """The source with what was not given decided: SambaNova's tool reads text by the line."""
+    lines = data.format == "sambanova" and source.kind == "text"
+    return source.model_copy(
+        update={
+            "documents": source.documents or ("line" if lines else "file"),
+            "keep_newlines": lines if source.keep_newlines is None else source.keep_newlines,
+        }
+    )
+
+
+def _say(tally: dict[str, int], places: Sequence[str]) -> None:
+    """What was left out or mended, and where the first cases are."""
+    for what, count in tally.items():
+        get_console().warning(f"{count:,} {what}")
+    for place in places:
+        get_console().info(f"  {place}")
 
 
 def _key(
@@ -98,14 +128,17 @@ def _key(
     tokenizer: TokenizerSection,
     data: DataSection,
     files: Sequence[SourceFile],
+    seed: int,
 ) -> str:
     """Hash of everything the dataset's bytes depend on; files by name, size and time."""
+    rows = parse_packing(data.packing).kind != "full" or data.format != "megatron"
     settings = {
         "version": _PREPARE_VERSION,
         "source": source.model_dump(),
         "tokenizer": tokenizer.model_dump(),
-        "data": data.model_dump(include={"packing", "format", "splits"}),
-        "length": None if data.packing == "full" else data.sequence_length,
+        "data": data.model_dump(include={"packing", "format", "splits", "files", "shuffle"}),
+        "length": data.sequence_length if rows else None,
+        "seed": seed if data.shuffle else None,
         "files": [dataclasses.asdict(file) for file in files],
         "from": _folder_state(tokenizer.from_),
     }
@@ -120,12 +153,12 @@ def _folder_state(folder: str | None) -> list[list[Any]]:
     return [[path.name, path.stat().st_size, path.stat().st_mtime_ns] for path in files]
 
 
-def _existing(folder: Path, key: str) -> Dataset | None:
+def _existing(folder: Path, name: str, key: str) -> Dataset | None:
     """The dataset in `folder` if it is whole and was made from exactly this."""
-    if not (folder / MANIFEST).is_file():
+    if not (folder / name).is_file():
         return None
     try:
-        dataset = Dataset.open(folder)
+        dataset = Dataset.open(folder, name=name)
     except DataError as error:
         get_console().warning(f"{error}; preparing it again")
         return None
@@ -156,6 +189,9 @@ def _tokenizer(
             where="tokenizer",
             do="set tokenizer.train=true, or tokenizer.from=FOLDER",
         )
+    chat = ChatTemplate.find(section.from_)
+    if chat is not None:
+        atomic_write(work_folder / CHAT, chat.json())
     tokenizer.save(saved)
     return tokenizer
 
@@ -169,51 +205,3 @@ def _training_text(
         thinned = choose_split(f"tokenizer/{piece.document}", (share, 0.0, 1.0 - share))
         if split == "train" and thinned == "train":
             yield piece.text
-
-
-def _finish(
-    folder: Path,
-    shards: Sequence[Shard],
-    tokenizer: Tokenizer,
-    data: DataSection,
-    provenance: dict[str, Any],
-) -> None:
-    """Merge the shards in order; the manifest comes last and makes the dataset count."""
-    (folder / MANIFEST).unlink(missing_ok=True)
-    facts = total_facts(shards)
-    for name in SPLITS:
-        merge_shards(folder / name, shards, tokenizer, data, facts[name])
-        _require_text(name, facts[name]["tokens"], data)
-    tokenizer.save(folder / TOKENIZER)
-    names = [TOKENIZER, *(f"{name}.{kind}" for name in SPLITS for kind in ("bin", "idx"))]
-    manifest = {
-        "schema_version": SCHEMA_VERSION,
-        "tokenizer": {
-            "file": TOKENIZER,
-            "sha256": tokenizer.sha256,
-            "vocab_size": tokenizer.vocab_size,
-            "end_of_text": tokenizer.end_of_text,
-        },
-        "packing": data.packing,
-        "sequence_length": data.sequence_length,
-        "splits": facts,
-        "files": {
-            name: {"sha256": sha256_file(folder / name), "bytes": (folder / name).stat().st_size}
-            for name in names
-        },
-        **provenance,
-    }
-    atomic_write(folder / MANIFEST, canonical_json(manifest))
-
-
-def _require_text(name: str, tokens: int, data: DataSection) -> None:
-    """The train split must hold one sequence; other empty splits are only worth a warning."""
-    needed = 2 if data.sequence_length is None else data.sequence_length + 1
-    if name == "train" and tokens < needed and parse_packing(data.packing).kind == "full":
-        raise DataError(
-            f"the train split has {tokens} tokens, one sequence needs {needed}",
-            where="source",
-            do="use more text or a shorter data.sequence_length",
-        )
-    if tokens == 0:
-        get_console().warning(f"the {name} split is empty")

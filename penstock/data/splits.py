@@ -9,7 +9,7 @@ from collections.abc import Sequence
 
 from penstock.config.data import SourceSection
 from penstock.data.sources.files import SourceFile
-from penstock.data.sources.reading import line_start_after, uncompressed_size
+from penstock.data.sources.reading import line_start_after, utf8_size
 
 SPLITS = ("train", "validation", "test")
 _FEW_FILES = 20
@@ -41,10 +41,10 @@ def assign_splits(
     Files are cut into parts when they are few. When hashing leaves a split empty, the files in the
     order of their hashes are shared out by size.
     """
-    if source.documents != "file":
+    if source.kind not in ("text", "stdlib") or source.documents not in (None, "file"):
         return files
     if len(files) < _FEW_FILES:
-        return _cut_files(files, fractions)
+        return _cut_files(files, source, fractions)
     total = sum(file.size for file in files)
     limit = max(
         _LARGEST_SHARE * min(fractions[1:]) / sum(fractions) * total,
@@ -75,13 +75,15 @@ def _share_out(files: Sequence[SourceFile], fractions: Sequence[float]) -> list[
     return sorted(assigned, key=lambda file: file.id)
 
 
-def _cut_files(files: Sequence[SourceFile], fractions: Sequence[float]) -> list[SourceFile]:
+def _cut_files(
+    files: Sequence[SourceFile], source: SourceSection, fractions: Sequence[float]
+) -> list[SourceFile]:
     """Cut each file at line ends into contiguous parts, one for each split."""
     parts: list[SourceFile] = []
     for file in files:
-        size = uncompressed_size(file)
-        first = line_start_after(file, int(size * fractions[0] / sum(fractions)))
-        second = line_start_after(file, int(size * sum(fractions[:2]) / sum(fractions)))
+        size = utf8_size(file, source)
+        first = line_start_after(file, source, int(size * fractions[0] / sum(fractions)))
+        second = line_start_after(file, source, int(size * sum(fractions[:2]) / sum(fractions)))
         bounds = (0, first, max(first, second), size)
         for name, start, end in zip(SPLITS, bounds, bounds[1:], strict=False):
             if end > start:

@@ -9,7 +9,7 @@ import contextlib
 import dataclasses
 import json
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,9 +17,13 @@ import numpy as np
 
 from penstock.config.data import SourceSection
 from penstock.console import get_console
+from penstock.data.chat import ChatTemplate
+from penstock.data.dataset import TOKENIZER
+from penstock.data.encode import Encoder, text_roles
 from penstock.data.formats.megatron import Writer, token_dtype
+from penstock.data.sources import SOURCES, read_documents
 from penstock.data.sources.files import SourceFile
-from penstock.data.sources.reading import Piece, cut_file, read_pieces
+from penstock.data.sources.piece import Piece, Tally
 from penstock.data.splits import SPLITS, choose_split
 from penstock.data.tokenizer import Tokenizer
 from penstock.files import atomic_write
@@ -27,6 +31,27 @@ from penstock.workers import worker_pool
 
 _BATCH_CHARACTERS = 1 << 20
 _FACTS = "facts.json"
+CHAT = "chat_template.json"
+ROLES = "_roles"
+"""SPLIT_roles beside SPLIT holds a role for each token, where a document has a prompt."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Job:
+    """What every shard's tokens depend on beside its files; small, and the same for all."""
+
+    source: SourceSection
+    fractions: tuple[float, ...]
+    """Shares of train, validation and test."""
+    folder: str
+    """Where the tokenizer and the chat template lie."""
+
+    def encoder(self) -> Encoder:
+        """Load the tokenizer and the template."""
+        folder = Path(self.folder)
+        chat = folder / CHAT
+        template = ChatTemplate.from_json(chat.read_text("utf-8")) if chat.is_file() else None
+        return Encoder(Tokenizer.load(folder / TOKENIZER), self.source, template)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -37,8 +62,8 @@ class Shard:
     files: tuple[SourceFile, ...]
     folder: str
 
-    def facts(self) -> dict[str, dict[str, int]] | None:
-        """Counts by split, once the shard is done."""
+    def facts(self) -> dict[str, Any] | None:
+        """Counts by split and what went wrong, once the shard is done."""
         try:
             return json.loads((Path(self.folder) / _FACTS).read_bytes())
         except (OSError, ValueError):
@@ -62,7 +87,7 @@ def make_shards(
     groups: list[list[SourceFile]] = []
     room = 0
     for file in files:
-        for part in cut_file(file, section, shard_bytes):
+        for part in SOURCES[section.kind].cut(file, section, shard_bytes):
             if room <= 0:
                 groups.append([])
                 room = shard_bytes
@@ -71,13 +96,7 @@ def make_shards(
     return [Shard(i, tuple(g), str(folder / f"shard-{i:06}")) for i, g in enumerate(groups)]
 
 
-def tokenize_shards(
-    shards: Sequence[Shard],
-    section: SourceSection,
-    fractions: Sequence[float],
-    tokenizer: Path,
-    workers: int,
-) -> None:
+def tokenize_shards(shards: Sequence[Shard], job: Job, workers: int) -> None:
     """Tokenize every shard not done yet. The first error stops the rest."""
     missing = [shard for shard in shards if shard.facts() is None]
     done = sum(shard.bytes for shard in shards) - sum(shard.bytes for shard in missing)
@@ -86,62 +105,75 @@ def tokenize_shards(
     total = sum(shard.bytes for shard in shards)
     with get_console().progress("tokenizing", total) as progress:
         progress.advance(done)
-        for shard in _run(missing, section, fractions, tokenizer, workers):
+        for shard in _run(missing, job, workers):
             progress.advance(shard.bytes, text=f"{progress.done / 2**20:.0f} MiB")
 
 
-def _run(
-    shards: Sequence[Shard],
-    section: SourceSection,
-    fractions: Sequence[float],
-    tokenizer: Path,
-    workers: int,
-) -> Iterator[Shard]:
+def _run(shards: Sequence[Shard], job: Job, workers: int) -> Iterator[Shard]:
     """Work through the shards, here when one process is enough, and yield each when done."""
     workers = min(workers, len(shards))
     if workers <= 1:
-        loaded = Tokenizer.load(tokenizer)
+        encoder = job.encoder()
         for shard in shards:
-            _tokenize(shard, section, fractions, loaded)
+            tokenize_shard(shard, job, encoder)
             yield shard
         return
-    with worker_pool(workers, _prepare_worker, (str(tokenizer),)) as pool:
-        jobs = {pool.submit(_work, shard, section, tuple(fractions)): shard for shard in shards}
-        for job in concurrent.futures.as_completed(jobs):
-            job.result()
-            yield jobs[job]
+    with worker_pool(workers, _prepare_worker, (job,)) as pool:
+        tasks = {pool.submit(_work, shard, job): shard for shard in shards}
+        for task in concurrent.futures.as_completed(tasks):
+            task.result()
+            yield tasks[task]
 
 
-_worker_tokenizer: list[Tokenizer] = []
+_worker_encoder: list[Encoder] = []
 
 
-def _prepare_worker(tokenizer: str) -> None:
+def _prepare_worker(job: Job) -> None:
     """Load the tokenizer once per process; one thread each, as there is a process per core."""
     os.environ["TOKENIZERS_PARALLELISM"] = "false"
-    _worker_tokenizer[:] = [Tokenizer.load(tokenizer)]
+    _worker_encoder[:] = [job.encoder()]
 
 
-def _work(shard: Shard, section: SourceSection, fractions: Sequence[float]) -> None:
-    _tokenize(shard, section, fractions, _worker_tokenizer[0])
+def _work(shard: Shard, job: Job) -> None:
+    tokenize_shard(shard, job, _worker_encoder[0])
 
 
-def _tokenize(
-    shard: Shard, section: SourceSection, fractions: Sequence[float], tokenizer: Tokenizer
-) -> None:
-    """Write one shard's tokens by split; its facts come last and make it count."""
+def tokenize_shard(shard: Shard, job: Job, encoder: Encoder) -> None:
+    """Write one shard's tokens by split, and their roles; its facts come last and make it count.
+
+    Raises:
+        DataError: what `source.on_error` does not pass over.
+    """
     folder = Path(shard.folder)
-    dtype = token_dtype(tokenizer.vocab_size)
-    facts = _no_facts()
+    facts, tally = _no_facts(), Tally()
+    with_roles = SOURCES[job.source.kind].records
+    prompted = False
     with contextlib.ExitStack() as stack:
+        dtype = token_dtype(encoder.tokenizer.vocab_size)
         writers = {name: stack.enter_context(Writer(folder / name, dtype)) for name in SPLITS}
-        for batch in _batches(shard, section, fractions):
-            ids = tokenizer.encode_batch([piece.text for _, piece in batch])
-            for (split, piece), tokens in zip(batch, ids, strict=True):
-                if piece.ends:
-                    tokens.append(tokenizer.end_of_text)
-                writers[split].append(np.array(tokens, dtype), ends=piece.ends)
-                _count(facts[split], piece)
-    atomic_write(folder / _FACTS, json.dumps(facts))
+        roles = {
+            name: stack.enter_context(Writer(folder / (name + ROLES), np.dtype(np.uint8)))
+            for name in (SPLITS if with_roles else ())
+        }
+        pieces = split_pieces(shard.files, job.source, job.fractions, tally)
+        for batch in batches(pieces):
+            encoded = encoder.encode([piece for _, piece in batch], tally)
+            for (split, piece), sequences in zip(batch, encoded, strict=True):
+                for sequence in sequences:
+                    writers[split].append(sequence.tokens, ends=piece.ends)
+                    if with_roles:
+                        prompted |= sequence.roles is not None
+                        whole = text_roles(sequence, piece.ends)
+                        roles[split].append(np.asarray(whole.roles), ends=piece.ends)
+                if sequences:
+                    _count(facts[split], piece)
+    result = {
+        "splits": facts,
+        "tally": tally.counts,
+        "places": tally.places,
+        "prompted": prompted,
+    }
+    atomic_write(folder / _FACTS, json.dumps(result))
 
 
 def _no_facts() -> dict[str, dict[str, Any]]:
@@ -154,13 +186,11 @@ def _count(facts: dict[str, int], piece: Piece) -> None:
     facts["words"] += len(piece.text.split())
 
 
-def _batches(
-    shard: Shard, section: SourceSection, fractions: Sequence[float]
-) -> Iterator[list[tuple[str, Piece]]]:
-    """Pieces with their splits, about `_BATCH_CHARACTERS` at a time."""
+def batches(pieces: Iterable[tuple[str, Piece]]) -> Iterator[list[tuple[str, Piece]]]:
+    """Pieces with their splits, about a million characters at a time."""
     batch: list[tuple[str, Piece]] = []
     size = 0
-    for split, piece in split_pieces(shard.files, section, fractions):
+    for split, piece in pieces:
         batch.append((split, piece))
         size += len(piece.text)
         if size >= _BATCH_CHARACTERS:
@@ -171,19 +201,41 @@ def _batches(
 
 
 def split_pieces(
-    files: Sequence[SourceFile], section: SourceSection, fractions: Sequence[float]
+    files: Sequence[SourceFile],
+    section: SourceSection,
+    fractions: Sequence[float],
+    tally: Tally | None = None,
 ) -> Iterator[tuple[str, Piece]]:
-    """Every piece of the files' text with the split it belongs to."""
+    """Every piece of the files' documents with the split it belongs to."""
     for file in files:
-        for piece in read_pieces(file, section):
+        for piece in read_documents(file, section, tally):
             yield file.split or choose_split(piece.document, fractions), piece
 
 
-def total_facts(shards: Sequence[Shard]) -> dict[str, dict[str, Any]]:
-    """Counts by split over all shards."""
-    totals = _no_facts()
+@dataclasses.dataclass(frozen=True)
+class Totals:
+    """What all shards hold together."""
+
+    splits: dict[str, dict[str, Any]]
+    """Counts by split."""
+    tally: dict[str, int]
+    """What was left out or mended."""
+    places: tuple[str, ...]
+    """Where the first cases of that are."""
+    prompted: bool
+    """Whether some document has a prompt, so that tokens have roles."""
+
+
+def total_facts(shards: Sequence[Shard]) -> Totals:
+    """Add up the facts of all shards."""
+    splits, tally = _no_facts(), Tally()
+    prompted = False
     for shard in shards:
-        for name, counts in (shard.facts() or {}).items():
+        facts = shard.facts() or {"splits": {}, "tally": {}, "places": [], "prompted": False}
+        for name, counts in facts["splits"].items():
             for kind, count in counts.items():
-                totals[name][kind] += count
-    return totals
+                splits[name][kind] += count
+        tally.counts.update(facts["tally"])
+        tally.places += facts["places"]
+        prompted |= facts["prompted"]
+    return Totals(splits, dict(sorted(tally.counts.items())), tuple(tally.places[:5]), prompted)

@@ -107,6 +107,18 @@ class Tokenizer:
         """Token ids of each text, nothing added; in parallel where the process allows it."""
         return [e.ids for e in self._inner.encode_batch_fast(list(texts), add_special_tokens=False)]
 
+    def encode_laid_out(self, text: str) -> tuple[list[int], list[tuple[int, int]]]:
+        """Ids of a text in which special tokens are meant, and the characters each stands for.
+
+        A chat laid out by a template is such a text.
+        """
+        self._inner.encode_special_tokens = False
+        try:
+            encoding = self._inner.encode(text, add_special_tokens=False)
+        finally:
+            self._inner.encode_special_tokens = True
+        return encoding.ids, encoding.offsets
+
     def decode(self, ids: Sequence[int]) -> str:
         """The text of `ids`; incomplete UTF-8 shows as U+FFFD, end-of-text as its name."""
         return self._inner.decode(list(ids), skip_special_tokens=False)

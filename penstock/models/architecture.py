@@ -5,8 +5,11 @@ that planning answers at once.
 """
 
 import dataclasses
+from typing import Any
 
 from penstock.errors import ConfigError
+from penstock.models.adapter import Adapter
+from penstock.models.dropout_rates import BLOCK_DROPOUT_SITES, DropoutRates
 
 VOCABULARY_MULTIPLE = 128
 """Rows of the token embedding are padded to a multiple of this (matrix units like it); the
@@ -30,8 +33,8 @@ _SIZES = (
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Architecture:
-    """One transformer's shape. Sizes are counts of elements; `dropout` is a probability."""
+class Architecture(DropoutRates):
+    """One transformer's shape. Sizes are counts of elements."""
 
     family: str
     layers: int
@@ -40,7 +43,6 @@ class Architecture:
     mlp_size: int
     max_positions: int
     vocab_size: int
-    dropout: float = 0.0
     norm_epsilon: float = 1e-5
     activation: str = "gelu_tanh"
     tie_embeddings: bool = True
@@ -75,6 +77,8 @@ class Architecture:
     """llama3: wavelengths below rotary_trained / rotary_high are left alone."""
     rotary_trained: int = 8192
     """llama3: positions before stretching."""
+    adapter: Adapter | None = None
+    """Low-rank adapters beside the blocks' layers; with them, nothing else is trained."""
     is_causal: bool = True
     """Whether a position sees earlier ones alone; else all: masked language models."""
     shared_layers: bool = False
@@ -105,12 +109,7 @@ class Architecture:
         for name, same in (("kv_heads", self.heads), ("embedding_size", self.hidden_size)):
             if getattr(self, name) == same:
                 object.__setattr__(self, name, None)
-        if not 0.0 <= self.dropout < 1.0:
-            raise ConfigError(
-                f"model.dropout={self.dropout} is not a probability below 1",
-                where="model.dropout",
-                do="give a value from 0 up to, not including, 1",
-            )
+        self._check_dropout()
         for name, values in CHOICES.items():
             if getattr(self, name) not in values:
                 raise ConfigError(
@@ -125,6 +124,36 @@ class Architecture:
                 where="model.rotary_fraction",
                 do="choose heads and rotary_fraction so that an even number is rotated",
             )
+
+    @property
+    def adapter_rate(self) -> float:
+        """Probability of dropping an element on its way into an adapter."""
+        return 0.0 if self.adapter is None else self.adapter.dropout
+
+    @property
+    def has_dropout(self) -> bool:
+        """Whether anything drops in training."""
+        return max(self.dropout, self.embedding_rate, self.attention_rate, self.adapter_rate) > 0
+
+    @property
+    def dropout_sites(self) -> int:
+        """Places of a block that have dropout keys."""
+        adapters = self.adapter.sites if self.adapter is not None and self.adapter_rate else ()
+        return BLOCK_DROPOUT_SITES + len(adapters)
+
+    def for_generation(self) -> "Architecture":
+        """The same, without what only training has: adapters are merged, nothing is dropped."""
+        return dataclasses.replace(
+            self, dropout=0.0, embedding_dropout=None, attention_dropout=None, adapter=None
+        )
+
+    @staticmethod
+    def from_json(value: dict[str, Any]) -> "Architecture":
+        """Read what `dataclasses.asdict` made; TypeError or KeyError when it is none."""
+        fields = dict(value)
+        if fields.get("adapter") is not None:
+            fields["adapter"] = Adapter.from_json(fields["adapter"])
+        return Architecture(**fields)
 
     def _require_sizes(self) -> None:
         """Refuse sizes below 1."""
@@ -228,8 +257,19 @@ class Architecture:
         ends = self.embedding_parameters(padded=padded) + self.head_parameters(padded=padded)
         return ends - tied + self.distinct_blocks(self.layers) * self.block_parameters()
 
+    def adapter_parameters(self) -> int:
+        """Of one block's adapters."""
+        return 0 if self.adapter is None else self.adapter.parameters()
+
+    def trained_parameters(self) -> int:
+        """All that training changes."""
+        if self.adapter is None:
+            return self.parameter_count()
+        return self.distinct_blocks(self.layers) * self.adapter_parameters()
+
     def flops_per_token(self, sequence_length: int) -> int:
-        """Training FLOPs per token, forward and backward: 6N + 12·L·D·T.
+        """Training FLOPs per token, forward and backward: 6N + 12·L·D·T; where only adapters are
+        trained, 4N + 6·(adapters) + 12·L·D·T, as frozen weights have no gradient.
 
         N leaves out the tables that are only looked up (positions, types, and tokens where the
         head has its own), counts a tied head once and shared layers as often as they run; the
@@ -239,4 +279,7 @@ class Architecture:
         norm = self.norm_parameters(self.embedding_width) if self.embedding_norm else 0
         multiplied = self.layers * self.block_parameters() + self.head_parameters()
         multiplied += norm + self.embedding_projection_parameters()
-        return 6 * multiplied + 12 * self.layers * self.hidden_size * sequence_length
+        weights = 6 * multiplied
+        if self.adapter is not None:
+            weights = 4 * multiplied + 6 * self.layers * self.adapter_parameters()
+        return weights + 12 * self.layers * self.hidden_size * sequence_length

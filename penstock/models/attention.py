@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from penstock.models.architecture import Architecture
 from penstock.models.blockwise import allowed, blockwise_attention
 from penstock.models.layers import dropout
+from penstock.models.projection import Projection
 from penstock.models.rotary import rotate
 
 
@@ -28,26 +29,31 @@ class Attention(nn.Module):
         self.group_size = architecture.group_size
         self.rotary_pairs = architecture.rotary_pairs
         self.is_causal = architecture.is_causal
-        self.rate = architecture.dropout
+        self.attention_rate = architecture.attention_rate
+        self.residual_rate = architecture.dropout
         rows = hidden_size + 2 * architecture.kv_size
-        self.query_key_value = nn.Linear(hidden_size, rows, bias=bias)
-        self.output = nn.Linear(hidden_size, hidden_size, bias=bias)
+        self.query_key_value = Projection(
+            architecture, "attention.query_key_value", hidden_size, rows, bias=bias
+        )
+        self.output = Projection(
+            architecture, "attention.output", hidden_size, hidden_size, bias=bias
+        )
 
     def forward(
         self,
         x: Float[Tensor, "B T D"],
-        keys: Int[Tensor, "B 3"] | None = None,
+        keys: Int[Tensor, "B sites"] | None = None,
         turns: Float[Tensor, "2 #B 1 T P"] | None = None,
         segments: Int[Tensor, "B T"] | None = None,
     ) -> Float[Tensor, "B T D"]:
-        """X (B, T, D) → (B, T, D); keys (B, 3) int64 drop first probabilities, then outputs;
-        turns (2, B or 1, 1, T, P) float32 is the rotation of rotary positions; segments (B, T)
-        int64: positions with different numbers do not see each other.
+        """X (B, T, D) → (B, T, D); keys (B, sites) int64 drop probabilities, outputs and what
+        adapters are given; turns (2, B or 1, 1, T, P) float32 is the rotation of rotary positions;
+        segments (B, T) int64: positions with different numbers do not see each other.
         """
-        query, key, value = self._heads(x, turns)
+        query, key, value = self._heads(x, turns, keys)
         if self.group_size > 1:
             key, value = (self._for_each_query(shared) for shared in (key, value))
-        if keys is not None and self.rate > 0:
+        if keys is not None and self.attention_rate > 0:
             mixed = self._dropping_attention(query, key, value, keys[:, 0], segments)
         elif x.is_cuda:
             mask = self._mask(segments, x.shape[1])
@@ -56,8 +62,8 @@ class Attention(nn.Module):
             )
         else:
             mixed = blockwise_attention(query, key, value, segments, is_causal=self.is_causal)
-        result = self.output(mixed.transpose(1, 2).flatten(2))  # (B, T, D)
-        return result if keys is None else dropout(result, keys[:, 1], self.rate)
+        result = self.output(mixed.transpose(1, 2).flatten(2), keys)  # (B, T, D)
+        return result if keys is None else dropout(result, keys[:, 1], self.residual_rate)
 
     def decode(
         self,
@@ -96,10 +102,13 @@ class Attention(nn.Module):
         return self.output(mixed.transpose(1, 2).flatten(2)), key, value
 
     def _heads(
-        self, x: Float[Tensor, "B T D"], turns: Float[Tensor, "2 #B 1 T P"] | None
+        self,
+        x: Float[Tensor, "B T D"],
+        turns: Float[Tensor, "2 #B 1 T P"] | None,
+        keys: Int[Tensor, "B sites"] | None = None,
     ) -> tuple[Float[Tensor, "B H T S"], Float[Tensor, "B K T S"], Float[Tensor, "B K T S"]]:
         """Query (B, H, T, S), key and value (B, K, T, S), in their places."""
-        projected = self.query_key_value(x)
+        projected = self.query_key_value(x, keys)
         if self.group_size == 1:
             parts = projected.unflatten(-1, (3, self.heads, -1))  # (B, T, 3, H, S)
             query, key, value = parts.permute(2, 0, 3, 1, 4)
@@ -133,7 +142,7 @@ class Attention(nn.Module):
             mask = column <= column.unsqueeze(1)
         scores = scores.float() if mask is None else _masked(scores, mask)
         weights = torch.softmax(scores, -1).to(query.dtype)
-        return dropout(weights, dropout_key, self.rate) @ value
+        return dropout(weights, dropout_key, self.attention_rate) @ value
 
     def _mask(
         self, segments: Int[Tensor, "B T"] | None, length: int

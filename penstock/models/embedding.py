@@ -24,7 +24,7 @@ class Embed(nn.Module):
         """
         super().__init__()
         a, width = architecture, architecture.embedding_width
-        self.rate = a.dropout
+        self.rate = a.embedding_rate
         self.offset = a.position_offset
         self.tokens = _table(a.padded_vocab_size, width)
         rows = a.max_positions + a.position_offset

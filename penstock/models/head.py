@@ -85,7 +85,8 @@ class Head(nn.Module):
         """In pieces so that one piece's logits stay small."""
         rows = x.shape[:-1].numel()
         chunks = -(-rows * self.projection.out_features // _CHUNK_LOGITS)
-        return self.options._replace(chunks=min(rows, chunks))
+        trained = self.projection.weight.requires_grad
+        return self.options._replace(chunks=min(rows, chunks), trains_projection=trained)
 
 
 def head_weights(named: dict[str, Tensor]) -> HeadWeights:

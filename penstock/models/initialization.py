@@ -7,6 +7,7 @@ import hashlib
 import math
 
 import torch
+from torch import Tensor
 
 from penstock.models.families import FAMILIES
 from penstock.models.transformer import Transformer
@@ -27,7 +28,9 @@ def initialize(model: Transformer, seed: int) -> None:
     architecture = model.architecture
     scales_residual = FAMILIES[architecture.family].SCALES_RESIDUAL
     for name, parameter in model.named_parameters():
-        if name.endswith("bias"):
+        if ".adapters." in name:
+            parameter.copy_(initial_adapter(name, parameter.shape, seed))
+        elif name.endswith("bias"):
             parameter.zero_()
         elif "norm" in name:
             parameter.fill_(1.0)
@@ -39,6 +42,16 @@ def initialize(model: Transformer, seed: int) -> None:
             parameter.copy_(torch.randn(parameter.shape, generator=generator) * scale)
     model.embed.tokens.weight[architecture.vocab_size :] = 0
     model.head.projection.weight[architecture.vocab_size :] = 0
+
+
+def initial_adapter(name: str, shape: torch.Size, seed: int) -> Tensor:
+    """A low-rank adapter's start, float32: B is 0, A uniform within 1/sqrt(columns) of 0, so that
+    training starts from the model as it is (LoRA's published code, and PEFT).
+    """
+    if name.endswith(".up"):
+        return torch.zeros(shape)
+    generator = torch.Generator().manual_seed(_stream_seed(seed, name))
+    return (torch.rand(shape, generator=generator) * 2 - 1) / math.sqrt(shape[1])
 
 
 def _stream_seed(seed: int, name: str) -> int:

@@ -74,6 +74,8 @@ def dropout(
     place within its sequence only, so any split of a batch drops the same elements. Bits are
     lowbias32 (Chris Wellons, "Prospecting for hash functions", 2018) of a counter.
     """
+    if rate == 0:
+        return x
     size = x[0].numel()
     counter = torch.arange(size, device=x.device, dtype=torch.int64).view(1, *x.shape[1:])
     seed = key.view(-1, *(1 for _ in x.shape[1:]))

@@ -42,6 +42,8 @@ class HeadOptions(NamedTuple):
     vocab_size: int
     chunks: int
     """Pieces of tokens that are projected one after the other."""
+    trains_projection: bool = True
+    """Whether its gradient is wanted."""
 
 
 def before_projection(
@@ -69,7 +71,8 @@ class HeadGradients(NamedTuple):
     x: Tensor
     """(B, T, D), the input's dtype."""
     weights: HeadWeights
-    """Of the projection and its bias, summed over the pieces in float32."""
+    """Of the projection and its bias, summed over the pieces in float32; the projection's is () 0
+    where it is not wanted."""
 
 
 def loss_and_gradients(
@@ -111,9 +114,10 @@ def loss_and_gradients(
         cross_entropy = cross_entropy + (weight * nll).sum()
         loss = loss + (weight * (nll + z_loss * normalizer.square())).sum()
         row_gradients.append(gradient @ projection)
-        part = gradient.t() @ piece
-        # Summed in float32: bf16 sums would lose the small ones.
-        for_projection = part if options.chunks == 1 else for_projection + part.float()
+        if options.trains_projection:
+            part = gradient.t() @ piece
+            # Summed in float32: bf16 sums would lose the small ones.
+            for_projection = part if options.chunks == 1 else for_projection + part.float()
         if bias is not None:
             for_bias = for_bias + gradient.float().sum(0)
     for_prepared = torch.cat(row_gradients).view_as(prepared)

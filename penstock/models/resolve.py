@@ -26,6 +26,8 @@ def resolve_architecture(section: ModelSection, vocab_size: int | None = None) -
     names = {field.name for field in dataclasses.fields(Architecture)}
     given = {k: v for k, v in section.model_dump().items() if k in names and v is not None}
     given.pop("family", None)
+    if "dropout" in given:  # one rate for all places, but for those that have their own
+        fields = {k: v for k, v in fields.items() if not k.endswith("_dropout")}
     fields = {**fields, **given}
     if not fixed_vocabulary and "vocab_size" not in given and vocab_size is not None:
         fields["vocab_size"] = vocab_size

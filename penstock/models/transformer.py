@@ -17,30 +17,10 @@ from penstock.models.architecture import Architecture
 from penstock.models.attention import Attention
 from penstock.models.embedding import Embed
 from penstock.models.head import Head
-from penstock.models.layers import activate, dropout, dropout_keys
+from penstock.models.layers import dropout, dropout_keys
+from penstock.models.mlp import Mlp
 from penstock.models.norm import Norm
 from penstock.models.rotary import positions_within, rotation
-
-
-class Mlp(nn.Module):
-    """Two linear layers around an activation, which a third may gate (Shazeer, arXiv 2002.05202,
-    equation 6).
-    """
-
-    def __init__(self, architecture: Architecture) -> None:
-        """Parameters: up (F, D), gate (F, D) where there is one, down (D, F); biases if any."""
-        super().__init__()
-        width, inner, bias = architecture.hidden_size, architecture.mlp_size, architecture.mlp_bias
-        self.activation = architecture.activation
-        self.gate = nn.Linear(width, inner, bias=bias) if architecture.gated_mlp else None
-        self.up = nn.Linear(width, inner, bias=bias)
-        self.down = nn.Linear(inner, width, bias=bias)
-
-    def forward(self, x: Float[Tensor, "... D"]) -> Float[Tensor, "... D"]:
-        """X (..., D) → (..., D)."""
-        if self.gate is None:
-            return self.down(activate(self.up(x), self.activation))
-        return self.down(activate(self.gate(x), self.activation) * self.up(x))
 
 
 class Block(nn.Module):
@@ -63,19 +43,19 @@ class Block(nn.Module):
     def forward(
         self,
         x: Float[Tensor, "B T D"],
-        keys: Int[Tensor, "B 3"] | None = None,
+        keys: Int[Tensor, "B sites"] | None = None,
         turns: Float[Tensor, "2 #B 1 T P"] | None = None,
         segments: Int[Tensor, "B T"] | None = None,
     ) -> Float[Tensor, "B T D"]:
-        """X (B, T, D) → (B, T, D); keys (B, 3) int64: probabilities, attention, MLP dropout;
-        turns (2, B or 1, 1, T, P) float32: see `models/rotary.py`; segments (B, T) int64: see
-        `Attention.forward`.
+        """X (B, T, D) → (B, T, D); keys (B, sites) int64: probabilities, attention, MLP
+        dropout, then the adapters'; turns (2, B or 1, 1, T, P) float32: see `models/rotary.py`;
+        segments (B, T) int64: see `Attention.forward`.
         """
         normalized = x if self.normalizes_sums else self.attention_norm(x)
         attended = x + self.attention(normalized, keys, turns, segments)
         if self.normalizes_sums:
             attended = self.attention_norm(attended)
-        update = self._mlp_update(x, normalized, attended)
+        update = self._mlp_update(x, normalized, attended, keys)
         update = update if keys is None else dropout(update, keys[:, 2], self.rate)
         if self.normalizes_sums and self.mlp_norm is not None:
             return self.mlp_norm(attended + update)
@@ -104,13 +84,14 @@ class Block(nn.Module):
         x: Float[Tensor, "B T D"],
         normalized: Float[Tensor, "B T D"],
         attended: Float[Tensor, "B T D"],
+        keys: Int[Tensor, "B sites"] | None = None,
     ) -> Float[Tensor, "B T D"]:
         """What the MLP adds (B, T, D): from x, x behind attention's norm, or x and attention."""
         if self.normalizes_sums:
-            return self.mlp(attended)
+            return self.mlp(attended, keys)
         if self.mlp_norm is None:
-            return self.mlp(normalized)
-        return self.mlp(self.mlp_norm(x if self.is_parallel else attended))
+            return self.mlp(normalized, keys)
+        return self.mlp(self.mlp_norm(x if self.is_parallel else attended), keys)
 
 
 class Transformer(nn.Module):
@@ -141,7 +122,7 @@ class Transformer(nn.Module):
         """Logits (B, T, V), or with targets the weighted loss () float32.
 
         tokens, targets (B, T) int64; loss_weights (B, T) float32, all 1 when not given; keys:
-        dropout keys (B, 1) of the embedding, then (B, 3) of each block, or None for no dropout;
+        dropout keys (B, 1) of the embedding, then (B, sites) of each block, or None for no dropout;
         segments (B, T) int64: positions are counted within each run of equal numbers, and see
         only those of their own number. Padding has a number of its own.
         """
@@ -155,14 +136,16 @@ class Transformer(nn.Module):
     def dropout_keys(
         self, seed: int, step: int, sequences: Int[Tensor, " B"]
     ) -> list[Tensor] | None:
-        """Keys for `forward`, int64: (B, 1) for the embedding, (B, 3) per block; None without
-        dropout. A pure function of seed, step, each sequence's place in the step's global batch
-        (B,) int64, layer and site, so that any split of the batch drops the same elements.
+        """Keys for `forward`, int64: (B, 1) for the embedding, (B, sites) per block; None
+        without dropout. A pure function of seed, step, each sequence's place in the step's global
+        batch (B,) int64, layer and site, so that any split of the batch drops the same elements.
         """
-        if self.architecture.dropout == 0:
+        if not self.architecture.has_dropout:
             return None
+        sites = self.architecture.dropout_sites
         keys = [dropout_keys(seed, step, sequences, -1, 1)]
-        return keys + [dropout_keys(seed, step, sequences, i, 3) for i in range(len(self.blocks))]
+        layers = range(len(self.blocks))
+        return keys + [dropout_keys(seed, step, sequences, i, sites) for i in layers]
 
     @torch.no_grad()
     def token_losses(

@@ -33,7 +33,7 @@ class WeightFiles:
         """
         self._places: dict[str, Path] = {}
         self._loaded: dict[str, Tensor] = {}
-        for path in _files(folder):
+        for path in weight_files(folder):
             with _readable(path):
                 if path.suffix == ".safetensors":
                     with safetensors.safe_open(path, "pt") as file:
@@ -54,7 +54,7 @@ class WeightFiles:
             return file.get_tensor(name)
 
 
-def _files(folder: Path) -> list[Path]:
+def weight_files(folder: Path) -> list[Path]:
     """The one file of weights, or those its index names."""
     for single in (SAFE_NAME, _LEGACY_NAME):
         index = folder / f"{single}.index.json"

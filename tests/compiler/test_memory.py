@@ -5,10 +5,15 @@ import dataclasses
 import pytest
 
 from penstock.compiler.cost import CostModel
+from penstock.compiler.kernels import TensorSpec
 from penstock.compiler.memory import MemoryModel, block_activations
-from penstock.config.schema import ModelSection
+from penstock.compiler.planner import make_plan
+from penstock.compiler.regions import trace_kernel
+from penstock.config.lora import LoraSection
+from penstock.config.schema import BatchSection, ModelSection, PlanSection
 from penstock.hardware.target import Target, load_target
 from penstock.models.architecture import Architecture
+from penstock.models.lora import adapted
 from penstock.models.resolve import resolve_architecture
 
 GPT2 = resolve_architecture(ModelSection(preset="gpt2"))
@@ -258,3 +263,49 @@ def test_measured_peaks_are_reached_as_whole_steps_were_seen_to() -> None:
     seconds += sum(part.total for part in (*model.embedding(), *model.head()))
     seconds += model.update(PARAMETERS).total
     assert 4 * 512 / seconds == pytest.approx(417, rel=0.03)
+
+
+def with_adapters(targets: list[str]) -> Architecture:
+    return adapted(GPT2, LoraSection(rank=8, targets=targets))
+
+
+def test_frozen_weights_have_no_gradients_and_no_state() -> None:
+    lora = with_adapters(["all-linear"])
+    # Rank times rows and columns: 768 → 2304, 768 → 768, 768 → 3072 and back.
+    adapters = 12 * 8 * ((768 + 2304) + (768 + 768) + 2 * (768 + 3072))
+    assert lora.trained_parameters() == adapters
+    found, plain = whole(architecture=lora, saves=True), whole(saves=True)
+    assert found["weights"] == plain["weights"] + 2 * adapters
+    assert found["gradients"] == 2 * adapters
+    assert found["optimizer"] == found["checkpoint"] == 12 * adapters
+    assert whole(architecture=lora, optimizer="muon")["optimizer"] == 8 * adapters
+
+
+@pytest.mark.parametrize("preset", ["gpt2", "llama-3.2-1b", "pythia-160m"])
+@pytest.mark.parametrize("targets", [[], ["all-linear"]])
+def test_blocks_with_adapters_keep_what_their_kernels_keep(preset: str, targets: list[str]) -> None:
+    section = LoraSection(rank=8, targets=targets)
+    a = adapted(resolve_architecture(ModelSection(preset=preset)), section)
+    plan = make_plan(
+        a, batch=BatchSection(micro=2), plan=PlanSection(), compute="bf16", sequence_length=64,
+        target=load_target("zen5-2core"),
+    )  # fmt: skip
+    forward, backward = (trace_kernel(plan, f"block_{part}") for part in ("forward", "backward"))
+    saved = sum(TensorSpec.of(t).bytes for t in forward.graph.outputs[1:])
+    x = 2 * 128 * a.hidden_size
+    assert len(backward.contract.parameters) in backward.contract.kept_inputs  # x itself
+    model = memory(architecture=a, micro=2, sequence_length=64)
+    kept = model.stage(1, embedding=False, head=False, block_passes=1).device["activations"]
+    assert saved + x == kept
+    trained = [backward.contract.parameters[i] for i in backward.contract.differentiable[:-1]]
+    assert trained
+    assert all(".adapters." in name for name in trained)
+
+
+def test_a_backward_pass_without_gradients_of_weights_takes_half_the_products() -> None:
+    forward, backward = cost().block()
+    _, frozen = cost(architecture=with_adapters([])).block()
+    products = 2 * 4 * 512 * GPT2.block_parameters()
+    share = products / (products + 4 * 512 * 4 * 768 * 512)
+    assert frozen.compute / forward.compute == pytest.approx(2 - share, rel=0.03)
+    assert backward.compute == pytest.approx(2 * forward.compute)

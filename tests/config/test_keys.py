@@ -38,3 +38,15 @@ def test_a_key_with_a_letter_too_many_is_recognised(key: str) -> None:
     with pytest.raises(ConfigError) as caught:
         require_key(f"{key}x", "here")
     assert f"did you mean {key}?" in str(caught.value)
+
+
+def test_a_verbs_own_section_may_be_left_out() -> None:
+    from penstock.config.load import load_config
+
+    loaded = load_config(None, ["tasks=[lambada]", "seed=3"], "evaluate")
+    assert loaded.config.evaluate.tasks == ["lambada"]
+    assert loaded.config.seed == 3
+    assert loaded.origins["evaluate.tasks"] == "command line"
+    assert load_config(None, ["steps=5"], "train").config.train.steps == 5
+    with pytest.raises(ConfigError, match="there is no key steps"):
+        load_config(None, ["steps=5"], "evaluate")

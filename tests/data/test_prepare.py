@@ -14,9 +14,8 @@ import penstock
 from penstock.config.data import SourceSection
 from penstock.data import prepare as prepare_module
 from penstock.data.dataset import Dataset
-from penstock.data.packing import fit, pack_rows
+from penstock.data.sources import read_documents
 from penstock.data.sources.files import list_files
-from penstock.data.sources.reading import read_pieces
 from penstock.data.tokenizer import Tokenizer
 from penstock.errors import ConfigError, DataError, UserError
 
@@ -66,7 +65,7 @@ def test_workers_shards_and_interruptions_leave_no_trace(
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr(prepare_module, "_finish", stop)
+        patch.setattr(prepare_module, "write_dataset", stop)
         with pytest.raises(KeyboardInterrupt):
             penstock.prepare(**arguments)
     assert list((tmp_path / "d" / ".prepare").rglob("facts.json"))
@@ -108,7 +107,7 @@ def test_an_interruption_and_other_shards_lose_nothing(
         "data": {"path": str(tmp_path / "d"), "sequence_length": 16},
     }
     with monkeypatch.context() as patch:
-        patch.setattr(prepare_module, "_finish", lambda *given: 1 / 0)
+        patch.setattr(prepare_module, "write_dataset", lambda *given: 1 / 0)
         with pytest.raises(ZeroDivisionError):
             penstock.prepare(**arguments, prepare={"workers": 1, "shard_bytes": 1500})
     dataset = penstock.prepare(**arguments, prepare={"workers": 1, "shard_bytes": 5000}).dataset
@@ -198,7 +197,7 @@ def test_compressed_files_give_the_text_of_plain_ones(tmp_path: Path) -> None:
     (tmp_path / "c.zst").write_bytes(zstandard.compress(text))
     for name in ("a.txt", "b.txt.gz", "c.zst"):
         section = SourceSection(path=str(tmp_path / name))
-        pieces = read_pieces(list_files(section)[0], section)
+        pieces = read_documents(list_files(section)[0], section)
         assert "".join(piece.text for piece in pieces).encode() == text
 
 
@@ -206,7 +205,7 @@ def test_compressed_files_give_the_text_of_plain_ones(tmp_path: Path) -> None:
 def test_document_separators(documents: str, count: int, tmp_path: Path) -> None:
     (tmp_path / "x.txt").write_text("one\ntwo\n\n  \nthree\nfour")
     section = SourceSection(path=str(tmp_path / "x.txt"), documents=documents)
-    pieces = list(read_pieces(list_files(section)[0], section))
+    pieces = list(read_documents(list_files(section)[0], section))
     assert sum(piece.ends for piece in pieces) == count
     assert len({piece.document for piece in pieces}) == count
 
@@ -256,23 +255,6 @@ def test_gpt2s_two_files_tokenize_as_transformers_does(test_data: Path) -> None:
     assert ours.decode(ours.encode(text)) == text
     assert ours.vocab_size == 50257
     assert ours.end_of_text == 50256
-
-
-def documents(*lengths: int) -> list[np.ndarray]:
-    return [np.full(length, i) for i, length in enumerate(lengths)]
-
-
-def test_greedy_packing_keeps_documents_whole() -> None:
-    rows = list(pack_rows(documents(3, 4, 2, 1), "greedy", 8))
-    assert [row.tolist() for row in rows] == [[0, 0, 0, 1, 1, 1, 1], [2, 2, 3]]
-
-
-def test_too_long_documents_are_cut_where_it_is_told() -> None:
-    long = np.arange(10)
-    assert fit(long, "truncate_left", 4).tolist() == [6, 7, 8, 9]
-    assert fit(long, "truncate_right", 4).tolist() == [0, 1, 2, 3]
-    assert fit(long, "drop", 4) is None
-    assert fit(long, "drop", 10) is long
 
 
 def test_row_packing_pads_with_weight_zero(corpus: Path, tmp_path: Path) -> None:

@@ -29,7 +29,7 @@ _LARGEST_THRIFT = 100 << 20
 
 
 @contextlib.contextmanager
-def _arrow_errors(path: Path) -> Generator[None]:
+def arrow_errors(path: Path) -> Generator[None]:
     """Whatever pyarrow raises is a `DataError`."""
     try:
         yield
@@ -38,6 +38,31 @@ def _arrow_errors(path: Path) -> Generator[None]:
     except Exception as error:  # ArrowInvalid, OSError, KeyError, NotImplementedError and more
         first = " ".join(str(error).split())[:100]
         raise damaged(path, f"does not read ({type(error).__name__}: {first})") from None
+
+
+def open_parquet(path: Path) -> Any:  # noqa: ANN401 - pyarrow has no types
+    """A Parquet file whose footer claims what is in proportion to its size.
+
+    Raises:
+        DataError: it claims more.
+    """
+    file = parquet.ParquetFile(
+        path,
+        memory_map=True,
+        pre_buffer=False,
+        page_checksum_verification=True,
+        thrift_string_size_limit=_LARGEST_THRIFT,
+        thrift_container_size_limit=1_000_000,
+    )
+    metadata = file.metadata
+    limit = max(_SMALL, path.stat().st_size * _LARGEST_RATIO)
+    for group in range(metadata.num_row_groups):
+        for place in range(metadata.num_columns):
+            column = metadata.row_group(group).column(place)
+            if not 0 <= max(4 * column.num_values, column.total_uncompressed_size) <= limit:
+                file.close()
+                raise damaged(path, f"claims {column.num_values:,} values in a column")
+    return file
 
 
 class Reader:
@@ -50,7 +75,7 @@ class Reader:
             DataError: damaged, or no column of token ids or text.
         """
         self._path = path
-        with _arrow_errors(path):
+        with arrow_errors(path):
             schema, rows = self._schema()
             self._columns = [name for name in schema.names if name in USED]
             self.text_column: str | None = None
@@ -95,51 +120,31 @@ class Reader:
             column = batch.column(name)
             if column.null_count:
                 raise damaged(self._path, f"has rows without {name}")
-            with _arrow_errors(self._path):
+            with arrow_errors(self._path):
                 yield from column.to_pylist()
 
     def _schema(self) -> tuple[pa.Schema, int | None]:
         """Schema and, where the file states it, rows."""
         if _magic(self._path) == PARQUET:
-            with self._parquet() as file:
-                self._check_ratio(file.metadata)
+            with open_parquet(self._path) as file:
                 return file.schema_arrow, file.metadata.num_rows
         with self._ipc() as source:
             return source.schema, None
 
-    def _check_ratio(self, metadata: Any) -> None:  # noqa: ANN401 - parquet's FileMetaData
-        """What the footer claims must be in proportion to the file."""
-        limit = max(_SMALL, self._path.stat().st_size * _LARGEST_RATIO)
-        for group in range(metadata.num_row_groups):
-            for place in range(metadata.num_columns):
-                column = metadata.row_group(group).column(place)
-                if not 0 <= max(4 * column.num_values, column.total_uncompressed_size) <= limit:
-                    raise damaged(self._path, f"claims {column.num_values:,} values in a column")
-
     def _batches(self, columns: list[str]) -> Iterator[pa.RecordBatch]:
         """Validated record batches of some columns."""
-        with _arrow_errors(self._path):
+        with arrow_errors(self._path):
             if _magic(self._path) == PARQUET:
-                with self._parquet() as file:
-                    size = _rows_per_batch(file.metadata)
+                with open_parquet(self._path) as file:
+                    size = rows_per_batch(file.metadata)
                     batches = file.iter_batches(size, columns=columns, use_threads=False)
-                    yield from map(_validated, batches)
+                    yield from map(validated, batches)
             else:
                 with self._ipc() as source:
                     places = [source.schema.get_field_index(name) for name in columns]
                 options = ipc.IpcReadOptions(included_fields=places, use_threads=False)
                 with self._ipc(options) as source:
-                    yield from map(_validated, _each_batch(source))
-
-    def _parquet(self) -> Any:  # noqa: ANN401 - pyarrow has no types
-        return parquet.ParquetFile(
-            self._path,
-            memory_map=True,
-            pre_buffer=False,
-            page_checksum_verification=True,
-            thrift_string_size_limit=_LARGEST_THRIFT,
-            thrift_container_size_limit=1_000_000,
-        )
+                    yield from map(validated, _each_batch(source))
 
     def _ipc(self, options: Any = None) -> Any:  # noqa: ANN401 - pyarrow has no types
         source = pa.memory_map(str(self._path))
@@ -162,7 +167,7 @@ def _magic(path: Path) -> bytes:
     return head if head == ARROW_FILE else head[:4]
 
 
-def _rows_per_batch(metadata: Any) -> int:  # noqa: ANN401 - parquet's FileMetaData
+def rows_per_batch(metadata: Any) -> int:  # noqa: ANN401 - parquet's FileMetaData
     """Rows that make about a million values together."""
     values = [
         metadata.row_group(group).column(place).num_values
@@ -179,7 +184,7 @@ def _each_batch(source: Any) -> Iterator[pa.RecordBatch]:  # noqa: ANN401 - file
         yield from source
 
 
-def _validated(batch: pa.RecordBatch) -> pa.RecordBatch:
+def validated(batch: pa.RecordBatch) -> pa.RecordBatch:
     """The batch, with every offset checked against what it points into."""
     if batch.num_rows and not batch.num_columns:
         raise ValueError("rows without columns")

@@ -77,11 +77,12 @@ class _TableWriter:
 
 
 class ParquetWriter(_TableWriter):
-    """SPLIT.parquet."""
+    """SPLIT.parquet, or SPLIT-00000-of-00002.parquet and so on."""
 
     def __init__(self, folder: Path, split: str, layout: Layout) -> None:
         """Begin the file."""
-        super().__init__(folder / f"{split}.parquet", layout)
+        many = f"-{layout.file:05}-of-{layout.files:05}" if layout.files > 1 else ""
+        super().__init__(folder / f"{split}{many}.parquet", layout)
 
 
 class SavedFolderWriter(_TableWriter):
@@ -90,7 +91,9 @@ class SavedFolderWriter(_TableWriter):
     def __init__(self, folder: Path, split: str, layout: Layout) -> None:
         """Begin the Arrow stream."""
         self._folder, self._split = folder, split
-        super().__init__(folder / split / "data-00000-of-00001.arrow", layout)
+        self._is_first = layout.file == 0
+        name = f"data-{layout.file:05}-of-{layout.files:05}.arrow"
+        super().__init__(folder / split / name, layout)
 
     def _open(self, path: Path) -> Any:  # noqa: ANN401 - pyarrow has no types
         self._file = path.open("wb")
@@ -103,8 +106,10 @@ class SavedFolderWriter(_TableWriter):
     def finish(self) -> list[Path]:
         """Name the stream, then write what tells `datasets` of it."""
         (path,) = super().finish()
+        known = path.with_name(STATE)
+        earlier = [] if self._is_first else read_json(known)["_data_files"]
         state = {
-            "_data_files": [{"filename": path.name}],
+            "_data_files": [*earlier, {"filename": path.name}],
             "_fingerprint": sha256_file(path)[:16],
             "_format_columns": None,
             "_format_kwargs": {},

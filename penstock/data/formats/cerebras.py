@@ -172,12 +172,12 @@ def _parameters(path: Path) -> dict[str, int]:
 
 
 class Writer:
-    """One split as a folder SPLIT with one .h5 file and data_params.json; masks as of today."""
+    """One split as a folder SPLIT with .h5 files and one data_params.json; masks as of today."""
 
     def __init__(self, folder: Path, split: str, layout: Layout) -> None:
         """Rows of `layout.width` positions hold one token more; five rows where `packed`."""
         self._folder, self._layout = folder / split, layout
-        self._output = OutputFile(self._folder / "data-00000.h5")
+        self._output = OutputFile(self._folder / f"data-{layout.file:05}.h5")
         self._file = h5py.File(self._output.temporary, "w")
         self._output.opened(self._file.close)
         self._data = RowWriter(self._file, _DATA)
@@ -242,7 +242,14 @@ class Writer:
             self._block, self._real = [], 0
 
     def _parameters(self, path: Path) -> dict[str, Any]:
-        rows, width = self._stats["num_sequences"], self._layout.width
+        width = self._layout.width
+        stats, size = dict(self._stats), path.stat().st_size
+        if self._layout.file:
+            earlier = read_json(self._folder / PARAMETERS)
+            size += earlier["post-process"]["output_bytes"]
+            for name in stats:
+                stats[name] += earlier["h5_dataset_stats"][name]
+        rows = stats["num_sequences"]
         return {
             "setup": {"output_dir": self._folder.name, "data_format": "hdf5"},
             "processing": {"max_seq_length": width, "input_ids_dtype": "int32"},
@@ -252,8 +259,8 @@ class Writer:
                 "eos_id": self._layout.padding,
                 "pad_id": self._layout.padding,
                 "vocab_size": self._layout.vocab_size,
-                "num_output_files": 1,
-                "output_bytes": path.stat().st_size,
+                "num_output_files": self._layout.file + 1,
+                "output_bytes": size,
             },
-            "h5_dataset_stats": {**self._stats, "num_tokens": rows * width},
+            "h5_dataset_stats": {**stats, "num_tokens": rows * width},
         }

@@ -18,7 +18,7 @@ from typing import Any, BinaryIO
 
 import numpy as np
 
-from penstock.data.formats import arrow, cerebras, sambanova
+from penstock.data.formats import arrow, arrow_records, cerebras, sambanova
 from penstock.data.formats.frames import pack, write_message
 from penstock.data.formats.hdf5 import dataset_names
 from penstock.data.formats.sequence import Joined, Reader, TokenSequence
@@ -63,13 +63,15 @@ def _answer(request: dict[str, Any], running: dict[int, Iterator[Any]], answers:
     do, number = request["do"], request.get("id", 0)
     if do == "names":
         write_message(answers, {"names": sorted(dataset_names(Path(request["path"])))})
+    elif do == "groups":
+        write_message(answers, {"groups": arrow_records.row_groups(Path(request["path"]))})
     elif do == "next":
         _send_batch(answers, running[number])
     elif do == "close":
         running.pop(number, None)
         write_message(answers, {})
     else:
-        reader = _READERS[request["kind"]]([Path(path) for path in request["paths"]])
+        reader = _open(request)
         texts = _texts(reader)
         if do == "open":
             facts = dataclasses.asdict(reader.facts)
@@ -82,8 +84,17 @@ def _answer(request: dict[str, Any], running: dict[int, Iterator[Any]], answers:
         write_message(answers, {})
 
 
+def _open(request: dict[str, Any]) -> Reader:
+    paths = [Path(path) for path in request["paths"]]
+    if request["kind"] == "records":
+        return arrow_records.Reader(paths[0], request["columns"], *request["groups"])
+    return _READERS[request["kind"]](paths)
+
+
 def _texts(reader: Reader) -> Iterator[str] | None:
     """All texts, where the files have text and no token ids."""
+    if isinstance(reader, arrow_records.Reader):
+        return reader.texts()
     parts = reader.readers if isinstance(reader, Joined) else [reader]
     tables = [part for part in parts if isinstance(part, arrow.Reader) and part.text_column]
     return itertools.chain.from_iterable(t.texts() for t in tables) if tables else None

@@ -133,16 +133,27 @@ def hdf5_names(path: Path) -> set[str]:
     return set(map(str, header["names"]))
 
 
+def parquet_groups(path: Path) -> list[int]:
+    """Bytes of each row group of a Parquet file.
+
+    Raises:
+        DataError: it is damaged, or no Parquet file.
+    """
+    header, _ = _child.ask({"do": "groups", "path": str(path)}, path)
+    return list(map(int, header["groups"]))
+
+
 class IsolatedReader:
     """Files of one kind, read by the child, a batch at a time."""
 
-    def __init__(self, kind: str, paths: Sequence[Path]) -> None:
-        """Open and check the files; `kind` is one the child knows.
+    def __init__(self, kind: str, paths: Sequence[Path], **options: Any) -> None:  # noqa: ANN401 - JSON
+        """Open and check the files; `kind` is one the child knows, `options` what it takes.
 
         Raises:
             DataError: damaged files, or files that bring their reader down.
         """
-        self._request = {"kind": kind, "paths": [str(path.absolute()) for path in paths]}
+        names = [str(path.absolute()) for path in paths]
+        self._request = {"kind": kind, "paths": names, **options}
         self._where = paths[0]
         header, _ = _child.ask({"do": "open", **self._request}, self._where)
         facts: dict[str, Any] = header["facts"]

@@ -45,6 +45,10 @@ class Format:
     """Whether it holds prompt, completion, padding and separator."""
     borders: Literal["none", "equal lengths", "any"] = "any"
     """Whether sequences stay apart."""
+    many: bool = False
+    """Whether a split may be several files, as the format's own tool writes them."""
+    as_rows: bool = False
+    """Whether full packing writes rows of `data.sequence_length`, not one stream or documents."""
     fixed_width: bool = False
     """Whether rows have one length and shorter ones are padded."""
     extra: int = 0
@@ -76,6 +80,8 @@ FORMATS: dict[str, Format] = {
         _isolated("sambanova"),
         sambanova.Writer,
         weights="zero or one",
+        many=True,
+        as_rows=True,
         roles=True,
         fixed_width=True,
         longest=_LONGEST_ROW,
@@ -85,6 +91,8 @@ FORMATS: dict[str, Format] = {
         _isolated("cerebras"),
         cerebras.Writer,
         weights="zero or one",
+        many=True,
+        as_rows=True,
         fixed_width=True,
         longest=_LONGEST_ROW,
         extra=1,
@@ -95,6 +103,8 @@ FORMATS: dict[str, Format] = {
         _each(tfrecord.Reader),
         tfrecord.Writer,
         weights="any",
+        many=True,
+        as_rows=True,
         roles=True,
         longest=_LONGEST_RECORD,
     ),
@@ -103,6 +113,8 @@ FORMATS: dict[str, Format] = {
         _isolated("table"),
         arrow_writers.ParquetWriter,
         weights="any",
+        many=True,
+        as_rows=True,
         roles=True,
         longest=_LONGEST_RECORD,
     ),
@@ -111,6 +123,8 @@ FORMATS: dict[str, Format] = {
         _isolated("table"),
         arrow_writers.SavedFolderWriter,
         weights="any",
+        many=True,
+        as_rows=True,
         roles=True,
         longest=_LONGEST_RECORD,
     ),
@@ -119,6 +133,7 @@ FORMATS: dict[str, Format] = {
         _each(jsonl.Reader),
         jsonl.Writer,
         weights="any",
+        as_rows=True,
         roles=True,
         longest=_LONGEST_RECORD,
     ),

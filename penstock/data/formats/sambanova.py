@@ -119,12 +119,14 @@ def _vocab_size(path: Path) -> int | None:
 
 
 class Writer:
-    """One split as `SPLIT_1_of_1.hdf5`; metadata and checksums grow with each split."""
+    """One split as `SPLIT_1_of_N.hdf5` and so on; metadata and checksums grow with each file."""
 
     def __init__(self, folder: Path, split: str, layout: Layout) -> None:
         """Write into `folder`, rows of `layout.width`."""
         self._folder, self._split, self._layout = folder, _SPLITS.get(split, split), layout
-        self._output = OutputFile(folder / f"{self._split}_1_of_1.hdf5")
+        self._output = OutputFile(
+            folder / f"{self._split}_{layout.file + 1}_of_{layout.files}.hdf5"
+        )
         self._file = h5py.File(self._output.temporary, "w")
         self._output.opened(self._file.close)
         self._ids, self._roles = RowWriter(self._file, _IDS), RowWriter(self._file, _ROLES)
@@ -186,17 +188,24 @@ class Writer:
             values |= yaml.safe_load(path.read_text(encoding="utf-8"))
         name = "training" if self._split == "train" else self._split
         prompt, completion, padding, separators = (int(n) for n in self._counts)
+        counts = {
+            "sequences": self._rows,
+            "prompt_tokens": prompt,
+            "completion_tokens": completion + separators,
+            "padding_tokens": padding,
+        }
+        largest = self._rows
+        if self._layout.file:
+            counts = {key: n + values[f"{self._split}_{key}"] for key, n in counts.items()}
+            largest = min(largest, values.get(f"max_batch_size_{self._split}") or 0)
         if self._split != "test":
-            values[f"max_batch_size_{self._split}"] = self._rows or None
+            values[f"max_batch_size_{self._split}"] = largest or None
         return values | {
             "max_seq_length": self._layout.width,
             "token_type_ids": True,
             "vocab_size": self._layout.vocab_size,
-            f"number_of_{name}_files": 1,
-            f"{self._split}_sequences": self._rows,
-            f"{self._split}_prompt_tokens": prompt,
-            f"{self._split}_completion_tokens": completion + separators,
-            f"{self._split}_padding_tokens": padding,
+            f"number_of_{name}_files": self._layout.files,
+            **{f"{self._split}_{key}": n for key, n in counts.items()},
         }
 
 

@@ -116,6 +116,10 @@ class Layout:
     """Some sequence has roles."""
     packed: bool = False
     """Several whole sequences a row, where the format can mark their borders."""
+    file: int = 0
+    """Which of the split's files this is; they are written in order."""
+    files: int = 1
+    """Files of the split, where the format has several."""
 
 
 class Writer(Protocol):

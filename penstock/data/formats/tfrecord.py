@@ -98,12 +98,12 @@ class Reader:
 
 
 class Writer:
-    """SPLIT_0.tfrecord and SPLIT_0.index."""
+    """SPLIT_0.tfrecord and SPLIT_0.index; further files are counted on."""
 
     def __init__(self, folder: Path, split: str, layout: Layout) -> None:
         """Begin both files."""
-        self._records = OutputFile(folder / f"{split}_0.tfrecord")
-        self._index = OutputFile(folder / f"{split}_0.index")
+        self._records = OutputFile(folder / f"{split}_{layout.file}.tfrecord")
+        self._index = OutputFile(folder / f"{split}_{layout.file}.index")
         self._file = self._records.temporary.open("wb")
         self._records.opened(self._file.close)
         self._lines = self._index.temporary.open("w", encoding="ascii")

@@ -5,24 +5,19 @@
 
 import codecs
 import dataclasses
-import gzip
 import io
 import mmap
 import re
-import zlib
 from collections.abc import Iterator
 from pathlib import Path
-from typing import IO
-
-import zstandard
 
 from penstock.config.data import SourceSection
+from penstock.data.sources.decompression import READ_BYTES, compression_of, file_bytes, unreadable
+from penstock.data.sources.encodings import as_utf8, encoding_of
 from penstock.data.sources.files import SourceFile
+from penstock.data.sources.piece import Piece, Tally
 from penstock.errors import DataError
 
-_READ_BYTES = 1 << 20
-_ZSTD_READ_BYTES = 1 << 10
-"""Compressed bytes at a time: 4 of them can stand for 128 KiB (RFC 8878, §3.1.1.2)."""
 _LONGEST_PIECE = 1 << 22
 """Characters; text without a single space or newline is cut there, wherever that is."""
 _LINE_CUT = re.compile(r".*\S\n(?=\S)", re.DOTALL)
@@ -36,58 +31,53 @@ _FILE_CUT = {
     "blank_line": re.compile(rb"[!-~]\r?\n\r?\n(?=[!-~])"),
 }
 """Where a file may be cut, by kind of document: the same for bytes, none of them above ASCII."""
+_LINE_END = re.compile("\n")
 _BLANK_LINE = re.compile(r"\n(?:[ \t]*\n)+")
 _BLANK_START = re.compile(r"\A(?:[ \t]*\n)+")
 _BLANK_END = re.compile(r"(?:\n[ \t]*)+\Z")
-_GZIP, _ZSTD = b"\x1f\x8b", b"\x28\xb5\x2f\xfd"
+_LONGEST_MARK = 4
+"""Bytes of the longest byte-order mark."""
 
 
-@dataclasses.dataclass(frozen=True)
-class Piece:
-    """A stretch of a document's text; long documents come in several."""
-
-    document: str
-    """Stable id: the file's for documents=file, else the (start of the) text itself, so that
-    equal lines or paragraphs never lie in two splits."""
-    text: str
-    ends: bool
-    """Whether the document ends here."""
-
-
-def read_pieces(file: SourceFile, section: SourceSection) -> Iterator[Piece]:
+def read_text(file: SourceFile, section: SourceSection, tally: Tally) -> Iterator[Piece]:
     """The documents of one file, in pieces of about a megabyte; empty ones are left out.
 
     Raises:
-        DataError: unreadable, binary, or not UTF-8 with `on_error=stop` (names file and offset).
+        DataError: unreadable, binary, or not of its encoding with `on_error=stop` (names file and
+            offset).
     """
-    if section.on_error == "skip" and not is_text(file):
+    if section.on_error == "skip" and not _is_text(file, section):
+        tally.add("files left out", file.path)
         return
-    texts = _decoded(file, "replace" if section.on_error == "replace" else "strict")
-    if section.documents == "file":
+    texts = _decoded(file, section, tally)
+    if section.documents in (None, "file"):
         yield from _whole(file, texts)
     else:
-        yield from _divided(texts, section.documents)
+        yield from _divided(texts, section.documents == "line", bool(section.keep_newlines))
 
 
-def is_compressed(file: SourceFile) -> bool:
-    """Whether the file is gzip or Zstandard, by its first bytes."""
+def is_plain(file: SourceFile, section: SourceSection) -> bool:
+    """Whether the file's bytes are those of its text in UTF-8, so that any range can be read."""
+    if compression_of(file.path) is not None:
+        return False
     try:
         with Path(file.path).open("rb") as handle:
-            magic = handle.read(4)
+            return encoding_of(handle.read(_LONGEST_MARK), section.encoding)[0] == "utf-8"
     except OSError as error:
-        raise _unreadable(file, error) from None
-    return magic[:2] == _GZIP or magic == _ZSTD
+        raise unreadable(file.path, error) from None
 
 
-def uncompressed_size(file: SourceFile) -> int:
-    """Bytes of a file's text, decompressed."""
-    return sum(len(chunk) for chunk in _bytes(file)) if is_compressed(file) else file.size
+def utf8_size(file: SourceFile, section: SourceSection) -> int:
+    """Bytes of a file's text, decompressed and in UTF-8."""
+    if is_plain(file, section):
+        return file.size
+    return sum(len(chunk) for chunk in utf8_bytes(file, section))
 
 
-def line_start_after(file: SourceFile, offset: int) -> int:
+def line_start_after(file: SourceFile, section: SourceSection, offset: int) -> int:
     """First byte after the next newline at or after byte `offset`; the size if there is none."""
     position = offset
-    for chunk in _bytes(dataclasses.replace(file, start=offset, end=None)):
+    for chunk in utf8_bytes(dataclasses.replace(file, start=offset, end=None), section):
         found = chunk.find(b"\n")
         if found >= 0:
             return position + found + 1
@@ -95,12 +85,20 @@ def line_start_after(file: SourceFile, offset: int) -> int:
     return position
 
 
-def cut_file(file: SourceFile, section: SourceSection, size: int) -> list[SourceFile]:
+def cut_text(file: SourceFile, section: SourceSection, size: int) -> list[SourceFile]:
     """Ranges of about `size` bytes of a file, cut where documents and tokens stay the same.
 
-    A compressed file stays whole, and so does one of which `on_error=skip` may leave out all.
+    A file that is compressed or not in UTF-8 stays whole, and so does one of which
+    `on_error=skip` may leave out all.
     """
-    if file.size <= size or section.on_error == "skip" or is_compressed(file):
+    if section.on_error == "skip":
+        return [file]
+    return cut_at(file, section, size, section.documents or "file")
+
+
+def cut_at(file: SourceFile, section: SourceSection, size: int, kind: str) -> list[SourceFile]:
+    """Ranges of about `size` bytes; `kind` of document: file, line or blank_line."""
+    if file.size <= size or not is_plain(file, section):
         return [file]
     stop = file.start + file.size
     with (
@@ -109,7 +107,7 @@ def cut_file(file: SourceFile, section: SourceSection, size: int) -> list[Source
     ):
         bounds = [file.start]
         while stop - bounds[-1] > size:
-            found = _FILE_CUT[section.documents].search(content, bounds[-1] + size, stop)
+            found = _FILE_CUT[kind].search(content, bounds[-1] + size, stop)
             if found is None or found.end() == stop:
                 break
             bounds.append(found.end())
@@ -119,16 +117,16 @@ def cut_file(file: SourceFile, section: SourceSection, size: int) -> list[Source
             start=start,
             end=end,
             size=end - start,
-            continues=section.documents == "file" and end < stop,
+            continues=kind == "file" and end < stop,
         )
         for start, end in zip(bounds, [*bounds[1:], stop], strict=True)
     ]
 
 
-def is_text(file: SourceFile) -> bool:
-    """Whether the whole range is readable UTF-8 without NUL bytes."""
+def _is_text(file: SourceFile, section: SourceSection) -> bool:
+    """Whether the whole range is readable text without NUL bytes."""
     try:
-        for _ in _decoded(file, "strict"):
+        for _ in _decoded(file, section, Tally()):
             pass
     except DataError:
         return False
@@ -152,23 +150,24 @@ def _whole(file: SourceFile, texts: Iterator[str]) -> Iterator[Piece]:
 def _cut(text: str) -> int:
     """Where to cut a stretch of text; 0: not yet."""
     found = _LINE_CUT.match(text)
-    if found is None and len(text) >= _READ_BYTES:
+    if found is None and len(text) >= READ_BYTES:
         found = _SPACE_CUT.match(text)
     if found is not None:
         return found.end()
     return _LONGEST_PIECE if len(text) > _LONGEST_PIECE else 0
 
 
-def _divided(texts: Iterator[str], kind: str) -> Iterator[Piece]:
+def _divided(texts: Iterator[str], by_line: bool, keep_newlines: bool) -> Iterator[Piece]:
     """Documents between newlines or blank lines, those of white space left out."""
-    separator = re.compile("\n") if kind == "line" else _BLANK_LINE
+    separator = _LINE_END if by_line else _BLANK_LINE
+    end = "\n" if by_line and keep_newlines else ""
     rest = ""
     begun: str | None = None
     """Id of the document whose first pieces are out already."""
     for text in texts:
         *documents, rest = separator.split(rest + text)
         for document in documents:
-            yield from _last_piece(document, begun, kind)
+            yield from _last_piece(document, begun, by_line, end)
             begun = None
         cut = _cut(rest) if len(rest) > _LONGEST_PIECE else 0
         if cut:
@@ -178,34 +177,42 @@ def _divided(texts: Iterator[str], kind: str) -> Iterator[Piece]:
                 yield Piece(name, first, ends=False)
                 begun = name
             rest = rest[cut:]
-    yield from _last_piece(_BLANK_END.sub("", rest), begun, kind)
+    yield from _last_piece(_BLANK_END.sub("", rest), begun, by_line, "")
 
 
-def _last_piece(text: str, begun: str | None, kind: str) -> Iterator[Piece]:
+def _last_piece(text: str, begun: str | None, by_line: bool, end: str) -> Iterator[Piece]:
     """The end of a document, or the whole of it."""
     if begun is not None:
-        yield Piece(begun, text, ends=True)
+        yield Piece(begun, text + end, ends=True)
     elif text.strip():
-        text = text if kind == "line" else _BLANK_START.sub("", text)
-        yield Piece(text, text, ends=True)
+        text = text if by_line else _BLANK_START.sub("", text)
+        yield Piece(text, text + end, ends=True)
 
 
-def _decoded(file: SourceFile, errors: str) -> Iterator[str]:
+def _decoded(file: SourceFile, section: SourceSection, tally: Tally) -> Iterator[str]:
     """The file's text in chunks; line ends become newlines."""
-    decoder = codecs.getincrementaldecoder("utf-8")(errors)
+    replaces = section.on_error == "replace"
+    decoder = codecs.getincrementaldecoder("utf-8")("replace" if replaces else "strict")
     newlines = io.IncrementalNewlineDecoder(None, translate=True)
     offset = file.start
-    for chunk in _bytes(file):
+    mended = False
+    for chunk in utf8_bytes(file, section):
         nul = chunk.find(b"\0")
-        if nul >= 0:
+        if nul >= 0 and not replaces:
             raise DataError(
                 f"{file.path} is a binary file (NUL at byte {offset + nul})",
                 where="source.path",
-                do="leave it out, or set source.on_error=skip",
+                do="leave it out, or set source.on_error=replace or skip",
             )
-        yield newlines.decode(_decode(decoder, chunk, offset, file))
+        text = newlines.decode(_decode(decoder, chunk, offset, file))
+        if replaces:
+            text = text.replace("\0", "\ufffd")
+            mended |= "\ufffd" in text
+        yield text
         offset += len(chunk)
     yield newlines.decode(_decode(decoder, b"", offset, file, final=True), final=True)
+    if mended:
+        tally.add("files with bytes replaced", file.path)
 
 
 def _decode(
@@ -224,53 +231,26 @@ def _decode(
         raise DataError(
             f"{file.path} is not UTF-8 at byte {offset - pending + error.start}",
             where="source.path",
-            do="convert it, or set source.on_error=replace or skip",
+            do="convert it, or set source.encoding, or source.on_error=replace or skip",
         ) from None
 
 
-def _bytes(file: SourceFile) -> Iterator[bytes]:
-    """The uncompressed bytes of the range, in chunks."""
-    try:
-        with Path(file.path).open("rb") as handle:
-            magic = handle.read(4)
-            handle.seek(0)
-            if magic[:2] == _GZIP:
-                with gzip.open(handle) as plain:
-                    yield from _range(_chunks(plain), file.start, file.end)  # type: ignore[arg-type]
-            elif magic == _ZSTD:
-                yield from _range(_zstd_chunks(handle), file.start, file.end)
-            else:
-                handle.seek(file.start)
-                end = None if file.end is None else file.end - file.start
-                yield from _range(_chunks(handle), 0, end)
-    except (OSError, EOFError, zlib.error, zstandard.ZstdError) as error:
-        raise _unreadable(file, error) from None
+def utf8_bytes(file: SourceFile, section: SourceSection) -> Iterator[bytes]:
+    """The text of the range in UTF-8, decompressed, without a byte-order mark, in chunks.
 
-
-def _chunks(handle: IO[bytes]) -> Iterator[bytes]:
-    while chunk := handle.read(_READ_BYTES):
-        yield chunk
-
-
-def _zstd_chunks(handle: IO[bytes]) -> Iterator[bytes]:
-    """Frames one after another; unlike the library's stream reader it notices a missing end."""
-    decoder: zstandard.ZstdDecompressionObj | None = None
-    plain = bytearray()
-    data = handle.read(_ZSTD_READ_BYTES)
-    while data:
-        if decoder is None:
-            decoder = zstandard.ZstdDecompressor(max_window_size=1 << 31).decompressobj()
-        plain += decoder.decompress(data)
-        data = b""
-        if decoder.eof:
-            data, decoder = decoder.unused_data, None
-        data = data or handle.read(_ZSTD_READ_BYTES)
-        if len(plain) >= _READ_BYTES:
-            yield bytes(plain)
-            plain.clear()
-    if decoder is not None:
-        raise EOFError("compressed file ends before its end was marked")
-    yield bytes(plain)
+    Raises:
+        DataError: unreadable, damaged, or not of its encoding; UTF-8 is not checked here.
+    """
+    if is_plain(file, section):
+        length = None if file.end is None else file.end - file.start
+        chunks = _range(file_bytes(file.path, file.start), 0, length)
+        if file.start == 0:
+            chunks = as_utf8(chunks, "utf-8", "strict", file.path)
+        yield from chunks
+    else:
+        errors = "replace" if section.on_error == "replace" else "strict"
+        chunks = as_utf8(file_bytes(file.path), section.encoding, errors, file.path)
+        yield from _range(chunks, file.start, file.end)
 
 
 def _range(chunks: Iterator[bytes], start: int, end: int | None) -> Iterator[bytes]:
@@ -284,10 +264,3 @@ def _range(chunks: Iterator[bytes], start: int, end: int | None) -> Iterator[byt
         position += len(chunk)
         if end is not None and position >= end:
             return
-
-
-def _unreadable(file: SourceFile, error: Exception) -> DataError:
-    reason = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
-    return DataError(
-        f"{file.path} cannot be read: {reason}", where="source.path", do="check the file"
-    )

@@ -69,6 +69,8 @@ def from_hf_config(config: dict[str, Any]) -> dict[str, Any]:
         "max_positions": int(config.get("n_positions", 2048)),
         "vocab_size": int(config.get("vocab_size", 50400)),
         "dropout": float(config.get("resid_pdrop") or 0.0),
+        "embedding_dropout": float(config.get("embd_pdrop") or 0.0),
+        "attention_dropout": float(config.get("attn_pdrop") or 0.0),
         "norm_epsilon": float(config.get("layer_norm_epsilon", 1e-5)),
         "activation": read_activation(
             "activation_function", config.get("activation_function", "gelu_new")
@@ -100,8 +102,8 @@ def to_hf_config(architecture: Architecture, end_of_text: int | None) -> dict[st
         "activation_function": write_activation(a.activation),
         "layer_norm_epsilon": a.norm_epsilon,
         "tie_word_embeddings": a.tie_embeddings,
-        "attn_pdrop": a.dropout,
-        "embd_pdrop": a.dropout,
+        "attn_pdrop": a.attention_rate,
+        "embd_pdrop": a.embedding_rate,
         "resid_pdrop": a.dropout,
         "bos_token_id": end_of_text,
         "eos_token_id": end_of_text,

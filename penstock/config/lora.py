@@ -1,0 +1,25 @@
+"""The keys of the `lora` section: low-rank adapters instead of all weights.
+
+`config/schema.py` gathers it, `models/lora.py` reads it. It must never import torch.
+"""
+
+from pydantic import Field
+
+from penstock.config.section import Probability, Section
+
+
+class LoraSection(Section):
+    """Train low-rank adapters beside the blocks' linear layers, and nothing else."""
+
+    rank: int | None = Field(default=None, ge=1)
+    """Rank of the adapters (LoRA, arXiv 2106.09685); null: none, all weights are trained."""
+    alpha: float | None = Field(default=None, gt=0)
+    """What an adapter computes is multiplied by alpha / rank; 16 when not given."""
+    dropout: Probability = 0.0
+    """Probability of dropping an element of what an adapter is given, in training."""
+    targets: list[str] = Field(default=[])
+    """Layers with adapters, by the names `transformers` gives them or ours, such as [q_proj,
+    v_proj], [c_attn] or [mlp.up]; all-linear: every one; none: attention's queries and values."""
+    from_: str | None = Field(default=None, alias="from")
+    """Folder of an adapter in PEFT's format to start from, or to evaluate and generate with; rank,
+    alpha and targets are its own."""

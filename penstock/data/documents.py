@@ -1,0 +1,70 @@
+"""The documents of all shards of one split, in order, each to be had by its number.
+
+`data/merge.py` takes them from here. It must never read text.
+"""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from penstock.data.formats.megatron import Reader
+from penstock.data.formats.sequence import COMPLETION, SEPARATOR, TokenSequence
+from penstock.data.tokenize import ROLES, Shard
+
+
+class Documents:
+    """Token sequences with roles, memory-mapped; 12 bytes of memory for each."""
+
+    def __init__(self, shards: Sequence[Shard], split: str, *, prompted: bool) -> None:
+        """Open every shard; without `prompted` every document is a completion."""
+        self._tokens = [Reader(Path(shard.folder) / split) for shard in shards]
+        self._roles = (
+            [Reader(Path(shard.folder) / (split + ROLES)) for shard in shards] if prompted else None
+        )
+        counts = [len(reader.lengths) for reader in self._tokens]
+        self._shard = np.repeat(np.arange(len(shards), dtype=np.int32), counts)
+        self._place = np.concatenate(
+            [np.empty(0, np.int64), *(np.arange(count) for count in counts)]
+        )
+        # A sequence at the end of a shard may go on in the next one: those are one document.
+        begins = np.ones(len(self._shard), bool)
+        total = 0
+        for shard, count in zip(shards, counts, strict=True):
+            total += count
+            if count and shard.open_split == split and total < len(begins):
+                begins[total] = False
+        self._first = np.flatnonzero(begins)
+
+    def __len__(self) -> int:
+        """How many documents there are."""
+        return len(self._first)
+
+    def __getitem__(self, number: int) -> TokenSequence:
+        """One document with its roles."""
+        if not 0 <= number < len(self):
+            raise IndexError(number)
+        first = int(self._first[number])
+        last = int(self._first[number + 1]) if number + 1 < len(self) else len(self._shard)
+        tokens = _joined([_sequence(self._tokens, *self._at(i)) for i in range(first, last)])
+        if self._roles is not None:
+            roles = _joined([_sequence(self._roles, *self._at(i)) for i in range(first, last)])
+        else:
+            roles = np.full(len(tokens), COMPLETION, np.uint8)
+            roles[-1:] = SEPARATOR
+        return TokenSequence(tokens, None, roles)
+
+    def _at(self, sequence: int) -> tuple[int, int]:
+        return int(self._shard[sequence]), int(self._place[sequence])
+
+
+def _sequence(readers: Sequence[Reader], shard: int, place: int) -> NDArray[Any]:
+    reader = readers[shard]
+    start = int(reader.starts[place])
+    return reader.tokens[start : start + int(reader.lengths[place])]
+
+
+def _joined(parts: Sequence[NDArray[Any]]) -> NDArray[Any]:
+    return parts[0] if len(parts) == 1 else np.concatenate(parts)

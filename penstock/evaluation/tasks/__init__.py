@@ -1,0 +1,1 @@
+"""Tasks of Penstock's evaluation (see docs/evaluation.md)."""

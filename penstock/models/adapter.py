@@ -1,0 +1,56 @@
+"""Low-rank adapters beside a block's linear layers: which, how large, how scaled.
+
+An `Architecture` carries one where only adapters are trained; `models/projection.py` computes with
+it, `models/lora.py` makes it from the user's section. It must never import torch.
+"""
+
+import dataclasses
+from typing import Any
+
+
+@dataclasses.dataclass(frozen=True)
+class Site:
+    """A linear layer of every block, or the part of its rows that is a layer of its own in
+    `transformers`, with an adapter beside it.
+    """
+
+    linear: str
+    """Our name of the layer in a block, such as attention.query_key_value."""
+    name: str
+    """Its path in a block of `transformers`, such as self_attn.q_proj."""
+    start: int
+    """First of its rows in our layer."""
+    rows: int
+    columns: int
+
+    @property
+    def key(self) -> str:
+        """A name for the adapter's parameters, without dots: what PEFT calls its target."""
+        return self.name.rpartition(".")[2]
+
+
+@dataclasses.dataclass(frozen=True)
+class Adapter:
+    """LoRA (Hu et al., arXiv 2106.09685, §4.1): W x + alpha / rank · B A x; A and B are trained."""
+
+    rank: int
+    alpha: float
+    dropout: float
+    """Probability of dropping an element of x on its way into A."""
+    sites: tuple[Site, ...]
+
+    @property
+    def scale(self) -> float:
+        """Factor of B A x."""
+        return self.alpha / self.rank
+
+    def parameters(self) -> int:
+        """Of one block's adapters."""
+        return sum(self.rank * (site.rows + site.columns) for site in self.sites)
+
+    @staticmethod
+    def from_json(value: dict[str, Any]) -> "Adapter":
+        """Read what `dataclasses.asdict` made; TypeError or KeyError when it is no adapter."""
+        fields = dict(value)
+        fields["sites"] = tuple(Site(**site) for site in value["sites"])
+        return Adapter(**fields)

@@ -1,0 +1,261 @@
+"""`prepare` in every format: the tokens and weights our own format would hold, and SambaNova's own."""
+
+import json
+from pathlib import Path
+
+import h5py
+import numpy as np
+import pytest
+
+import penstock
+from penstock.config.data import DataSection, TokenizerSection
+from penstock.data.dataset import Dataset
+from penstock.data.formats.recognize import recognize
+from penstock.data.formats.registry import FORMATS
+from penstock.data.formats.sequence import TokenSequence
+from penstock.data.members import open_any
+from penstock.data.tokenizer import Tokenizer
+from penstock.errors import ConfigError, DataError
+
+LENGTH = 32
+
+
+@pytest.fixture(scope="module")
+def tokenizer_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("tokenizer")
+    Tokenizer.train(["some words to learn from, told and asked " * 50], 300).save(
+        folder / "tokenizer.json"
+    )
+    return folder
+
+
+@pytest.fixture(scope="module")
+def records(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("records") / "in.jsonl"
+    lines = [
+        {"prompt": f"asked {i} words", "completion": "told " * (i % 9 + 1)} for i in range(120)
+    ]
+    path.write_text("\n".join(json.dumps(line) for line in lines))
+    return path
+
+
+def prepare(records: Path, tokenizer: Path, out: Path, source: dict | None = None, **data: object):
+    return penstock.prepare(
+        source={"kind": "jsonl", "path": str(records), **(source or {})},
+        tokenizer={"from": str(tokenizer)},
+        data={"path": str(out), "sequence_length": LENGTH, "splits": [8, 1, 1], **data},
+        prepare={"workers": 1},
+    )
+
+
+def stored(folder: Path, split: str) -> list[TokenSequence]:
+    found = recognize(folder)
+    return list(FORMATS[found.format].read(found.splits[split]).sequences())
+
+
+@pytest.mark.data
+@pytest.mark.parametrize(
+    ("name", "kind", "packing"),
+    [
+        ("pretraining_txt", "text", "full"),
+        ("generative_tuning", "jsonl", "single::drop"),
+        ("dialogue", "jsonl", "single::truncate_right"),
+    ],
+)
+def test_sambanovas_own_files_come_from_their_inputs(
+    name: str, kind: str, packing: str, test_data: Path, tmp_path: Path
+) -> None:
+    folder = test_data / "sambanova-prep" / name
+    (source,) = (p for p in folder.iterdir() if p.stem == "input")
+    result = penstock.prepare(
+        source={"kind": kind, "path": str(source)},
+        tokenizer={"from": str(test_data / "gpt2-tokenizer")},
+        data={
+            "path": str(tmp_path / "d"),
+            "sequence_length": 1024,
+            "packing": packing,
+            "format": "sambanova",
+            "splits": [1, 0, 0],
+        },
+        prepare={"workers": 1, "shard_bytes": 20_000},
+    )
+    assert result.dataset.manifest["format"] == "sambanova"
+    with (
+        h5py.File(folder / "expected.hdf5") as a,
+        h5py.File(tmp_path / "d" / "train_1_of_1.hdf5") as b,
+    ):
+        for key in ("input_ids", "token_type_ids"):
+            np.testing.assert_array_equal(b[key][:], a[key][:])
+
+
+@pytest.mark.parametrize("packing", ["full", "greedy::drop", "single::truncate_right"])
+@pytest.mark.parametrize(
+    "format", ["sambanova", "cerebras", "tfrecord", "parquet", "arrow", "jsonl"]
+)
+def test_every_format_holds_all_tokens_and_weights(
+    format: str, packing: str, records: Path, tokenizer_folder: Path, tmp_path: Path
+) -> None:
+    ours = prepare(records, tokenizer_folder, tmp_path / "ours", packing="full").dataset
+    theirs = prepare(
+        records, tokenizer_folder, tmp_path / "theirs", packing=packing, format=format
+    ).dataset
+    for name in ("train", "validation", "test"):
+        split = ours.split(name)
+        rows = stored(tmp_path / "theirs", name)
+        extra = FORMATS[format].extra
+        assert max(len(row.tokens) for row in rows) <= LENGTH + extra
+        skip = extra if packing == "full" else 0
+        parts = [row.tokens[skip if i else 0 :] for i, row in enumerate(rows)]
+        weights = [row.loss_weights()[skip if i else 0 :] for i, row in enumerate(rows)]
+        if packing != "full" and extra:
+            continue  # Cerebras' rows of several sequences have targets, no first weights
+        assert np.concatenate(parts).tolist() == split.tokens.tolist()
+        assert split.weights is not None
+        # A first token is a target only in a stream.
+        np.testing.assert_array_equal(np.concatenate(weights)[1:], np.asarray(split.weights)[1:])
+    assert theirs.manifest["splits"]["train"]["documents"] == split_documents(ours, "train")
+
+
+def split_documents(dataset: Dataset, name: str) -> int:
+    return dataset.manifest["splits"][name]["documents"]
+
+
+@pytest.mark.parametrize("format", ["pickle", "npy", "llmc", "nanogpt"])
+def test_streams_hold_all_tokens(
+    format: str, records: Path, tokenizer_folder: Path, tmp_path: Path
+) -> None:
+    ours = prepare(records, tokenizer_folder, tmp_path / "ours").dataset
+    prepare(records, tokenizer_folder, tmp_path / "theirs", format=format)
+    rows = stored(tmp_path / "theirs", "train")
+    assert np.concatenate([r.tokens for r in rows]).tolist() == ours.split("train").tokens.tolist()
+
+
+@pytest.mark.parametrize("format", ["sambanova", "cerebras", "tfrecord", "parquet", "arrow"])
+def test_several_files_hold_what_one_does(
+    format: str, records: Path, tokenizer_folder: Path, tmp_path: Path
+) -> None:
+    for files in (1, 3):
+        prepare(
+            records,
+            tokenizer_folder,
+            tmp_path / str(files),
+            format=format,
+            files=files,
+            packing="single::drop",
+        )
+    one, three = stored(tmp_path / "1", "train"), stored(tmp_path / "3", "train")
+    assert [r.tokens.tolist() for r in one] == [r.tokens.tolist() for r in three]
+    assert len(recognize(tmp_path / "3").splits["train"]) == 3
+    with pytest.raises(ConfigError, match="one file for each split.*sambanova, cerebras"):
+        prepare(records, tokenizer_folder, tmp_path / "x", format="npy", files=2)
+
+
+@pytest.mark.parametrize("format", ["sambanova", "cerebras", "tfrecord", "parquet", "jsonl"])
+def test_what_prepare_writes_opens_for_training(
+    format: str, records: Path, tokenizer_folder: Path, tmp_path: Path
+) -> None:
+    arguments = {"packing": "single::truncate_right", "format": format}
+    prepare(records, tokenizer_folder, tmp_path / "d", **arguments)
+    assert prepare(records, tokenizer_folder, tmp_path / "d", **arguments).reused
+    data = DataSection(path=str(tmp_path / "d"), sequence_length=LENGTH)
+    opened = open_any(tmp_path / "d", data, TokenizerSection()).split("train")
+    ours = prepare(
+        records, tokenizer_folder, tmp_path / "o", packing="single::truncate_right"
+    ).dataset.split("train")
+    assert opened.samples(LENGTH) == ours.samples(LENGTH)
+    for index in range(0, ours.samples(LENGTH), 7):
+        for mine, other in zip(
+            ours.sample(index, LENGTH), opened.sample(index, LENGTH), strict=True
+        ):
+            np.testing.assert_array_equal(mine[: LENGTH - 1], other[: LENGTH - 1])
+
+
+def test_prompts_weigh_what_is_set_and_padding_nothing(
+    records: Path, tokenizer_folder: Path, tmp_path: Path
+) -> None:
+    source = {"prompt_weight": 0.25}
+    dataset = prepare(
+        records, tokenizer_folder, tmp_path / "d", source, packing="single::drop"
+    ).dataset
+    split = dataset.split("train")
+    _, targets, weights = split.sample(0, LENGTH)
+    length = int(split.reader.lengths[0])
+    assert set(weights[: length - 1].tolist()) == {0.25, 1.0}
+    assert not weights[length - 1 :].any()
+    text = dataset.tokenizer().decode(targets[: length - 1][weights[: length - 1] == 1].tolist())
+    assert text.startswith(" told")
+
+
+def test_pairs_may_be_packed_apart(tokenizer_folder: Path, tmp_path: Path) -> None:
+    pairs = [{"prompt": "asked", "completion": "told words"}] * 3
+    (tmp_path / "in.jsonl").write_text("\n".join([json.dumps(pairs)] * 40))
+    counts = {}
+    for boundary in ("document", "pair"):
+        dataset = prepare(
+            tmp_path / "in.jsonl",
+            tokenizer_folder,
+            tmp_path / boundary,
+            {"packing_boundary": boundary},
+            packing="single::truncate_right",
+            splits=[1, 0, 0],
+        ).dataset
+        counts[boundary] = len(dataset.split("train").reader.lengths)
+        assert split_documents(dataset, "train") == 40
+    assert counts == {"document": 40, "pair": 120}
+
+
+def test_shuffling_keeps_every_document_and_depends_on_the_seed(
+    records: Path, tokenizer_folder: Path, tmp_path: Path
+) -> None:
+    made = {}
+    for name, seed, shuffle in (("a", 1, True), ("b", 1, True), ("c", 2, True), ("d", 1, False)):
+        dataset = penstock.prepare(
+            source={"kind": "jsonl", "path": str(records)},
+            tokenizer={"from": str(tokenizer_folder)},
+            data={"path": str(tmp_path / name), "splits": [1, 0, 0], "shuffle": shuffle},
+            prepare={"workers": 1, "shard_bytes": 1024},
+            seed=seed,
+        ).dataset
+        reader = dataset.split("train").reader
+        made[name] = [
+            tuple(reader.tokens[s : s + n].tolist())
+            for s, n in zip(reader.starts, reader.lengths, strict=True)
+        ]
+    assert made["a"] == made["b"] != made["c"]
+    assert sorted(made["a"]) == sorted(made["c"]) == sorted(made["d"])
+
+
+def test_what_went_wrong_is_in_the_manifest(tokenizer_folder: Path, tmp_path: Path) -> None:
+    lines = ['{"text": "good words"}', "{bad", '{"text": "half \\ud800"}'] * 30
+    (tmp_path / "in.jsonl").write_text("\n".join(lines))
+    dataset = prepare(
+        tmp_path / "in.jsonl", tokenizer_folder, tmp_path / "d", {"on_error": "replace"}
+    ).dataset
+    assert dataset.manifest["left_out"] == {"broken records left out": 30}
+    counts = [split_documents(dataset, name) for name in ("train", "validation", "test")]
+    assert sum(counts) == 60
+
+
+def test_a_former_dataset_in_the_folder_leaves_nothing(
+    records: Path, tokenizer_folder: Path, tmp_path: Path
+) -> None:
+    prepare(records, tokenizer_folder, tmp_path / "d")
+    prepare(records, tokenizer_folder, tmp_path / "d", format="sambanova")
+    assert recognize(tmp_path / "d").format == "sambanova"
+    prepare(records, tokenizer_folder, tmp_path / "d")
+    assert Dataset.open(tmp_path / "d")
+    assert not list((tmp_path / "d").glob("*.hdf5"))
+
+
+def test_mistakes_are_one_line(records: Path, tokenizer_folder: Path, tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="packing full for sambanova needs a length"):
+        prepare(records, tokenizer_folder, tmp_path, format="sambanova", sequence_length=None)
+    with pytest.raises(DataError, match="the train split has 0 tokens"):
+        prepare(
+            records,
+            tokenizer_folder,
+            tmp_path,
+            format="jsonl",
+            packing="single::drop",
+            sequence_length=2,
+        )
