@@ -31,6 +31,7 @@ from penstock.hardware.process import loaded_openmp
 from penstock.models.families import FAMILIES
 from penstock.report.page import write_report
 from penstock.report.summary import RunSummary, environment
+from penstock.training.adamw_8bit import AdamW8bit
 from penstock.training.metrics import MetricsLog, peak_memory_bytes
 from penstock.training.muon import Muon
 from penstock.training.optimizer import AdamW
@@ -39,7 +40,7 @@ from penstock.training.schedule import check_schedule
 from penstock.training.trainer import Trainer, TrainingJob
 from penstock.training.validation import Validation
 
-OPTIMIZERS = {"adamw": AdamW, "muon": Muon}
+OPTIMIZERS = {"adamw": AdamW, "adamw_8bit": AdamW8bit, "muon": Muon}
 """optimizer.name → class."""
 
 

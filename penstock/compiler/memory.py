@@ -16,8 +16,11 @@ PROCESS_BYTES = {"cpu": 430 << 20, "cuda": 900 << 20}
 """Resident size of a process that has torch and Penstock loaded: measured on torch 2.13 CPU;
 the figure for CUDA is an estimate of the context. Other devices hold no process."""
 
-OPTIMIZER_BYTES = {"adamw": 12, "muon": 8}
-"""Float32 state per parameter, the master counted; muon's is of the blocks' matrices."""
+OPTIMIZER_BYTES = {"adamw": 12, "adamw_8bit": 6, "muon": 8}
+"""Bytes of state per parameter, the float32 master counted; muon's is of the blocks' matrices.
+With adamw_8bit, scales take 1/32 of a byte besides, and small tensors' moments float32."""
+_LIBRARY_BYTES = {"adamw_8bit": 120 << 20}
+"""Resident size of an optimizer's library: bitsandbytes 0.50 and the parts of torch it loads."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -79,6 +82,8 @@ class MemoryModel:
         held["activations"] = self._activations(block_passes, rows, element)
         held["logits"] = self._logits(rows, element) if head else 0
         held["workspace"] = PROCESS_BYTES.get(self.device, 0)
+        if held["workspace"]:
+            held["workspace"] += _LIBRARY_BYTES.get(self.optimizer, 0)
         held["workspace"] += self._temporaries(rows, element) if layers else 0
         held["workspace"] += self._gathered(embedding=embedding or head)
         outside = {kind: held.pop(kind) for kind in self.streams}
@@ -145,6 +150,9 @@ class MemoryModel:
     def _state_bytes(self, parameters: int, layers: int) -> int:
         """Masters and moments of one device: what a checkpoint holds of it."""
         a = self.architecture
+        if self.optimizer == "adamw_8bit":
+            size = OPTIMIZER_BYTES["adamw_8bit"] * parameters + parameters // 32
+            return size // self._optimizer_share()
         blocks, has_adapter = a.distinct_blocks(layers), a.adapter is not None
         matrices = blocks * (a.adapter_parameters() if has_adapter else a.block_matrix_elements())
         saved = OPTIMIZER_BYTES["adamw"] - OPTIMIZER_BYTES[self.optimizer]

@@ -4,7 +4,6 @@ The update is bitsandbytes', an optional library. It must never know the model's
 names and parameters, nothing else.
 """
 
-import contextlib
 import importlib
 import logging
 from collections.abc import Iterable, Mapping, Sequence
@@ -15,8 +14,8 @@ from torch import Tensor
 from torch.nn import Parameter
 
 from penstock.config.schema import OptimizerSection
-from penstock.errors import CheckpointError, ConfigError
-from penstock.training.optimizer import make_master, parameter_groups
+from penstock.errors import ConfigError
+from penstock.training.optimizer import AdamW, make_master, parameter_groups
 
 _BLOCK = 256
 """Elements that share one scale; the library's, fixed."""
@@ -26,7 +25,7 @@ _PIECE = 1 << 20
 """Elements updated at a time, so that the float32 copies of their moments stay small."""
 
 
-class AdamW8bit:
+class AdamW8bit(AdamW):
     """AdamW with float32 masters and moments in 8 bits: 6 bytes of state per parameter, not 12.
 
     Source: Dettmers et al., arXiv 2110.02861 (block-wise dynamic quantization), in bitsandbytes'
@@ -77,24 +76,6 @@ class AdamW8bit:
     def steps(self, value: int) -> None:
         """Go on after `value` updates, as a resumed run does."""
         self._count = value
-
-    @property
-    def names(self) -> list[str]:
-        """Names of the trainable parameters, in the order of `gradients`."""
-        return list(self._parameters)
-
-    def gradients(self) -> list[Tensor]:
-        """Return the gradients that `step` will use, in its order.
-
-        Raises:
-            RuntimeError: a parameter took no part in the loss.
-        """
-        found: list[Tensor] = []
-        for name, parameter in self._parameters.items():
-            if parameter.grad is None:
-                raise RuntimeError(f"{name} has no gradient")
-            found.append(parameter.grad)
-        return found
 
     @torch.no_grad()
     def step(
@@ -178,39 +159,11 @@ class AdamW8bit:
             maximize=False,
         )
 
-    def zero_gradients(self) -> None:
-        """Drop all gradients; the next backward pass makes new ones."""
-        for parameter in self._parameters.values():
-            parameter.grad = None
-
     def state_tensors(self) -> dict[str, Tensor]:
         """Return the state itself, not a copy: fp32 `master.NAME`; `exp_avg.NAME` and
         `exp_avg_sq.NAME` uint8 with a scale fp32 per block, or fp32 where they are small.
         """
         return {**{f"master.{name}": m for name, m in self._masters.items()}, **self._moments}
-
-    @torch.no_grad()
-    def load_state_tensors(self, tensors: Mapping[str, Tensor]) -> None:
-        """Take up the state of `state_tensors` and set the parameters from the masters.
-
-        Raises:
-            CheckpointError: a name is missing or left over, or a shape or dtype differs; nothing
-                has changed then.
-        """
-        own = self.state_tensors()
-        unequal = sorted(own.keys() ^ tensors.keys()) or [
-            name
-            for name, value in own.items()
-            if value.shape != tensors[name].shape or value.dtype != tensors[name].dtype
-        ]
-        if unequal:
-            raise CheckpointError(
-                f"the optimizer state does not fit: {unequal[0]} (one of {len(unequal)})",
-                do="resume with the model and optimizer the checkpoint was made with",
-            )
-        for name, value in own.items():
-            value.copy_(tensors[name])
-        self._round_masters()
 
     def _round_masters(self) -> None:
         """Set every parameter in the compute format from its master."""
@@ -231,8 +184,8 @@ def _quantization_maps() -> tuple[Tensor, Tensor]:
         library: Any = importlib.import_module("bitsandbytes.functional")
     except ImportError:
         raise ConfigError(
-            "optimizer.state_bits=8 needs bitsandbytes, which is not installed",
-            where="optimizer.state_bits",
-            do="pip install penstock[8bit]",
+            "optimizer.name=adamw_8bit needs bitsandbytes, which is not installed",
+            where="optimizer.name",
+            do="pip install 'penstock[8bit]'",
         ) from None
     return library.create_dynamic_map(signed=True), library.create_dynamic_map(signed=False)
