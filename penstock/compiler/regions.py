@@ -13,8 +13,8 @@ import torch
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 
-from penstock.compiler.graphs import Graph, trace, trace_joint
-from penstock.compiler.kernels import RegionContract
+from penstock.compiler.graphs import Graph, leave_rows, trace, trace_joint
+from penstock.compiler.kernels import TABLE, RegionContract
 from penstock.compiler.plan import Plan
 from penstock.config.recompute import kept_values
 from penstock.models.architecture import Architecture
@@ -140,7 +140,12 @@ def _trace_region(part: str, region: str, plan: Plan) -> TracedKernel:
         return TracedKernel(trace(function, inputs), RegionContract(names, 1))
     pair = trace_joint(function, inputs, differentiable, 1, kept_values(plan.recompute))
     contract = RegionContract(names, pair.output_count, pair.kept_inputs, pair.differentiable)
-    return TracedKernel(pair.forward if part == "forward" else pair.backward, contract)
+    if part == "forward":
+        return TracedKernel(pair.forward, contract)
+    backward = pair.backward
+    if region == "embed" and names.index(TABLE) in pair.differentiable:
+        backward = leave_rows(backward, pair.differentiable.index(names.index(TABLE)))
+    return TracedKernel(backward, contract)
 
 
 def _trace_head(part: str, plan: Plan) -> TracedKernel:

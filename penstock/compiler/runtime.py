@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
-from penstock.compiler.kernels import Kernel, RegionContract
+from penstock.compiler.kernels import TABLE, Kernel, RegionContract
 from penstock.config.recompute import is_recomputed
 from penstock.errors import ExecutableError
 from penstock.models.transformer import Transformer
@@ -37,7 +37,10 @@ def attach(
     again in the backward pass; the others keep what the kernels were cut at. Afterwards the model
     takes exactly the shapes the kernels were compiled for.
     """
+    a = model.architecture
     embed = _Region(kernels, "embed", recompute=False)
+    embed.table_shape = (a.padded_vocab_size, a.embedding_width)
+    embed.is_tied = a.tie_embeddings
     blocks = {again: _Region(kernels, "block", recompute=again) for again in (False, True)}
     model.embed.forward = functools.partial(embed, model.embed)  # pyright: ignore[reportAttributeAccessIssue] - the point of attaching
     for index, module in enumerate(model.blocks):
@@ -64,9 +67,11 @@ class _Region:
         self.backward = kernels.get(f"{name}_backward")
         self.recompute = recompute
         self.has_dropout = self.forward is not self.evaluate
-        # Equal tokens add to one row of the embedding's gradient; torch's parallel sum of them
+        # Equal positions add to one row of the embedding's gradient; torch's parallel sum of them
         # changes its order from call to call.
         self.needs_ordered_sums = name == "embed"
+        self.table_shape = (0, 0)
+        self.is_tied = False
 
     def __call__(
         self,
@@ -93,6 +98,22 @@ class _Region:
             return _RegionFunction.apply(self, self.backward, *inputs)
         kernel = self.forward if keys is not None else self.evaluate
         return kernel.run(inputs)[0]
+
+    def table_gradient(self, tokens: Tensor, rows: Tensor, dtype: torch.dtype) -> Tensor:
+        """The table's gradient (V, E) from rows (B, T, E) float32, equal tokens added in order.
+
+        Where the head's projection is the table too, it is sparse: autograd adds it to the head's
+        as it is, and no tensor of zeros is made.
+        """
+        distinct, places = torch.unique(tokens, return_inverse=True)
+        sums = rows.new_zeros(len(distinct), rows.shape[-1])
+        sums = sums.index_add_(0, places.flatten(), rows.flatten(0, 1)).to(dtype)
+        if self.is_tied:
+            return torch.sparse_coo_tensor(
+                distinct.unsqueeze(0), sums, self.table_shape,
+                check_invariants=False, is_coalesced=True,
+            )  # fmt: skip
+        return sums.new_zeros(self.table_shape).index_copy_(0, distinct, sums)
 
 
 @contextlib.contextmanager
@@ -148,6 +169,10 @@ class _RegionFunction(torch.autograd.Function):
         by_input: list[Tensor | None] = [None] * ctx.input_count
         for index, gradient in zip(contract.differentiable, results, strict=True):
             by_input[index] = gradient
+            if contract.parameters[index : index + 1] == (TABLE,):
+                tokens = saved[contract.kept_inputs.index(len(contract.parameters))]
+                dtype = grad_outputs[0].dtype
+                by_input[index] = region.table_gradient(tokens, gradient, dtype)
         return (None, None, *by_input)
 
 
