@@ -18,6 +18,7 @@ _VERBS = (
     "evaluate",
     "generate",
     "convert",
+    "import_config",
     "inspect",
     "doctor",
 )

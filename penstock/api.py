@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from penstock.data.dataset import Dataset
     from penstock.data.prepare import PrepareResult
     from penstock.data.training_data import TrainingData
+    from penstock.migrate.translate import ImportedConfig
     from penstock.report.doctor import DoctorReport
     from penstock.report.inspection import Inspection
     from penstock.report.page import ReportFiles
@@ -115,7 +116,8 @@ def train(
 
 def _data_if_there(config: Config) -> "TrainingData | None":
     """The data to train on, for its vocabulary, where any is named."""
-    is_named = config.data.path is not None or config.data.mixture is not None
+    data = config.data
+    is_named = data.path is not None or data.mixture is not None or data.streaming
     return planning.open_training_data(config) if is_named else None
 
 
@@ -206,6 +208,25 @@ def convert(
         end_of_text_name=loaded.tokenizer.end_of_text_name,
     )
     return ConversionResult(Path(c.out))
+
+
+def import_config(
+    path: str | Path,
+    config: ConfigLike = None,
+    **sections: Any,  # noqa: ANN401 - sections of any kind
+) -> "ImportedConfig":
+    """Another system's configuration in our keys; `from` names the system, `out` a file."""
+    from penstock.migrate.systems import SYSTEMS
+    from penstock.migrate.translate import translate
+
+    c = as_config(config, **sections)
+    if c.from_ is None:
+        raise ConfigError(
+            "the file's system is not named",
+            where="--from",
+            do=f"add --from with one of {', '.join(SYSTEMS)}",
+        )
+    return translate(Path(path), c.from_, Path(c.out) if c.out is not None else None)
 
 
 def inspect(path: str | Path, config: ConfigLike = None, **sections: Any) -> "Inspection | Dataset":  # noqa: ANN401 - sections of any kind

@@ -58,7 +58,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _parse(words: list[str]) -> argparse.Namespace | None:
     """The command line; None when help or the version was all that was asked for."""
-    values = {i + 1 for i, word in enumerate(words) if word in ("--config", "--trust")}
+    values = {i + 1 for i, word in enumerate(words) if word in ("--config", "--trust", "--from")}
     verbs = [w for i, w in enumerate(words) if not w.startswith("-") and i not in values]
     if verbs and verbs[0] not in VERBS:
         near = difflib.get_close_matches(verbs[0], VERBS, 1)
@@ -77,6 +77,7 @@ def _parse(words: list[str]) -> argparse.Namespace | None:
     parser.add_argument("keys", nargs="*")
     parser.add_argument("--config", metavar="FILE")
     parser.add_argument("--trust", metavar="SHA256", action="append", default=[])
+    parser.add_argument("--from", metavar="SYSTEM", dest="system")
     parser.add_argument("--json", action="store_true")
     parser.add_argument("--quiet", action="store_true")
     return parser.parse_intermixed_args(words)
@@ -89,6 +90,8 @@ def _call(options: argparse.Namespace) -> Any:  # noqa: ANN401 - each verb has i
     first = options.verb == "inspect" and bool(keys) and not _names_key(keys[0])
     positional = [key for i, key in enumerate(keys) if "=" not in key or (first and i == 0)]
     overrides = [key for key in keys if key not in positional]
+    if options.system is not None:
+        overrides.append(f"from={options.system}")
     loaded = load_config(options.config, overrides, options.verb)
     if options.trust:
         trust = [*loaded.config.trust, *options.trust]
@@ -96,12 +99,12 @@ def _call(options: argparse.Namespace) -> Any:  # noqa: ANN401 - each verb has i
         loaded = LoadedConfig(config, {**loaded.origins, "trust": "command line"})
     from penstock import api  # noqa: PLC0415 - mistakes above are told before torch is loaded
 
-    if options.verb in ("inspect", "convert"):
+    if options.verb in ("inspect", "convert", "import-config"):
         if len(positional) != 1:
             raise UserError(
                 f"penstock {options.verb} takes one thing", do=VERBS[options.verb].usage
             )
-        return getattr(api, options.verb)(positional[0], loaded.config)
+        return getattr(api, options.verb.replace("-", "_"))(positional[0], loaded.config)
     if positional:
         raise UserError(f"{positional[0]} is not key=value", do=VERBS[options.verb].usage)
     return _run_verb(api, options.verb, loaded)

@@ -45,22 +45,29 @@ def target_of(config: Config) -> Target:
 
 
 def open_training_data(config: Config) -> TrainingData:
-    """What `train` trains on: the dataset `data.path` names, in any format, or a mixture."""
+    """What `train` trains on: the dataset `data.path` names, a mixture, or a stream of text."""
     data = config.data
+    given = {"data.path": data.path, "data.mixture": data.mixture}
+    named = [name for name, value in given.items() if value is not None]
+    named += ["data.streaming"] if data.streaming else []
+    if len(named) > 1:
+        raise ConfigError(f"{' and '.join(named)} are all set", where="data", do="keep one of them")
+    if data.streaming:
+        from penstock.data.streaming import open_stream  # noqa: PLC0415 - sources are heavy
+
+        return open_stream(config.source, config.tokenizer, data)
     if data.mixture is None:
         if data.path is None:
             raise ConfigError(
-                "no dataset", where="data.path", do="set data.path=FOLDER, or data.mixture"
+                "no dataset",
+                where="data.path",
+                do="set data.path=FOLDER, data.mixture or data.streaming",
             )
         if (Path(data.path) / MANIFEST).is_file():
             return Dataset.open(data.path, data.verify)
         from penstock.data.members import open_any  # noqa: PLC0415 - formats' libraries are heavy
 
         return open_any(Path(data.path), data, config.tokenizer)
-    if data.path is not None:
-        raise ConfigError(
-            "data.path and data.mixture are both set", where="data", do="keep one of them"
-        )
     from penstock.data.mixture import open_mixture  # noqa: PLC0415 - as above
 
     return open_mixture(data, config.tokenizer)

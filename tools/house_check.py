@@ -22,6 +22,9 @@ MAY_READ_ENVIRONMENT = {
 READS_ENVIRONMENT = re.compile(r"\bos\.(environ|getenv)\b|from os import .*\b(environ|getenv)\b")
 FORBIDDEN_WORDS = re.compile(r"\b(n_layer_count|block_size|gradient_checkpointing|d_model)\b")
 
+THEIR_WORDS = "penstock/migrate/"
+"""Where other projects' settings are named, to be translated."""
+
 
 def breaches(path: Path) -> Iterator[str]:
     """Everything wrong with one module."""
@@ -33,7 +36,7 @@ def breaches(path: Path) -> Iterator[str]:
     for number, line in enumerate(text.splitlines(), 1):
         if re.search(r"\bTODO\b(?!\(#\d+\))", line):
             yield f"{name}:{number}: TODO without an issue"
-        if FORBIDDEN_WORDS.search(line):
+        if FORBIDDEN_WORDS.search(line) and not name.startswith(THEIR_WORDS):
             yield f"{name}:{number}: another project's word"
         if READS_ENVIRONMENT.search(line) and name not in MAY_READ_ENVIRONMENT:
             yield f"{name}:{number}: reads the environment"

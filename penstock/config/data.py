@@ -106,6 +106,12 @@ class DataSection(Section):
     """Split to train on."""
     validation_split: str = "validation"
     """Split for the periodic evaluation during training."""
+    streaming: bool = False
+    """Train straight from `source`, without a dataset: text is tokenized while training goes on."""
+    shuffle_buffer: int = Field(default=1024, ge=1)
+    """Sequences of a stream that are shuffled among each other."""
+    lanes: int = Field(default=8, ge=1)
+    """Places of the source a stream is read from at once; their samples take turns."""
     verify: Literal["size", "checksum"] = "checksum"
     """How files are checked on opening: by size alone, or by size and SHA-256 (cached)."""
 

@@ -104,6 +104,12 @@ VERBS: dict[str, Verb] = {
         "penstock convert dataset from=PATH out=FOLDER data.format=FORMAT",
         ("run", "checkpoint", "from_", "out", "data", "tokenizer"),
     ),
+    "import-config": Verb(
+        "Another system's configuration in our keys, and what became of each of theirs.",
+        "penstock import-config FILE --from "
+        "sambanova|cerebras|graphcore|habana|deepspeed|accelerate [out=FILE.yaml]",
+        ("from_", "out"),
+    ),
     "inspect": Verb(
         "What an executable, a dataset (in any format) or a run holds.",
         "penstock inspect FILE_OR_FOLDER",

@@ -242,9 +242,10 @@ class Config(Section):
     device: Literal["auto", "cpu", "cuda"] = "auto"
     """Where to run; auto: CUDA when there is a GPU."""
     from_: str | None = Field(default=None, alias="from")
-    """Dataset to convert: a file, a folder, a glob or a Megatron prefix, in any known format."""
+    """Dataset to convert: a file, a folder, a glob or a Megatron prefix, in any known format; or
+    the system whose configuration is imported, also `--from SYSTEM`."""
     out: str | None = None
-    """Folder to write, for `convert` and `plan`."""
+    """Folder to write, for `convert` and `plan`; file to write, for `import-config`."""
     trust: list[str] = Field(default=[])
     """SHA-256 of executable files made by others that may run here; also `--trust SHA256`."""
     model: ModelSection = ModelSection()

@@ -127,6 +127,7 @@ class Loader:
             # Joined: a thread inside torch when the interpreter ends takes the process down.
             stop.set()
             thread.join()
+            self.samples.close()
 
 
 def _put(

@@ -54,6 +54,10 @@ class Samples(Protocol):
         """Samples of each member before `position`; empty where there is only one."""
         ...
 
+    def close(self) -> None:
+        """Stop whatever works in the background."""
+        ...
+
 
 class Sequences(Protocol):
     """A split, as far as samples are cut from it."""
@@ -134,6 +138,9 @@ class SplitSamples:
         """Nothing: there is one split."""
         return {}
 
+    def close(self) -> None:
+        """Nothing: samples are cut when they are asked for."""
+
     def _indices(self, positions: NDArray[np.int64]) -> NDArray[np.int64]:
         """Sample of the split for each position."""
         epochs, places = np.divmod(positions, self.count)
@@ -191,6 +198,9 @@ class BlendedSamples:
     def drawn(self, position: int) -> dict[str, int]:
         """Samples of each member before `position`."""
         return self.history.counts(position)
+
+    def close(self) -> None:
+        """Nothing: samples are cut when they are asked for."""
 
 
 @dataclasses.dataclass(frozen=True)

@@ -133,5 +133,5 @@ def test_members_of_several_tokenizers_are_refused(
     )
     with pytest.raises(UserError, match="another tokenizer"):
         penstock.plan(data={"mixture": [members / "a", tmp_path / "other"]})
-    with pytest.raises(UserError, match="both set"):
+    with pytest.raises(UserError, match="are all set"):
         penstock.plan(data={"path": members / "a", "mixture": [members / "a"]})

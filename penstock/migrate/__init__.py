@@ -1,0 +1,1 @@
+"""Configurations of other systems turned into ours (see docs/migrate/)."""
