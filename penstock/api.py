@@ -9,7 +9,7 @@ what `plan`, and a mistake in a config, would cost.
 """
 
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -20,6 +20,7 @@ from penstock.console import get_console
 from penstock.errors import CheckpointError, ConfigError
 
 if TYPE_CHECKING:
+    from penstock.bench.report import BenchResult
     from penstock.compiler.plan import Plan
     from penstock.data.convert import DatasetConversion
     from penstock.data.dataset import Dataset
@@ -269,3 +270,28 @@ def doctor(config: ConfigLike = None, **sections: Any) -> "DoctorReport":  # noq
 
     c = as_config(config, **sections)
     return examine(planning.device_of(c))
+
+
+def bench(
+    spec: str | Path,
+    config: ConfigLike = None,
+    *,
+    benchmarks: Sequence[str] = (),
+    compare: str | Path | None = None,
+    **sections: Any,  # noqa: ANN401 - sections of any kind
+) -> "BenchResult":
+    """Run the benchmarks of a specification, all or those named, and write results into `out`.
+
+    `compare`: an earlier results.json; what changed beyond the noise is flagged.
+    """
+    from penstock.bench.jobs import read_spec
+    from penstock.bench.results import read_results
+
+    c = as_config(config, **sections)
+    chosen = read_spec(Path(spec), benchmarks)
+    # Read first: it may be the very file that is about to be replaced.
+    earlier = None if compare is None else read_results(Path(compare))
+    from penstock.bench.runner import run_benchmarks
+
+    folder = Path(c.out) if c.out is not None else Path("bench-results", Path(spec).stem)
+    return run_benchmarks(Path(spec), chosen, folder, earlier)

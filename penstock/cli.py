@@ -23,6 +23,8 @@ from penstock.hardware.process import prepare_process
 _FILE_TROUBLE = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM)
 """System errors the user can mend: full or read-only disks, missing permissions."""
 
+_FLAGS_WITH_VALUES = ("--config", "--trust", "--from", "--benchmark", "--compare")
+
 
 class _Parser(argparse.ArgumentParser):
     """argparse whose mistakes are ours: one line, exit code 2."""
@@ -58,7 +60,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _parse(words: list[str]) -> argparse.Namespace | None:
     """The command line; None when help or the version was all that was asked for."""
-    values = {i + 1 for i, word in enumerate(words) if word in ("--config", "--trust", "--from")}
+    values = {i + 1 for i, word in enumerate(words) if word in _FLAGS_WITH_VALUES}
     verbs = [w for i, w in enumerate(words) if not w.startswith("-") and i not in values]
     if verbs and verbs[0] not in VERBS:
         near = difflib.get_close_matches(verbs[0], VERBS, 1)
@@ -80,14 +82,17 @@ def _parse(words: list[str]) -> argparse.Namespace | None:
     parser.add_argument("--from", metavar="SYSTEM", dest="system")
     parser.add_argument("--json", action="store_true")
     parser.add_argument("--quiet", action="store_true")
+    if verbs[0] == "bench":
+        parser.add_argument("--benchmark", metavar="NAME", action="append", default=[])
+        parser.add_argument("--compare", metavar="FILE")
     return parser.parse_intermixed_args(words)
 
 
 def _call(options: argparse.Namespace) -> Any:  # noqa: ANN401 - each verb has its own result
     """Load the config and run the verb."""
     keys: list[str] = options.keys
-    # What is inspected may have any name, also one with a = in it.
-    first = options.verb == "inspect" and bool(keys) and not _names_key(keys[0])
+    # A file that is named may have any name, also one with a = in it.
+    first = options.verb in ("inspect", "bench") and bool(keys) and not _names_key(keys[0])
     positional = [key for i, key in enumerate(keys) if "=" not in key or (first and i == 0)]
     overrides = [key for key in keys if key not in positional]
     if options.system is not None:
@@ -99,12 +104,16 @@ def _call(options: argparse.Namespace) -> Any:  # noqa: ANN401 - each verb has i
         loaded = LoadedConfig(config, {**loaded.origins, "trust": "command line"})
     from penstock import api  # noqa: PLC0415 - mistakes above are told before torch is loaded
 
-    if options.verb in ("inspect", "convert", "import-config"):
+    if options.verb in ("inspect", "convert", "import-config", "bench"):
         if len(positional) != 1:
             raise UserError(
                 f"penstock {options.verb} takes one thing", do=VERBS[options.verb].usage
             )
-        return getattr(api, options.verb.replace("-", "_"))(positional[0], loaded.config)
+        more: dict[str, Any] = {}
+        if options.verb == "bench":
+            more = {"benchmarks": options.benchmark, "compare": options.compare}
+        run = getattr(api, options.verb.replace("-", "_"))
+        return run(positional[0], loaded.config, **more)
     if positional:
         raise UserError(f"{positional[0]} is not key=value", do=VERBS[options.verb].usage)
     return _run_verb(api, options.verb, loaded)

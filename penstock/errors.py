@@ -45,3 +45,7 @@ class MissedTargetError(UserError):
 
 class DoesNotFitError(UserError):
     """The plan needs more of a resource than the target has."""
+
+
+class BenchmarkError(UserError):
+    """A command that is measured failed, or did not tell a figure it was asked for."""

@@ -29,11 +29,11 @@ class Entry(NamedTuple):
     """FILE:LINE."""
 
 
-class _Loader(yaml.SafeLoader):
+class YamlLoader(yaml.SafeLoader):
     """YAML 1.2 scalars; nothing but plain data can be made."""
 
 
-_Loader.yaml_implicit_resolvers = {}
+YamlLoader.yaml_implicit_resolvers = {}
 for _tag, _pattern, _first in (
     ("null", r"^(?:null|Null|NULL|~|)$", ["n", "N", "~", ""]),
     ("bool", r"^(?:true|True|TRUE|false|False|FALSE)$", list("tTfF")),
@@ -45,7 +45,7 @@ for _tag, _pattern, _first in (
         list("-+.0123456789"),
     ),
 ):
-    _Loader.add_implicit_resolver(f"tag:yaml.org,2002:{_tag}", re.compile(_pattern), _first)
+    YamlLoader.add_implicit_resolver(f"tag:yaml.org,2002:{_tag}", re.compile(_pattern), _first)
 
 
 def read_file(path: Path) -> list[Entry]:
@@ -55,7 +55,7 @@ def read_file(path: Path) -> list[Entry]:
         ConfigError: unreadable, not YAML, not a mapping, or a key given twice.
     """
     try:
-        loader = _Loader(path.read_text(encoding="utf-8"))
+        loader = YamlLoader(path.read_text(encoding="utf-8"))
         root = loader.get_single_node()
         if root is None or root.tag == _NULL_TAG:
             return []
@@ -86,7 +86,7 @@ def parse_word(text: str, key: str) -> Any:  # noqa: ANN401 - any config value
     if str in taken and not is_list:
         return text
     try:
-        loader = _Loader(text)
+        loader = YamlLoader(text)
         node = loader.get_single_node()
         value = None if node is None else _value(loader, node, key)
     except (ValueError, RecursionError, yaml.YAMLError):
@@ -95,7 +95,7 @@ def parse_word(text: str, key: str) -> Any:  # noqa: ANN401 - any config value
 
 
 def _entries(
-    loader: _Loader, mapping: yaml.MappingNode, prefix: str, path: Path
+    loader: YamlLoader, mapping: yaml.MappingNode, prefix: str, path: Path
 ) -> Iterator[Entry]:
     for name, node in mapping.value:
         where = f"{path}:{name.start_mark.line + 1}"
@@ -124,7 +124,7 @@ def _without_repeats(entries: Iterator[Entry]) -> list[Entry]:
     return list(seen.values())
 
 
-def _value(loader: _Loader, node: yaml.Node, key: str) -> Any:  # noqa: ANN401 - any config value
+def _value(loader: YamlLoader, node: yaml.Node, key: str) -> Any:  # noqa: ANN401 - any config value
     """A node as its key takes it: texts stay as they are written."""
     if takes_list_of_text(key) and isinstance(node, yaml.SequenceNode):
         return [_text(loader, item) for item in node.value]
@@ -133,7 +133,7 @@ def _value(loader: _Loader, node: yaml.Node, key: str) -> Any:  # noqa: ANN401 -
     return loader.construct_object(node, deep=True)  # type: ignore[no-untyped-call]
 
 
-def _text(loader: _Loader, node: yaml.Node) -> Any:  # noqa: ANN401 - text, or what is not one
+def _text(loader: YamlLoader, node: yaml.Node) -> Any:  # noqa: ANN401 - text, or what is not one
     if isinstance(node, yaml.ScalarNode) and node.tag != _NULL_TAG:
         return node.value
     return loader.construct_object(node, deep=True)  # type: ignore[no-untyped-call]

@@ -23,6 +23,8 @@ class Verb:
     usage: str
     sections: tuple[str, ...]
     """Config sections and root keys it reads."""
+    flags: tuple[tuple[str, str], ...] = ()
+    """Flags of its own, each with its meaning."""
 
 
 _MODEL = ("model", "lora", "batch", "data", "precision", "plan", "device")
@@ -116,6 +118,15 @@ VERBS: dict[str, Verb] = {
         ("trust",),
     ),
     "report": Verb("Write a run's HTML report again.", "penstock report run=RUN", ("run",)),
+    "bench": Verb(
+        "Run the benchmarks of a YAML file in turns, and compare with an earlier result.",
+        "penstock bench SPEC.yaml [--benchmark NAME] [--compare FILE] [out=FOLDER]",
+        ("out",),
+        (
+            ("--benchmark NAME", "run this one only; may be repeated"),
+            ("--compare FILE", "an earlier results.json: flag changes beyond the noise"),
+        ),
+    ),
     "doctor": Verb(
         "What this machine is and how fast, and whether everything is in place.",
         "penstock doctor",
@@ -141,6 +152,7 @@ def verb_help(verb: str | None) -> str:
     lines += [
         "       --quiet        only warnings and results",
         "       --trust SHA256 run this very executable file, whoever made it; may be repeated",
+        *(f"       {flag}  {meaning}" for flag, meaning in facts.flags),
         "       --help, --version",
         "",
         "keys:",

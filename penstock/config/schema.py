@@ -245,7 +245,7 @@ class Config(Section):
     """Dataset to convert: a file, a folder, a glob or a Megatron prefix, in any known format; or
     the system whose configuration is imported, also `--from SYSTEM`."""
     out: str | None = None
-    """Folder to write, for `convert` and `plan`; file to write, for `import-config`."""
+    """Folder to write, for `convert`, `plan`, `bench` and `profile`; file, for `import-config`."""
     trust: list[str] = Field(default=[])
     """SHA-256 of executable files made by others that may run here; also `--trust SHA256`."""
     model: ModelSection = ModelSection()

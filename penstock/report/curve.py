@@ -53,7 +53,7 @@ def draw_loss(metrics: Sequence[dict[str, Any]], theme: Theme = LIGHT) -> bytes:
         axes.legend(frameon=False, labelcolor=theme.ink)
     else:
         _say_nothing(axes, theme)
-    return _png(figure)
+    return as_png(figure)
 
 
 def draw_speed(metrics: Sequence[dict[str, Any]], theme: Theme = LIGHT) -> bytes | None:
@@ -78,7 +78,7 @@ def draw_speed(metrics: Sequence[dict[str, Any]], theme: Theme = LIGHT) -> bytes
             right.yaxis.set_major_formatter(PercentFormatter(1.0, decimals=0))
             right.tick_params(colors=theme.ink)
             right.spines["right"].set_visible(False)
-    return _png(figure)
+    return as_png(figure)
 
 
 def _limits(losses: NDArray[np.float64], validation: NDArray[np.float64]) -> tuple[float, float]:
@@ -135,7 +135,7 @@ def _smooth(values: NDArray[np.float64]) -> NDArray[np.float64]:
     return (sums[ends] - sums[starts]) / (ends - starts)
 
 
-def _png(figure: Figure) -> bytes:
+def as_png(figure: Figure) -> bytes:
     """The figure as a file's bytes, the same for the same figures: no date, no version."""
     buffer = io.BytesIO()
     figure.savefig(buffer, format="png", metadata={"Software": None})

@@ -1,0 +1,1 @@
+"""Bench layer of Penstock (see docs/architecture.md)."""
