@@ -29,7 +29,6 @@ from penstock.errors import ConfigError
 from penstock.files import atomic_write, canonical_json
 from penstock.hardware.process import loaded_openmp
 from penstock.models.families import FAMILIES
-from penstock.report.page import write_report
 from penstock.report.summary import RunSummary, environment
 from penstock.training.adamw_8bit import AdamW8bit
 from penstock.training.metrics import MetricsLog, peak_memory_bytes
@@ -79,6 +78,9 @@ def train_run(config: Config, origins: Mapping[str, str]) -> RunSummary:
         summary = RunSummary(run.path, _results(setting, trainer, compiled=kernels is not None))
         summary.write()
         if setting.config.train.report:
+            # It loads matplotlib: 30 MiB and a good part of a second that no step needs.
+            from penstock.report.page import write_report  # noqa: PLC0415
+
             summary.report = write_report(run.path)
     return summary
 
