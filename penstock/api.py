@@ -206,7 +206,7 @@ def convert(
         loaded.plan.architecture,
         tokenizer=loaded.folder.tokenizer.read_text(encoding="utf-8"),
         end_of_text=loaded.tokenizer.end_of_text,
-        end_of_text_name=loaded.tokenizer.end_of_text_name,
+        special_tokens=loaded.tokenizer.special_tokens,
     )
     return ConversionResult(Path(c.out))
 

@@ -1,22 +1,24 @@
 """Checkpoints: folders that appear whole or not at all, verified by checksum, written aside.
 
-The trainer saves `CheckpointState`s through `AsyncSaver`; everybody loads by `load_newest`. It
-must never know what the tensors mean. Only safetensors and JSON are ever read.
+The trainer saves `CheckpointState`s through `saving.AsyncSaver`; everybody loads by
+`load_newest`. It must never know what the tensors mean. Only safetensors and JSON are ever read.
 
 Layout of FOLDER/step-00000100/ (ours): model.safetensors with the fp32 weights by parameter name,
 optimizer.safetensors with everything else, state.json, and manifest.json with size and SHA-256 of
-the others. The manifest is written last; only then does the folder take its name.
+the others. The manifest is written last; only then does the folder take its name. Where processes
+hold parts of the tensors, each writes its rows: model-00001-of-00002.safetensors and so on.
 """
 
-import concurrent.futures
 import contextlib
 import dataclasses
 import errno
+import itertools
 import json
 import os
 import re
 import secrets
 import shutil
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +30,7 @@ from torch import Tensor
 from penstock.console import get_console
 from penstock.errors import CheckpointError
 from penstock.files import atomic_write, fsync_file, fsync_folder, sha256_file
+from penstock.parallel.parts import WHOLE, Part, collect, in_parts, leave
 
 _WEIGHTS, _OPTIMIZER = "model.safetensors", "optimizer.safetensors"
 _STATE, _MANIFEST = "state.json", "manifest.json"
@@ -66,8 +69,10 @@ def list_checkpoints(folder: Path) -> list[Path]:
     return sorted(order, key=order.__getitem__)
 
 
-def save_checkpoint(folder: Path, state: CheckpointState, *, is_best: bool = False) -> Path:
-    """Write one checkpoint; returns its folder.
+def save_checkpoint(
+    folder: Path, state: CheckpointState, *, is_best: bool = False, part: Part = WHOLE
+) -> Path:
+    """Write one checkpoint, or a process's `part` of it; returns its folder.
 
     One of the same step is replaced only once the new one is whole; should it hold the same
     weights and be the best, so is the new one.
@@ -76,30 +81,50 @@ def save_checkpoint(folder: Path, state: CheckpointState, *, is_best: bool = Fal
         CheckpointError: the disk is full or cannot be written; older checkpoints are untouched.
     """
     final = folder / f"step-{state.step:08}"
-    temporary = folder / f".{final.name}.{secrets.token_hex(4)}.tmp"
+    temporary = folder / f".{final.name}.{part.token or secrets.token_hex(4)}.tmp"
     try:
-        temporary.mkdir(parents=True)
-        for name, tensors in _divided(state.tensors).items():
-            safetensors.torch.save_file(tensors, temporary / name)
-            fsync_file(temporary / name)
+        temporary.mkdir(parents=True, exist_ok=bool(part.token))
+        files = _write_tensors(temporary, state.tensors, part)
+        if part.index > 0:
+            leave(temporary, part, files)
+            return final
         atomic_write(temporary / _STATE, json.dumps({"step": state.step, **state.values}))
-        files = {
-            path.name: {"sha256": sha256_file(path), "bytes": path.stat().st_size}
-            for path in temporary.iterdir()
-        }
+        files |= {_STATE: _facts(temporary / _STATE), **collect(temporary, part)}
         before = _manifest_or_none(final)
         if before is not None and before.get("is_best") is True:
-            is_best = is_best or before["files"][_WEIGHTS] == files[_WEIGHTS]
+            is_best = is_best or _of_weights(before["files"]) == _of_weights(files)
         manifest = {"format_version": _FORMAT_VERSION, "is_best": is_best, "files": files}
         atomic_write(temporary / _MANIFEST, json.dumps(manifest))
         _put_in_place(temporary, final)
     except (OSError, safetensors.SafetensorError) as error:
+        shutil.rmtree(temporary, ignore_errors=True)
         what = f"the checkpoint could not be written: {_reason(error)}"
         do = "make room and start again with the same command; what was saved before is whole"
         raise CheckpointError(what, where=str(folder), do=do) from error
-    finally:
+    except BaseException:
         shutil.rmtree(temporary, ignore_errors=True)
+        raise
     return final
+
+
+def _write_tensors(folder: Path, tensors: dict[str, Tensor], part: Part) -> dict[str, Any]:
+    """Write a process's tensors; size and SHA-256 of each file, by its name."""
+    files: dict[str, Any] = {}
+    for name, content in _divided(tensors).items():
+        path = folder / part.file_name(name)
+        safetensors.torch.save_file(content, path)
+        fsync_file(path)
+        files[path.name] = _facts(path)
+    return files
+
+
+def _facts(path: Path) -> dict[str, Any]:
+    return {"sha256": sha256_file(path), "bytes": path.stat().st_size}
+
+
+def _of_weights(files: dict[str, Any]) -> list[Any]:
+    """Size and SHA-256 of the files with the weights."""
+    return [files[name] for name in in_parts(files, _WEIGHTS)]
 
 
 def _divided(tensors: dict[str, Tensor]) -> dict[str, dict[str, Tensor]]:
@@ -113,15 +138,15 @@ def _put_in_place(temporary: Path, final: Path) -> None:
     """Give a whole checkpoint its name; at every moment there is a whole one of its step."""
     aside = final.with_name(final.name + _REPLACED)
     if final.exists():
-        _remove(aside)
+        remove_checkpoint(aside)
         final.rename(aside)
     temporary.rename(final)
     fsync_folder(final.parent)
     fsync_folder(final.parent.parent)
-    _remove(aside)
+    remove_checkpoint(aside)
 
 
-def _remove(path: Path) -> None:
+def remove_checkpoint(path: Path) -> None:
     """Delete a checkpoint so that it is never half there; what cannot be deleted stays."""
     hidden = path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
     with contextlib.suppress(OSError):
@@ -155,17 +180,18 @@ def load_checkpoint(
     """
     try:
         files = _read_manifest(path)["files"]
-        names = (_WEIGHTS, _STATE) if weights_only else (_WEIGHTS, _OPTIMIZER, _STATE)
-        for name in names:
+        wanted = (_WEIGHTS,) if weights_only else (_WEIGHTS, _OPTIMIZER)
+        names = {kind: in_parts(files, kind) for kind in wanted}
+        for name in [*itertools.chain(*names.values()), _STATE]:
             if (path / name).stat().st_size != files[name]["bytes"]:
                 raise _damaged(path, f"{name} is truncated")
             if verify and sha256_file(path / name) != files[name]["sha256"]:
                 raise _damaged(path, f"{name} has changed")
         values = json.loads((path / _STATE).read_bytes())
-        weights = safetensors.torch.load_file(path / _WEIGHTS)
+        weights = _read_tensors(path, names[_WEIGHTS])
         tensors = {_MASTER + name: tensor for name, tensor in weights.items()}
         if not weights_only:
-            tensors |= safetensors.torch.load_file(path / _OPTIMIZER)
+            tensors |= _read_tensors(path, names[_OPTIMIZER])
         return CheckpointState(int(values.pop("step")), tensors, values)
     except PermissionError as error:
         raise CheckpointError(
@@ -173,6 +199,16 @@ def load_checkpoint(
         ) from None
     except (*_DAMAGE, safetensors.SafetensorError) as error:
         raise _damaged(path, str(error) or repr(error)) from None
+
+
+def _read_tensors(path: Path, names: Sequence[str]) -> dict[str, Tensor]:
+    """The tensors of one file, or of several that each hold some rows of every tensor."""
+    if len(names) == 1:
+        return safetensors.torch.load_file(path / names[0])
+    parts = [safetensors.torch.load_file(path / name) for name in names]
+    if any(part.keys() != parts[0].keys() for part in parts):
+        raise ValueError("its parts hold different tensors")
+    return {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
 
 
 def _damaged(path: Path, how: str) -> _DamagedError:
@@ -195,7 +231,7 @@ def _manifest_or_none(path: Path) -> dict[str, Any] | None:
     """A checkpoint's manifest, where there is one to read."""
     try:
         manifest = _read_manifest(path)
-        return manifest if manifest["files"][_WEIGHTS]["sha256"] else None
+        return manifest if in_parts(manifest["files"], _WEIGHTS) else None
     except (*_DAMAGE, CheckpointError):
         return None
 
@@ -231,69 +267,3 @@ def best_checkpoint(folder: Path) -> Path | None:
         if manifest is not None and manifest.get("is_best") is True:
             return path
     return None
-
-
-class AsyncSaver:
-    """Writes checkpoints in a thread from a copy taken at the call; one at a time.
-
-    A failed write is raised by the next call. Only one process may use a folder at a time.
-    """
-
-    def __init__(self, folder: Path, keep: int) -> None:
-        """Keep the newest `keep` checkpoints and the best; clear away what a killed run left."""
-        self.folder = folder
-        self._keep = keep
-        self._thread = concurrent.futures.ThreadPoolExecutor(1, "checkpoint")
-        self._writing: concurrent.futures.Future[None] | None = None
-        self._buffers: dict[str, Tensor] = {}
-        for leftover in folder.glob(".step-*.tmp"):
-            shutil.rmtree(leftover, ignore_errors=True)
-
-    def save(self, state: CheckpointState, *, is_best: bool = False, wait: bool = False) -> None:
-        """Copy the state and write it while the caller goes on; `wait` writes it without a copy.
-
-        Raises:
-            CheckpointError: this write, or without `wait` the one before, failed.
-        """
-        self.wait()
-        if wait:
-            self._write(state, is_best)
-            return
-        tensors = {name: self._copy(name, tensor) for name, tensor in state.tensors.items()}
-        if any(tensor.is_cuda for tensor in state.tensors.values()):
-            torch.cuda.synchronize()
-        copied = CheckpointState(state.step, tensors, json.loads(json.dumps(state.values)))
-        self._writing = self._thread.submit(self._write, copied, is_best)
-
-    def wait(self) -> None:
-        """Return when nothing is being written; raises what went wrong in the last write."""
-        writing, self._writing = self._writing, None
-        if writing is not None:
-            writing.result()
-
-    def close(self) -> None:
-        """Wait, and give thread and buffers back; raises as `wait` does."""
-        try:
-            self.wait()
-        finally:
-            self._thread.shutdown()
-            self._buffers.clear()
-
-    def _copy(self, name: str, tensor: Tensor) -> Tensor:
-        """Begin a copy into a host buffer that stays allocated from save to save."""
-        buffer = self._buffers.get(name)
-        if buffer is None or buffer.shape != tensor.shape or buffer.dtype != tensor.dtype:
-            buffer = torch.empty(tensor.shape, dtype=tensor.dtype, pin_memory=tensor.is_cuda)
-            self._buffers[name] = buffer
-        return buffer.copy_(tensor.detach(), non_blocking=True)
-
-    def _write(self, state: CheckpointState, is_best: bool) -> None:
-        """Write one checkpoint, then delete those that are no longer wanted."""
-        newest = save_checkpoint(self.folder, state, is_best=is_best)
-        paths = list_checkpoints(self.folder)
-        # Newer ones were damaged, or this run would have gone on from them.
-        past = paths[: paths.index(newest) + 1]
-        kept = {*past[-self._keep :], best_checkpoint(self.folder), newest}
-        for path in paths:
-            if path not in kept or path not in past:
-                _remove(path)

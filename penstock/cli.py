@@ -19,11 +19,17 @@ from penstock.config.reference import VERBS, verb_help
 from penstock.console import Console, set_console
 from penstock.errors import UserError
 from penstock.hardware.process import prepare_process
+from penstock.parallel.environment import (
+    end_with_launcher,
+    find_place,
+    leave_error,
+    was_launched,
+)
 
 _FILE_TROUBLE = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM)
 """System errors the user can mend: full or read-only disks, missing permissions."""
 
-_FLAGS_WITH_VALUES = ("--config", "--trust", "--from", "--benchmark", "--compare")
+_FLAGS_WITH_VALUES = ("--config", "--trust", "--from", "--processes", "--benchmark", "--compare")
 
 
 class _Parser(argparse.ArgumentParser):
@@ -40,10 +46,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
     as_json = "--json" in words
     console = set_console(quiet="--quiet" in words, json=as_json)
     try:
+        if find_place().rank > 0:
+            console = set_console(quiet=True, speaker=f"rank {find_place().rank}")
         options = _parse(words)
         if options is not None:
             prepare_process()
-            _show(_call(options), console, as_json)
+            end_with_launcher()
+            result = _call(options)
+            _show(
+                result if find_place().rank == 0 and not was_launched() else None, console, as_json
+            )
     except UserError as error:
         return _mistake(console, error)
     except KeyboardInterrupt:
@@ -82,6 +94,7 @@ def _parse(words: list[str]) -> argparse.Namespace | None:
     parser.add_argument("--from", metavar="SYSTEM", dest="system")
     parser.add_argument("--json", action="store_true")
     parser.add_argument("--quiet", action="store_true")
+    parser.add_argument("--processes", metavar="N")
     if verbs[0] == "bench":
         parser.add_argument("--benchmark", metavar="NAME", action="append", default=[])
         parser.add_argument("--compare", metavar="FILE")
@@ -95,6 +108,8 @@ def _call(options: argparse.Namespace) -> Any:  # noqa: ANN401 - each verb has i
     first = options.verb in ("inspect", "bench") and bool(keys) and not _names_key(keys[0])
     positional = [key for i, key in enumerate(keys) if "=" not in key or (first and i == 0)]
     overrides = [key for key in keys if key not in positional]
+    if options.processes is not None:
+        overrides.append(f"launch.processes={options.processes}")
     if options.system is not None:
         overrides.append(f"from={options.system}")
     loaded = load_config(options.config, overrides, options.verb)
@@ -143,6 +158,8 @@ def _show(result: Any, console: Console, as_json: bool) -> None:  # noqa: ANN401
 
 def _mistake(console: Console, error: UserError) -> int:
     """One line, and the same as JSON where that is asked for."""
+    if was_launched() and leave_error(str(error)):
+        return error.exit_code
     if console.json:
         console.write(json.dumps({"error": str(error)}))
     console.error(str(error))

@@ -68,8 +68,11 @@ class Progress:
 class Console:
     """A terminal or a log: rich output on the one, plain lines on the other."""
 
-    def __init__(self, *, quiet: bool = False, json: bool = False) -> None:
-        """`quiet` leaves only warnings and results; `json` keeps standard output for JSON."""
+    def __init__(self, *, quiet: bool = False, json: bool = False, speaker: str = "") -> None:
+        """`quiet` leaves only warnings and results; `json` keeps standard output for JSON;
+        `speaker` names the process in front of its errors, and its warnings are left to others.
+        """
+        self.speaker = speaker
         self.quiet = quiet
         self.json = json
         # Everything is printed as Text, never as markup: a path with `[b]` or `:x:` in it must be
@@ -92,11 +95,14 @@ class Console:
 
     def warning(self, text: str) -> None:
         """Something the user should look at; shown even when quiet."""
+        if self.speaker:
+            return
         self._err.print(Text.assemble(("warning:", "yellow"), " ", text))
 
     def error(self, text: str) -> None:
         """The one line of a user's mistake."""
-        self._err.print(Text.assemble(("penstock:", "bold red"), " ", text))
+        who = f"penstock {self.speaker}".strip()
+        self._err.print(Text.assemble((f"{who}:", "bold red"), " ", text))
 
     def path(self, label: str, path: object) -> None:
         """An artefact and where it is."""
@@ -170,7 +176,7 @@ def get_console() -> Console:
     return _current[0]
 
 
-def set_console(*, quiet: bool = False, json: bool = False) -> Console:
+def set_console(*, quiet: bool = False, json: bool = False, speaker: str = "") -> Console:
     """Replace this process's console, as the command line's flags ask."""
-    _current[:] = [Console(quiet=quiet, json=json)]
+    _current[:] = [Console(quiet=quiet, json=json, speaker=speaker)]
     return _current[0]

@@ -14,13 +14,15 @@ from penstock.compiler.plan import Plan
 from penstock.config.schema import Config, ModelSection
 from penstock.console import get_console
 from penstock.data.dataset import Dataset
+from penstock.data.objective import objective_for
 from penstock.data.tokenizer import Tokenizer
 from penstock.errors import ConfigError, MissedTargetError
 from penstock.evaluation.compression import compressor_bits
+from penstock.evaluation.masked import evaluate_masked
 from penstock.evaluation.perplexity import evaluate_split
 from penstock.evaluation.scoring import Scorer
 from penstock.evaluation.tasks.registry import PERPLEXITY, make_tasks
-from penstock.evaluation.tasks.task import Subject, Task
+from penstock.evaluation.tasks.task import Subject, Task, TaskScores
 from penstock.files import atomic_write
 from penstock.models.hub import model_folder
 from penstock.report.page import write_report
@@ -78,6 +80,8 @@ def _evaluate(config: Config, tasks: Sequence[Task]) -> EvaluationResult:
             do="evaluate a causal model, or perplexity alone",
         )
     result = EvaluationResult(None, None, {}, [])
+    if dataset is not None and not plan.architecture.is_causal:
+        return dataclasses.replace(result, tasks=[_masked(config, dataset, subject, plan)])
     if dataset is not None:
         split = dataset.split(config.evaluate.split)
         scores = evaluate_split(
@@ -92,6 +96,26 @@ def _evaluate(config: Config, tasks: Sequence[Task]) -> EvaluationResult:
         bits = compressor_bits(split, dataset.tokenizer()) if wanted else {}
         result = EvaluationResult(split.name, scores, bits, [])
     return dataclasses.replace(result, tasks=[task.run(subject) for task in tasks])
+
+
+def _masked(config: Config, dataset: Dataset, subject: Subject, plan: Plan) -> TaskScores:
+    """A masked model on held-out text; the hidden tokens are always the same."""
+    split, probability = dataset.split(config.evaluate.split), config.train.mask_probability
+    objective = objective_for(
+        dataset,
+        is_causal=False,
+        by_document=plan.attention == "document",
+        probability=probability,
+        seed=config.seed,
+    )
+    return evaluate_masked(
+        subject.model,
+        split,
+        objective,
+        sequence_length=subject.scorer.length,
+        batch=subject.batch,
+        settings={"split": split.name, "mask_probability": probability, "seed": config.seed},
+    )
 
 
 def _subject(config: Config, dataset: Dataset | None) -> tuple[Subject, Plan]:

@@ -63,13 +63,19 @@ def compiled_kernels(
 
 
 def training_kernels(
-    config: Config, plan: Plan, executable: Executable | None, run: RunFolder
+    config: Config,
+    plan: Plan,
+    executable: Executable | None,
+    run: RunFolder,
+    save_to: Path | None,
 ) -> dict[str, CompiledKernel] | None:
-    """From the executable the user named, the one in the run folder, or the compiler."""
+    """From the executable the user named, the one in the run folder, or the compiler; `save_to`
+    gets what was compiled.
+    """
     if executable is not None:
         executable.require(plan)
         return executable.kernels()
-    return kept_kernels(run, plan, config) or compiled_kernels(config, plan, run.executable)
+    return kept_kernels(run, plan, config) or compiled_kernels(config, plan, save_to)
 
 
 def kept_kernels(run: RunFolder, plan: Plan, config: Config) -> dict[str, CompiledKernel] | None:

@@ -7,6 +7,7 @@ torch, so that planning answers at once; it does so only to ask a GPU's driver.
 import dataclasses
 from pathlib import Path
 
+from penstock.compiler.demands import check_objective
 from penstock.compiler.plan import Plan
 from penstock.compiler.planner import make_generation_plan, make_plan
 from penstock.compiler.probe import detected_target
@@ -90,6 +91,7 @@ def plan_of(config: Config, dataset: TrainingData | None, mode: str = "train") -
         architecture = adapted(resolve_architecture(config.model, vocab_size), config.lora)
     else:
         architecture = run.architecture
+    check_objective(architecture, config.train.objective if run is None else "auto", mode)
     length = config.data.sequence_length
     if length is None and dataset is not None:
         length = dataset.sequence_length
@@ -155,8 +157,17 @@ def require_fit(plan: Plan) -> None:
         )
 
 
-def require_here(config: Config, plan: Plan) -> None:
-    """Refuse to train a plan that is for another kind of device, or for several."""
+def with_replicas(config: Config, processes: int) -> Config:
+    """The config with a replica for each process, where it does not say how many."""
+    if processes == 1 or "replicas" in config.plan.model_fields_set:
+        return config
+    stages = len(config.plan.layers_per_stage or ()) or config.plan.stages or 1
+    plan = config.plan.model_copy(update={"replicas": max(1, processes // stages)})
+    return config.model_copy(update={"plan": plan})
+
+
+def require_here(config: Config, plan: Plan, processes: int = 1) -> None:
+    """Refuse to train a plan for another kind of device, or for another number of processes."""
     here = device_of(config)
     if plan.device != here:
         raise ConfigError(
@@ -164,12 +175,25 @@ def require_here(config: Config, plan: Plan) -> None:
             where="plan.target",
             do="leave plan.target out to train; `penstock plan` plans for any machine",
         )
-    if plan.stages * plan.replicas > 1:
+    if plan.stages > 1:
         raise ConfigError(
-            f"the plan is for {plan.stages} stages × {plan.replicas} replicas, training runs on "
-            "one device so far",
-            where="plan.stages" if plan.stages > 1 else "plan.replicas",
-            do="leave them out to train; `penstock plan` plans for any number",
+            f"the plan is for {plan.stages} stages, training has no pipeline so far",
+            where="plan.stages",
+            do="leave it out to train; `penstock plan` plans for any number",
+        )
+    if plan.replicas != processes:
+        raise ConfigError(
+            f"the plan is for {plan.replicas} replicas, the job has "
+            f"{processes} {'process' if processes == 1 else 'processes'}",
+            where="plan.replicas",
+            do=f"start it with --processes {plan.replicas}, or change plan.replicas",
+        )
+    if plan.shard != "none" and config.optimizer.name != "adamw":
+        raise ConfigError(
+            f"optimizer.name={config.optimizer.name} needs whole matrices, "
+            f"plan.shard={plan.shard} divides them",
+            where="plan.shard",
+            do="use plan.shard=none, or optimizer.name=adamw",
         )
 
 

@@ -18,6 +18,7 @@ from penstock.checkpoint import (
     load_checkpoint,
     load_newest,
 )
+from penstock.compiler.demands import require_causal
 from penstock.compiler.executable import Executable
 from penstock.compiler.plan import Plan
 from penstock.compiler.runtime import attach
@@ -234,6 +235,7 @@ def open_engine(config: Config) -> Engine:
         folder = model_folder(config.model.from_)
         model = _outside_model(config, compute).to(device)
         tokenizer = Tokenizer.load(config.tokenizer.from_ or folder)
+    require_causal(model.architecture)
     if executable is None:
         return Engine(model, tokenizer)
     architecture = model.architecture.for_generation()

@@ -8,34 +8,32 @@ import contextlib
 import dataclasses
 import hashlib
 import json
-import math
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 from penstock import jobs, planning, runs
-from penstock.checkpoint import AsyncSaver, CheckpointState
-from penstock.compiler.executable import Executable
-from penstock.compiler.plan import Plan
+from penstock.checkpoint import CheckpointState
 from penstock.compiler.probe import measured_speeds
 from penstock.compiler.runtime import CompiledKernel
 from penstock.config.load import dump_config
 from penstock.config.schema import Config
 from penstock.console import get_console
 from penstock.data.loader import Loader
-from penstock.data.objective import Objective
-from penstock.data.training_data import TrainingData
-from penstock.errors import ConfigError
 from penstock.files import atomic_write, canonical_json
 from penstock.hardware.process import loaded_openmp
 from penstock.models.families import FAMILIES
+from penstock.parallel.environment import find_place, inherited_origins
+from penstock.parallel.launch import train_in_processes
+from penstock.parallel.parts import Part
+from penstock.parallel.replicas import Replicas
+from penstock.parallel.world import World
 from penstock.report.summary import RunSummary, environment
+from penstock.saving import AsyncSaver
+from penstock.train_setting import Setting, objective, require_same, settle
 from penstock.training.adamw_8bit import AdamW8bit
 from penstock.training.metrics import MetricsLog, peak_memory_bytes
 from penstock.training.muon import Muon
 from penstock.training.optimizer import AdamW
-from penstock.training.run_folder import RunFolder
-from penstock.training.schedule import check_schedule
 from penstock.training.trainer import Trainer, TrainingJob
 from penstock.training.validation import Validation
 
@@ -43,39 +41,49 @@ OPTIMIZERS = {"adamw": AdamW, "adamw_8bit": AdamW8bit, "muon": Muon}
 """optimizer.name → class."""
 
 
-@dataclasses.dataclass(frozen=True)
-class _Setting:
-    """What is decided before the run folder is touched."""
-
-    config: Config
-    run: RunFolder
-    plan: Plan
-    data: TrainingData
-    executable: Executable | None
-    loader: Loader
-    total_steps: int
-    identity: dict[str, Any]
-
-
 def train_run(config: Config, origins: Mapping[str, str]) -> RunSummary:
-    """Train, or go on training; see `api.train`."""
-    setting = _settle(config)
-    run, chosen = setting.run, setting.plan
-    with run.lock():
+    """Train, or go on training; see `api.train`. Starts several processes where that is asked
+    for; one of several does its part.
+    """
+    place, wanted = find_place(), config.launch.processes * config.launch.hosts
+    if place.size == 1 and wanted > 1:
+        run = jobs.run_folder(config)
+        train_in_processes(config, origins)
+        return RunSummary.read(run.path)
+    world = World(place)
+    config = planning.with_replicas(config, world.size)
+    with world.joined(planning.device_of(config), config.launch.timeout_seconds):
+        return _train(settle(config, world), inherited_origins() or origins)
+
+
+def _train(setting: Setting, origins: Mapping[str, str]) -> RunSummary:
+    """Train what is settled; all processes compute, the first leaves what the run is."""
+    run, chosen, world = setting.run, setting.plan, setting.world
+    with run.lock() if world.is_first else contextlib.nullcontext():
         resume = run.resume_state(setting.config.checkpoint.resume)
+        require_same(setting, resume)
         if resume is not None:
             finished = _check_resumed(setting, resume)
             if finished is not None:
                 return finished
-        kernels = jobs.training_kernels(setting.config, chosen, setting.executable, run)
-        _write_provenance(setting, origins)
+        keep = run.executable if world.is_first else None
+        kernels = jobs.training_kernels(setting.config, chosen, setting.executable, run, keep)
+        if world.is_first:
+            _write_provenance(setting, origins)
         _check_openmp()
         job = _job(setting, kernels, resume)
+        if resume is not None:
+            resume = dataclasses.replace(resume, tensors=job.replicas.rows_of(resume.tensors))
         trainer = Trainer(job, resume)
         del resume  # Masters and moments are in the optimizer now; twice is too much to hold.
-        with contextlib.closing(job.saver), job.metrics:
+        with (
+            contextlib.closing(job.saver) if job.saver else contextlib.nullcontext(),
+            job.metrics or contextlib.nullcontext(),
+        ):
             trainer.run()
         summary = RunSummary(run.path, _results(setting, trainer, compiled=kernels is not None))
+        if not world.is_first:
+            return summary
         summary.write()
         if setting.config.train.report:
             # It loads matplotlib: 30 MiB and a good part of a second that no step needs.
@@ -85,52 +93,7 @@ def train_run(config: Config, origins: Mapping[str, str]) -> RunSummary:
     return summary
 
 
-def _settle(config: Config) -> _Setting:
-    """Open and check everything the job needs, before anything is written."""
-    run = jobs.run_folder(config)
-    executable = None
-    if config.executable is not None:
-        executable = Executable.open(config.executable, config.trust)
-        config = planning.follow_executable(config, executable.plan)
-    data = planning.open_training_data(config)
-    chosen = planning.plan_of(config, data)
-    planning.require_here(config, chosen)
-    planning.require_fit(chosen)
-    loader = Loader(
-        data.training(config.data.split, chosen.sequence_length, config.seed),
-        sequence_length=chosen.sequence_length,
-        batch_size=chosen.size,
-        micro=chosen.micro,
-        objective=_objective(chosen, data),
-    )
-    total_steps = _total_steps(config, loader)
-    check_schedule(config.schedule, config.optimizer.lr, total_steps)
-    identity: dict[str, Any] = {
-        "architecture": dataclasses.asdict(chosen.architecture),
-        "tokenizer": data.tokenizer_sha256,
-    }
-    if chosen.architecture.adapter is not None:
-        config = _with_whole_path(config)
-        identity["base"] = jobs.base_identity(config)
-    data.announce(config.data.split, chosen.sequence_length)
-    return _Setting(config, run, chosen, data, executable, loader, total_steps, identity)
-
-
-def _objective(chosen: Plan, data: TrainingData) -> Objective:
-    """What samples ask of the model."""
-    return Objective(data.end_of_text if chosen.attention == "document" else None)
-
-
-def _with_whole_path(config: Config) -> Config:
-    """The same with `model.from` named so that it is found from anywhere: the run has no copy."""
-    given = config.model.from_
-    if given is None or not Path(given).expanduser().exists():
-        return config
-    whole = str(Path(given).expanduser().resolve())
-    return config.model_copy(update={"model": config.model.model_copy(update={"from_": whole})})
-
-
-def _check_resumed(setting: _Setting, resume: CheckpointState) -> RunSummary | None:
+def _check_resumed(setting: Setting, resume: CheckpointState) -> RunSummary | None:
     """Refuse another job's checkpoint; the summary, if there is nothing left to train."""
     where = setting.run.path
     trained_with = str(resume.values["identity"]["tokenizer"])
@@ -145,18 +108,19 @@ def _check_resumed(setting: _Setting, resume: CheckpointState) -> RunSummary | N
 
 
 def _job(
-    setting: _Setting,
+    setting: Setting,
     kernels: dict[str, CompiledKernel] | None,
     resume: CheckpointState | None,
 ) -> TrainingJob:
     """Model, optimizer and everything else the trainer works with."""
-    c, run, chosen = setting.config, setting.run, setting.plan
+    c, chosen, world = setting.config, setting.plan, setting.world
     model, masters = jobs.new_model(c, chosen, kernels)
     make = OPTIMIZERS[c.optimizer.name]
     speeds = measured_speeds(chosen.device)
+    replicas = Replicas(model, world, chosen.shard)
     return TrainingJob(
         model=model,
-        optimizer=make(model.named_parameters(), c.optimizer, masters=masters),
+        optimizer=make(model.named_parameters(), c.optimizer, masters=replicas.rows_of(masters)),
         loader=setting.loader,
         validation=_validation(setting),
         train=c.train,
@@ -167,18 +131,35 @@ def _job(
         total_steps=setting.total_steps,
         accumulation=chosen.accumulation,
         flops_per_token=chosen.flops_per_token,
-        peak_flops=speeds.bf16_flops if chosen.compute == "bf16" else speeds.fp32_flops,
-        saver=AsyncSaver(run.checkpoints, c.checkpoint.keep),
-        metrics=MetricsLog(
-            run.metrics,
-            resume_step=0 if resume is None else resume.step,
-            tensorboard=run.tensorboard if c.train.tensorboard else None,
-        ),
+        peak_flops=(speeds.bf16_flops if chosen.compute == "bf16" else speeds.fp32_flops)
+        * (world.place.hosts if chosen.device == "cpu" else world.size),
+        world=world,
+        replicas=replicas,
+        saver=_saver(setting, replicas),
+        metrics=_metrics(setting, resume) if world.is_first else None,
         identity=setting.identity,
     )
 
 
-def _validation(setting: _Setting) -> list[Validation]:
+def _saver(setting: Setting, replicas: Replicas) -> AsyncSaver | None:
+    """What writes checkpoints here: all of each, this process's part, or nothing."""
+    world, folder = setting.world, setting.run.checkpoints
+    if not replicas.is_divided:
+        return AsyncSaver(folder, setting.config.checkpoint.keep) if world.is_first else None
+    part = Part(world.rank, world.size, world.token, setting.config.launch.timeout_seconds)
+    return AsyncSaver(folder, setting.config.checkpoint.keep, part)
+
+
+def _metrics(setting: Setting, resume: CheckpointState | None) -> MetricsLog:
+    run = setting.run
+    return MetricsLog(
+        run.metrics,
+        resume_step=0 if resume is None else resume.step,
+        tensorboard=run.tensorboard if setting.config.train.tensorboard else None,
+    )
+
+
+def _validation(setting: Setting) -> list[Validation]:
     """A fixed choice of sequences of each validation split that has any."""
     config, chosen = setting.config, setting.plan
     parts = setting.data.validation(
@@ -193,28 +174,11 @@ def _validation(setting: _Setting) -> list[Validation]:
                 sequence_length=chosen.sequence_length,
                 batch_size=chosen.micro,
                 micro=chosen.micro,
-                objective=_objective(chosen, setting.data),
+                objective=objective(config, chosen, setting.data),
             ),
         )
         for part in parts
     ]
-
-
-def _total_steps(config: Config, loader: Loader) -> int:
-    """Length of the run from exactly one of steps, epochs, tokens."""
-    t = config.train
-    given = [name for name in ("steps", "epochs", "tokens") if getattr(t, name) is not None]
-    if len(given) != 1:
-        raise ConfigError(
-            f"the run's length is given {len(given)} times",
-            where="train",
-            do="set exactly one of train.steps, train.epochs, train.tokens",
-        )
-    if t.steps is not None:
-        return t.steps
-    if t.epochs is not None:
-        return max(1, math.ceil(t.epochs * loader.epoch / loader.batch_size))
-    return max(1, math.ceil((t.tokens or 1) / (loader.batch_size * loader.sequence_length)))
 
 
 def _check_openmp() -> None:
@@ -226,7 +190,7 @@ def _check_openmp() -> None:
         )
 
 
-def _write_provenance(setting: _Setting, origins: Mapping[str, str]) -> None:
+def _write_provenance(setting: Setting, origins: Mapping[str, str]) -> None:
     """What the run is made of: resolved config, model config, plan, tokenizer."""
     run, architecture = setting.run, setting.plan.architecture
     hf_config = FAMILIES[architecture.family].to_hf_config(architecture, setting.data.end_of_text)
@@ -236,7 +200,7 @@ def _write_provenance(setting: _Setting, origins: Mapping[str, str]) -> None:
     setting.data.tokenizer().save(run.tokenizer)
 
 
-def _results(setting: _Setting, trainer: Trainer, *, compiled: bool) -> dict[str, Any]:
+def _results(setting: Setting, trainer: Trainer, *, compiled: bool) -> dict[str, Any]:
     """The content of summary.json; an earlier evaluation stays in it."""
     totals, chosen = trainer.totals, setting.plan
     before = RunSummary.read(setting.run.path).values

@@ -21,8 +21,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import penstock.checkpoint
+import penstock.saving
 from penstock.checkpoint import (
-    AsyncSaver,
     CheckpointState,
     best_checkpoint,
     list_checkpoints,
@@ -31,6 +31,7 @@ from penstock.checkpoint import (
     save_checkpoint,
 )
 from penstock.errors import CheckpointError
+from penstock.saving import AsyncSaver
 
 FILES = ["model.safetensors", "optimizer.safetensors", "state.json", "manifest.json"]
 
@@ -287,7 +288,7 @@ def test_only_one_checkpoint_is_written_at_a_time(
         at_once -= 1
         return path
 
-    monkeypatch.setattr(penstock.checkpoint, "save_checkpoint", slow)
+    monkeypatch.setattr(penstock.saving, "save_checkpoint", slow)
     started = time.monotonic()
     saver.save(make_state(1))
     assert time.monotonic() - started < 0.05
@@ -450,7 +451,8 @@ SAVE_IN_A_LOOP = """
 import sys
 from pathlib import Path
 from tests.test_checkpoint import make_state
-from penstock.checkpoint import AsyncSaver, load_newest
+from penstock.checkpoint import load_newest
+from penstock.saving import AsyncSaver
 folder = Path(sys.argv[1])
 newest = load_newest(folder)
 step = 0 if newest is None else newest.step

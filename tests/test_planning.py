@@ -10,7 +10,7 @@ from penstock.config.load import load_config
 from penstock.config.schema import Config
 from penstock.errors import ConfigError, DoesNotFitError
 from penstock.hardware.detect import free_memory_bytes
-from penstock.planning import plan_of, require_fit, require_here
+from penstock.planning import plan_of, require_fit, require_here, with_replicas
 
 TINY = ("model.preset=gpt2-tiny", "device=cpu")
 
@@ -30,14 +30,26 @@ def test_a_plan_for_elsewhere_is_not_for_training() -> None:
     assert "(plan.target)" in str(caught.value)
 
 
-@pytest.mark.parametrize(
-    ("word", "key"), [("plan.stages=2", "stages"), ("plan.replicas=2", "replicas")]
-)
-def test_a_plan_for_several_devices_is_not_for_training_yet(word: str, key: str) -> None:
-    words = (word, "plan.target=cpu")
-    with pytest.raises(ConfigError, match="training runs on one device so far") as caught:
+def test_a_pipeline_is_not_for_training_yet() -> None:
+    words = ("plan.stages=2", "plan.target=cpu")
+    with pytest.raises(ConfigError, match="training has no pipeline so far .plan.stages"):
         require_here(config_of(*words), plan_for(*words))
-    assert f"(plan.{key})" in str(caught.value)
+
+
+def test_replicas_and_processes_must_be_equal() -> None:
+    words = ("plan.replicas=2", "plan.target=cpu")
+    with pytest.raises(ConfigError, match="the plan is for 2 replicas, the job has 1 process"):
+        require_here(config_of(*words), plan_for(*words))
+    require_here(config_of(*words), plan_for(*words), processes=2)
+    chosen = with_replicas(config_of("plan.target=cpu"), 4).plan
+    assert (chosen.replicas, "replicas" in chosen.model_fields_set) == (4, True)
+    assert with_replicas(config_of(*words), 4).plan.replicas == 2
+
+
+def test_divided_matrices_are_not_for_muon() -> None:
+    words = ("plan.replicas=2", "plan.target=cpu", "plan.shard=weights", "optimizer.name=muon")
+    with pytest.raises(ConfigError, match="optimizer.name=muon needs whole matrices"):
+        require_here(config_of(*words), plan_for(*words), processes=2)
 
 
 def test_this_machines_processor_is_a_target() -> None:

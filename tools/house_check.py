@@ -19,6 +19,8 @@ MAY_READ_ENVIRONMENT = {
     "penstock/hardware/process.py",
     "penstock/compiler/inductor.py",
     "penstock/data/tokenize.py",
+    "penstock/parallel/environment.py",
+    "penstock/parallel/launch.py",
 }
 READS_ENVIRONMENT = re.compile(r"\bos\.(environ|getenv)\b|from os import .*\b(environ|getenv)\b")
 FORBIDDEN_WORDS = re.compile(r"\b(n_layer_count|block_size|gradient_checkpointing|d_model)\b")

@@ -97,9 +97,10 @@ class CostModel:
         return forward, backward
 
     def embedding(self) -> tuple[Seconds, Seconds]:
-        """Forward and backward of the look-up: traffic only."""
+        """Forward and backward of the look-up, which is traffic only, and what follows it."""
         traffic = 2 * self._rows * self.architecture.hidden_size * self._element
-        return self._work(0, traffic), self._work(0, traffic)
+        flops = 2 * self._rows * self.architecture.embedding_multiplied()
+        return self._work(flops, traffic), self._work(2 * flops, traffic)
 
     def head(self) -> tuple[Seconds, Seconds]:
         """Forward and backward of the last norm, the projection and the loss."""
@@ -129,7 +130,7 @@ class CostModel:
             seconds += self._over_streaming(state)
         else:
             seconds += Seconds(bandwidth=state / self.target.bandwidth_bytes_per_second)
-        if self.shard == "full":
+        if self.shard == "weights":
             return seconds  # gradients were reduced after each micro-batch, see _fetch
         others = (self.replicas - 1) / self.replicas
         return seconds + self._over_link(2 * others * parameters * self._element)
@@ -145,7 +146,7 @@ class CostModel:
         seconds = Seconds()
         if "weights" in self.target.streams:
             seconds += self._over_streaming(size)
-        if self.shard == "full":
+        if self.shard == "weights":
             seconds += self._over_link(size * (self.replicas - 1) / self.replicas)
         return seconds
 

@@ -26,6 +26,30 @@ def check_shapes(
         )
 
 
+def check_objective(architecture: Architecture, objective: str, mode: str) -> None:
+    """Refuse what a model that sees both ways, or only what is before, cannot learn or do."""
+    kind = "causal" if architecture.is_causal else "masked"
+    if objective not in ("auto", kind):
+        raise ConfigError(
+            f"{architecture.family} is a {kind} language model: it does not train with "
+            f"train.objective={objective}",
+            where="train.objective",
+            do="leave it out, or choose a model of the other kind",
+        )
+    if mode == "generate":
+        require_causal(architecture)
+
+
+def require_causal(architecture: Architecture) -> None:
+    """Refuse to generate with a model that fills in masked tokens."""
+    if not architecture.is_causal:
+        raise ConfigError(
+            f"{architecture.family} is a masked language model: it generates no text",
+            where="model",
+            do="use a causal model, or evaluate this one",
+        )
+
+
 def check_length(architecture: Architecture, sequence_length: int) -> None:
     """Refuse sequences that the model has no positions for."""
     if sequence_length > architecture.max_positions:
@@ -45,6 +69,12 @@ def require_stages(architecture: Architecture, plan: PlanSection, accumulation: 
         check_layers_per_stage(given, layers, plan.stages, tied=tied)
     stages = len(given or ()) or plan.stages or 1
     check_stages(stages, layers)
+    if stages > 1 and architecture.shared_layers:
+        raise ConfigError(
+            f"the layers of {architecture.family} are one block: it cannot be cut into stages",
+            where="plan.stages",
+            do="leave plan.stages out; plan.replicas divides the batch instead",
+        )
     if plan.schedule == "interleaved" and stages > 1 and accumulation % stages:
         raise ConfigError(
             f"{accumulation} micro-batches are not a multiple of {stages} stages",

@@ -27,7 +27,7 @@ and their outputs are its scores."""
 
 def recompute_eagerly(model: Transformer, policy: str) -> None:
     """Make the blocks of `model` keep what `policy` (`config/recompute.py`) says, from now on."""
-    for index, block in enumerate(model.blocks):
+    for index, block in enumerate(dict.fromkeys(model.blocks)):  # shared layers are one block
         again = is_recomputed(policy, index)
         if again or policy != "none":
             kept = () if again else _KEPT_OPERATORS

@@ -38,7 +38,8 @@ class MemoryModel:
     """Bytes of a model's step on devices of one kind.
 
     - weights: parameters in the compute format;
-    - gradients: the same again, and float32 sums besides when micro-batches accumulate in bf16;
+    - gradients: the same again, and float32 sums besides when those of several micro-batches or
+      replicas are added in bf16;
     - optimizer: float32 moments, and float32 masters when the weights are not float32;
     - activations: what the blocks keep for the backward pass, of every micro-batch under way;
     - logits: one piece of the loss, and the float32 sum of the pieces' gradients;
@@ -131,11 +132,13 @@ class MemoryModel:
     def _kinds_by_parameter(self, parameters: int, trained: int, layers: int) -> dict[str, int]:
         """Weights, gradients, optimizer: replicas may divide them."""
         element = ELEMENT_BYTES[self.compute]
-        sums = ELEMENT_BYTES[self.sums] if self._has_sums(self.accumulation) else 0
-        all_share = self.replicas if self.shard == "full" else 1
+        addends = self.accumulation * (self.replicas if self.shard == "none" else 1)
+        sums = ELEMENT_BYTES[self.sums] if self._has_sums(addends) else 0
+        weights_share = self.replicas if self.shard == "weights" else 1
+        gradients_share = self.replicas if self.shard in ("gradients", "weights") else 1
         return {
-            "weights": element * parameters // all_share,
-            "gradients": (element + sums) * trained // all_share,
+            "weights": element * parameters // weights_share,
+            "gradients": (element + sums) * trained // gradients_share,
             "optimizer": self._state_bytes(trained, layers)
             - (4 * trained if self.compute == "fp32" else 0) // self._optimizer_share(),
         }
@@ -178,9 +181,11 @@ class MemoryModel:
         if a.attention_rate > 0:
             # Softmax in float32, the mask of what is dropped, and what is left.
             read += 2 * rows * a.hidden_size + (5 + element) * scores
+            read += 0 if a.is_causal else rows * self.sequence_length  # who may see whom
         else:
             read += 4 * rows * a.heads
             read += rows * element * a.hidden_size if self.device == "cpu" else 0
+            read += 0 if a.is_causal else 8 * rows * a.heads  # segments
         return (read if self.recompute == "none" else rows * element * _outputs(a)), read
 
     def _eager_bytes(self, element: int) -> int:
@@ -221,11 +226,12 @@ class MemoryModel:
         """Weights and gradients of the largest region, whole while it computes, where replicas
         share them otherwise.
         """
-        if self.shard != "full" or self.replicas == 1:
+        if self.shard not in ("gradients", "weights") or self.replicas == 1:
             return 0
         a = self.architecture
         table = a.table_elements(padded=True) if embedding else 0
-        return 2 * ELEMENT_BYTES[self.compute] * max(table, a.block_parameters())
+        kinds = 2 if self.shard == "weights" else 1
+        return kinds * ELEMENT_BYTES[self.compute] * max(table, a.block_parameters())
 
 
 def block_activations(architecture: Architecture, rows: int, element: int) -> int:
@@ -248,9 +254,11 @@ def _also_kept(architecture: Architecture, rows: int, element: int) -> int:
     """
     a = architecture
     norms = 1 if a.residual == "parallel_one_norm" else 2
+    # A norm after the MLP gives the next block's input.
+    inputs = 1 if a.norm_position == "after" else norms
     turned = a.kv_size if a.positions == "rotary" else 0
     statistics = norms * (8 if a.norm == "layer" else 4)
-    return rows * (element * ((norms + 1) * a.hidden_size + turned + a.mlp_size) + statistics)
+    return rows * (element * ((inputs + 1) * a.hidden_size + turned + a.mlp_size) + statistics)
 
 
 def _outputs(architecture: Architecture) -> int:

@@ -145,7 +145,7 @@ def _changes(
 ) -> Iterator[Change]:
     """Every variant with so many devices, the sequences of a step kept."""
     halves = [batch.micro >> n for n in range(_MICRO_TRIED) if batch.micro >> n]
-    shards = ("none", "optimizer", "full") if replicas > 1 else ("none",)
+    shards = ("none", "optimizer", "gradients", "weights") if replicas > 1 else ("none",)
     policies = dict.fromkeys((plan.recompute, *_POLICIES_TRIED))
     for micro, recompute, more, shard in itertools.product(
         halves, policies, (1, _PIECES_MORE), shards

@@ -57,9 +57,13 @@ class TokenizerSection(Section):
     """Where the tokenizer comes from."""
 
     from_: str | None = Field(default=None, alias="from")
-    """Folder with tokenizer.json, or vocab.json + merges.txt; or a hub name where a network is."""
+    """Folder with tokenizer.json, vocab.json + merges.txt, or vocab.txt; or a hub name where
+    there is a network."""
     train: bool = False
-    """Train a byte-level BPE tokenizer on the train split."""
+    """Train a tokenizer on the train split."""
+    kind: Literal["gpt2", "roberta", "bert"] = "gpt2"
+    """What to train: byte-level BPE with GPT-2's one special token, or with RoBERTa's, which masked
+    models need; or BERT's word pieces in lower case."""
     vocab_size: int = Field(default=8192, ge=257)
     """Vocabulary to train, in tokens, the end-of-text token included."""
 

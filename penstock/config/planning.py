@@ -33,6 +33,6 @@ class PlanSection(Section):
     backward; or two pieces of the depth per stage, each with backward as soon as possible."""
     replicas: int = Field(default=1, ge=1)
     """Copies of the model, each with its share of batch.size."""
-    shard: Literal["none", "optimizer", "full"] = "none"
+    shard: Literal["none", "optimizer", "gradients", "weights"] = "none"
     """What replicas divide among themselves instead of each holding all of it: nothing, the
-    optimizer's state, or also weights and gradients (ZeRO 1 and 3, arXiv 1910.02054)."""
+    optimizer's state, also gradients, or also weights (ZeRO 1, 2 and 3, arXiv 1910.02054)."""

@@ -53,6 +53,7 @@ VERBS: dict[str, Verb] = {
             "schedule",
             "train",
             "checkpoint",
+            "launch",
             "evaluate",
             "compile",
             "executable",

@@ -9,6 +9,7 @@ from typing import Literal
 from pydantic import Field
 
 from penstock.config.data import DataSection, PrepareSection, SourceSection, TokenizerSection
+from penstock.config.launch import LaunchSection
 from penstock.config.lora import LoraSection
 from penstock.config.planning import PlanSection
 from penstock.config.section import Probability, Section
@@ -21,9 +22,12 @@ class ModelSection(Section):
     """Name of a known shape: gpt2, gpt2-medium, gpt2-large, gpt2-xl, gpt2-demo, gpt2-tiny,
     pythia-70m, pythia-160m, pythia-410m, pythia-1b, pythia-1.4b, pythia-2.8b, pythia-6.9b,
     pythia-12b, gpt-neox-20b, pythia-tiny, gpt-j-6b, gpt-j-tiny, llama-2-7b, llama-2-13b,
-    llama-2-70b, llama-3-8b, llama-3-70b, llama-3.1-8b, llama-3.2-1b, llama-tiny."""
+    llama-2-70b, llama-3-8b, llama-3-70b, llama-3.1-8b, llama-3.2-1b, llama-tiny; and
+    masked models: bert-base, bert-large, bert-tiny, roberta-base, roberta-large, roberta-tiny,
+    distilbert-base, distilbert-tiny, albert-base-v2, albert-tiny."""
     family: str = "gpt2"
-    """Architecture family, when no preset is named: gpt2, gpt_neox, gptj, llama. Starts from the
+    """Architecture family, when no preset is named: gpt2, gpt_neox, gptj, llama,
+    bert, roberta, distilbert, albert. Starts from the
     family's first preset."""
     from_: str | None = Field(default=None, alias="from")
     """Folder in the Hugging Face layout (config.json + weights), or a hub name, to start from."""
@@ -141,6 +145,11 @@ class TrainSection(Section):
     """Stop early once the validation loss, in nats per token, is at or below this."""
     throughput_warmup_steps: int = Field(default=3, ge=0)
     """First optimizer steps left out of the throughput figures."""
+    objective: Literal["auto", "causal", "masked"] = "auto"
+    """What is learnt: the next token, or tokens that were hidden; auto: what the model is for."""
+    mask_probability: float = Field(default=0.15, gt=0, lt=1)
+    """masked: share of the tokens that are to be predicted; 80% of them are replaced by the mask
+    token, 10% by any token, 10% stay (BERT, arXiv 1810.04805, §3.1), chosen anew every epoch."""
     z_loss: float = Field(default=0.0, ge=0)
     """Weight of the squared log-partition penalty (PaLM, arXiv 2204.02311, §5)."""
     bad_steps: int = Field(default=10, ge=0)
@@ -257,6 +266,7 @@ class Config(Section):
     batch: BatchSection = BatchSection()
     precision: PrecisionSection = PrecisionSection()
     plan: PlanSection = PlanSection()
+    launch: LaunchSection = LaunchSection()
     compile: CompileSection = CompileSection()
     optimizer: OptimizerSection = OptimizerSection()
     schedule: ScheduleSection = ScheduleSection()

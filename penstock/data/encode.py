@@ -42,7 +42,8 @@ class Encoder:
     def encode(self, pieces: Sequence[Piece], tally: Tally) -> list[list[TokenSequence]]:
         """The sequences of each piece, with roles where they are not of plain text.
 
-        A text has one, end-of-text behind it where the document ends; pairs have one, or one each
+        A text has one, end-of-text behind it where the document ends, and for masked models
+        their class token in front; pairs have one, or one each
         where packing may part them; a chat has one, or none where the template refuses it.
 
         Raises:
@@ -67,6 +68,9 @@ class Encoder:
         if piece.messages:
             return self._chat_sequences(piece, tally)
         tokens = next(ids)
+        masked = self.tokenizer.masked
+        if piece.begins and masked is not None:
+            tokens.insert(0, masked.begin)
         if piece.ends:
             tokens.append(end)
         return [TokenSequence(np.array(tokens, np.int32))]

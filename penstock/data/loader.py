@@ -6,7 +6,7 @@ about models or devices.
 
 import queue
 import threading
-from collections.abc import Generator
+from collections.abc import Generator, Iterator
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from penstock.data.objective import Objective
-from penstock.data.samples import Samples
+from penstock.data.samples import Row, Samples
 from penstock.errors import ConfigError
 
 _AHEAD = 2
@@ -59,15 +59,18 @@ class Loader:
         batch_size: int,
         micro: int,
         objective: Objective | None = None,
+        share: tuple[int, int] = (0, 1),
     ) -> None:
         """Samples of `sequence_length` tokens; without an objective, the next token is predicted
-        from all before it.
+        from all before it. `share` (which, of how many) takes only every so many micro-batches of
+        each global batch, as one of several replicas.
         """
         self._objective = objective or Objective()
         self.samples = samples
         self.sequence_length = sequence_length
         self.batch_size = batch_size
         self.micro = micro
+        self._share = share
 
     @property
     def epoch(self) -> int:
@@ -83,12 +86,10 @@ class Loader:
         return self.samples.count
 
     def micro_batches(self, position: int) -> list[Batch]:
-        """The step that starts at sample `position`, counted over all epochs."""
-        rows = self.samples.rows(position, self.batch_size)
-        tasks = [self._objective.of(row, position + i) for i, row in enumerate(rows)]
+        """The step that starts at sample `position`, counted over all epochs; this share of it."""
         batches: list[Batch] = []
-        for first in range(0, self.batch_size, self.micro):
-            chosen = tasks[first : first + self.micro]
+        for first, rows in self._own_rows(position):
+            chosen = [self._objective.of(row, position + first + i) for i, row in enumerate(rows)]
             tokens, targets, weights, segments = (
                 torch.from_numpy(np.stack(part)) for part in zip(*chosen, strict=True)
             )
@@ -96,6 +97,16 @@ class Loader:
             told = segments if self._objective.takes_segments else None
             batches.append(Batch(tokens, targets, weights, places, told))
         return batches
+
+    def _own_rows(self, position: int) -> Iterator[tuple[int, list[Row]]]:
+        """First place in the global batch, and rows, of each micro-batch of this share."""
+        which, count = self._share
+        is_stream = self.samples.count is None
+        # A stream is read in its order; elsewhere what is others' is not read at all.
+        every = self.samples.rows(position, self.batch_size) if is_stream else []
+        for first in range(which * self.micro, self.batch_size, count * self.micro):
+            end = first + self.micro
+            yield first, every[first:end] or self.samples.rows(position + first, self.micro)
 
     def steps(self, position: int) -> Generator[LoadedStep]:
         """Yield steps from sample `position` for ever, read ahead in a thread.

@@ -11,6 +11,8 @@ from numpy.typing import NDArray
 
 from penstock.data.masking import Masking
 from penstock.data.samples import Row
+from penstock.data.training_data import TrainingData
+from penstock.errors import DataError
 
 
 class Task(NamedTuple):
@@ -49,6 +51,34 @@ class Objective:
         if self.by_document is not None:
             weights = np.where(row.tokens == self.by_document, np.float32(0), weights)
         return Task(row.tokens, row.targets, weights, segments)
+
+
+def objective_for(
+    data: TrainingData, *, is_causal: bool, by_document: bool, probability: float, seed: int
+) -> Objective:
+    """What data ask of a model that sees only what is before, or of one that sees both ways.
+
+    Raises:
+        DataError: a tokenizer without a mask token for a model that fills in masked ones.
+    """
+    end = data.end_of_text if by_document else None
+    if is_causal:
+        return Objective(end)
+    tokenizer = data.tokenizer()
+    if tokenizer.masked is None:
+        raise DataError(
+            f"the tokenizer of {data.path} has no mask token",
+            where="data.path",
+            do="prepare the data with the model's own tokenizer, or with tokenizer.kind=roberta",
+        )
+    masking = Masking(
+        mask_token=tokenizer.masked.mask,
+        special_tokens=tokenizer.special_ids,
+        vocab_size=tokenizer.vocab_size,
+        probability=probability,
+        seed=seed,
+    )
+    return Objective(end, masking)
 
 
 def segments_of(

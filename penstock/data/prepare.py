@@ -180,9 +180,8 @@ def _tokenizer(
         tokenizer = Tokenizer.load(section.from_)
     elif section.train:
         with get_console().stage(f"training a tokenizer of {section.vocab_size:,} tokens"):
-            tokenizer = Tokenizer.train(
-                _training_text(source, fractions, files), section.vocab_size
-            )
+            text = _training_text(source, fractions, files)
+            tokenizer = Tokenizer.train(text, section.vocab_size, section.kind)
     else:
         raise ConfigError(
             "no tokenizer was named",

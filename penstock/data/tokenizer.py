@@ -13,6 +13,15 @@ from pathlib import Path
 import tokenizers
 from tokenizers import decoders, models, pre_tokenizers, processors, trainers
 
+from penstock.data.special_tokens import (
+    BERT,
+    ROBERTA,
+    MaskedTokens,
+    enclose,
+    masked_tokens,
+    word_piece,
+    word_piece_trainer,
+)
 from penstock.errors import DataError
 from penstock.files import atomic_write
 
@@ -20,6 +29,7 @@ END_OF_TEXT = "<|endoftext|>"
 """GPT-2's separator of documents."""
 _KNOWN_ENDS = (END_OF_TEXT, "<|end_of_text|>", "</s>", "<eos>")
 """Separators by the names families give them: GPT-2, GPT-J and GPT-NeoX; Llama 3; Llama 2; Gemma.
+Those of masked models end a document with their separator (`data/special_tokens.py`).
 Chat models' configurations name the end of a turn instead, so these come first."""
 _FILE = "tokenizer.json"
 _SETTINGS = ("tokenizer_config.json", "special_tokens_map.json")
@@ -43,7 +53,9 @@ class Tokenizer:
         self._inner.encode_special_tokens = True
         self._inner.no_truncation()
         self._inner.no_padding()
-        names = [name for name in (*_KNOWN_ENDS, end_of_text) if name is not None]
+        self.masked: MaskedTokens | None = masked_tokens(inner)
+        ends = _KNOWN_ENDS if self.masked is None else (self.masked.end,)
+        names = [name for name in (*ends, end_of_text) if name is not None]
         ids = [(name, inner.token_to_id(name)) for name in names]
         found = [(name, token) for name, token in ids if token is not None]
         if not found:
@@ -58,8 +70,8 @@ class Tokenizer:
 
     @staticmethod
     def load(path: str | Path) -> "Tokenizer":
-        """Load from a folder with tokenizer.json or vocab.json + merges.txt, from a .json file,
-        or by a hub name where there is a network.
+        """Load from a folder with tokenizer.json, vocab.json + merges.txt or BERT's vocab.txt,
+        from a .json file, or by a hub name where there is a network.
 
         Raises:
             DataError: nothing there, or not a tokenizer.
@@ -72,6 +84,8 @@ class Tokenizer:
                     return Tokenizer(inner, _configured_end(file.parent))
             if (folder / "vocab.json").is_file() and (folder / "merges.txt").is_file():
                 return Tokenizer(_from_vocabulary(folder))
+            if (folder / "vocab.txt").is_file():
+                return Tokenizer(_from_word_pieces(folder))
         except DataError:
             raise
         except Exception as error:  # tokenizers raises bare Exception
@@ -80,23 +94,32 @@ class Tokenizer:
             ) from None
         if folder.exists() or folder.is_absolute():
             raise DataError(
-                f"{path} has no tokenizer.json, nor vocab.json and merges.txt",
+                f"{path} has no tokenizer.json, nor vocab.json and merges.txt, nor vocab.txt",
                 where="tokenizer.from",
                 do="give a folder in the Hugging Face layout",
             )
         return _from_hub(str(path))
 
     @staticmethod
-    def train(texts: Iterable[str], vocab_size: int) -> "Tokenizer":
-        """Train a byte-level BPE (Sennrich et al., arXiv 1508.07909, on GPT-2's bytes)."""
-        inner = _byte_level(models.BPE())
-        trainer = trainers.BpeTrainer(
-            vocab_size=vocab_size,
-            special_tokens=[END_OF_TEXT],
-            initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()),
-            show_progress=False,
-        )
-        inner.train_from_iterator(texts, trainer)
+    def train(texts: Iterable[str], vocab_size: int, kind: str = "gpt2") -> "Tokenizer":
+        """Train a byte-level BPE (Sennrich et al., arXiv 1508.07909, on GPT-2's bytes) with the
+        special tokens of gpt2 or roberta, or word pieces as bert's.
+        """
+        if kind == "bert":
+            inner = word_piece(models.WordPiece(unk_token=BERT["unk_token"]), lowercase=True)
+            inner.train_from_iterator(texts, word_piece_trainer(vocab_size))
+        else:
+            inner = _byte_level(models.BPE())
+            named = [END_OF_TEXT] if kind == "gpt2" else list(dict.fromkeys(ROBERTA.values()))
+            trainer = trainers.BpeTrainer(
+                vocab_size=vocab_size,
+                special_tokens=named,
+                initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()),
+                show_progress=False,
+            )
+            inner.train_from_iterator(texts, trainer)
+        if kind != "gpt2":
+            enclose(inner, ROBERTA if kind == "roberta" else BERT)
         return Tokenizer(inner)
 
     def encode(self, text: str) -> list[int]:
@@ -134,6 +157,19 @@ class Tokenizer:
         last = list(before[-1:])
         return self.decode([*last, *ids])[len(self.decode(last)) :]
 
+    @property
+    def special_tokens(self) -> dict[str, str]:
+        """Texts of the special tokens by the role `transformers` gives them."""
+        if self.masked is not None:
+            return self.masked.roles
+        return {"bos_token": self.end_of_text_name, "eos_token": self.end_of_text_name}
+
+    @property
+    def special_ids(self) -> tuple[int, ...]:
+        """Tokens that are no text."""
+        added = self._inner.get_added_tokens_decoder()
+        return tuple(sorted(token for token, entry in added.items() if entry.special))
+
     def _drops_leading_space(self) -> bool:
         """Whether decoding takes away a space that stands before the first word."""
         words = self.encode("a a")
@@ -152,7 +188,7 @@ class Tokenizer:
     def save(self, path: Path) -> None:
         """Write tokenizer.json at `path`, atomically, and beside it what `load` would not find."""
         atomic_write(path, self._inner.to_str(pretty=True))
-        if self.end_of_text_name not in _KNOWN_ENDS:
+        if self.masked is None and self.end_of_text_name not in _KNOWN_ENDS:
             settings = json.dumps({"eos_token": self.end_of_text_name})
             atomic_write(path.parent / _SETTINGS[0], settings)
 
@@ -180,10 +216,25 @@ def _byte_level(model: models.Model) -> tokenizers.Tokenizer:
 
 
 def _from_vocabulary(folder: Path) -> tokenizers.Tokenizer:
-    """GPT-2's two files."""
+    """GPT-2's two files, or RoBERTa's."""
     model = models.BPE.from_file(str(folder / "vocab.json"), str(folder / "merges.txt"))
     inner = _byte_level(model)
-    inner.add_special_tokens([END_OF_TEXT])
+    if model.token_to_id(ROBERTA["mask_token"]) is None:
+        inner.add_special_tokens([END_OF_TEXT])
+    else:
+        inner.add_special_tokens(list(dict.fromkeys(ROBERTA.values())))
+        enclose(inner, ROBERTA)
+    return inner
+
+
+def _from_word_pieces(folder: Path) -> tokenizers.Tokenizer:
+    """BERT's vocab.txt, and whether it is in lower case from tokenizer_config.json."""
+    model = models.WordPiece.from_file(str(folder / "vocab.txt"), unk_token=BERT["unk_token"])
+    settings = folder / _SETTINGS[0]
+    given = json.loads(settings.read_bytes()) if settings.is_file() else {}
+    inner = word_piece(model, lowercase=bool(given.get("do_lower_case", True)))
+    inner.add_special_tokens(list(BERT.values()))
+    enclose(inner, BERT)
     return inner
 
 

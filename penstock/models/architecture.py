@@ -84,7 +84,8 @@ class Architecture(DropoutRates):
     shared_layers: bool = False
     """Whether all layers are one block, run again and again."""
     embedding_size: int | None = None
-    """Width of the token and position tables, projected to hidden_size; None: the same."""
+    """Width of the token and position tables, which a matrix projects to hidden_size; None: they
+    have that width, and there is no matrix."""
     embedding_norm: bool = False
     token_types: int = 0
     """Rows of a table of segment types; every token is of the first."""
@@ -105,10 +106,8 @@ class Architecture(DropoutRates):
                     where=f"model.{name}",
                     do=f"choose {name} from the divisors of {size}",
                 )
-        # One way to say the same: equal shapes compare equal.
-        for name, same in (("kv_heads", self.heads), ("embedding_size", self.hidden_size)):
-            if getattr(self, name) == same:
-                object.__setattr__(self, name, None)
+        if self.kv_heads == self.heads:  # one way to say the same: equal shapes compare equal
+            object.__setattr__(self, "kv_heads", None)
         self._check_dropout()
         for name, values in CHOICES.items():
             if getattr(self, name) not in values:
@@ -215,18 +214,20 @@ class Architecture(DropoutRates):
         return rows * self.embedding_width if self.positions == "learned" else 0
 
     def embedding_projection_parameters(self) -> int:
-        """The matrix and bias from the tables' width to the hidden size, where they differ."""
+        """The matrix and bias from the tables' width to the hidden size, where there is one."""
         if self.embedding_size is None:
             return 0
         return self.embedding_size * self.hidden_size + self.hidden_size
 
+    def embedding_multiplied(self) -> int:
+        """Parameters of the embedding that are not looked up: its norm and projection."""
+        norm = self.norm_parameters(self.embedding_width) if self.embedding_norm else 0
+        return norm + self.embedding_projection_parameters()
+
     def embedding_parameters(self, *, padded: bool = False) -> int:
         """Everything that turns tokens into the residual stream."""
-        width = self.embedding_width
-        norm = self.norm_parameters(width) if self.embedding_norm else 0
         tables = self.table_elements(padded=padded) + self.position_parameters()
-        types = self.token_types * width
-        return tables + types + norm + self.embedding_projection_parameters()
+        return tables + self.token_types * self.embedding_width + self.embedding_multiplied()
 
     def head_parameters(self, *, padded: bool = False) -> int:
         """Everything after the blocks, the projection counted also where it is tied."""
@@ -276,9 +277,8 @@ class Architecture(DropoutRates):
         causal half of attention is not discounted, as is the custom (PaLM, arXiv 2204.02311,
         appendix B; nanoGPT `estimate_mfu`).
         """
-        norm = self.norm_parameters(self.embedding_width) if self.embedding_norm else 0
-        multiplied = self.layers * self.block_parameters() + self.head_parameters()
-        multiplied += norm + self.embedding_projection_parameters()
+        ends = self.embedding_multiplied() + self.head_parameters()
+        multiplied = self.layers * self.block_parameters() + ends
         weights = 6 * multiplied
         if self.adapter is not None:
             weights = 4 * multiplied + 6 * self.layers * self.adapter_parameters()

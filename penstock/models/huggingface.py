@@ -4,6 +4,7 @@
 or files' formats: `models/families` and `models/weight_files.py` do.
 """
 
+import dataclasses
 import json
 from collections.abc import Mapping
 from pathlib import Path
@@ -22,6 +23,9 @@ from penstock.models.weight_files import SAFE_NAME, WeightFiles
 
 _VOCABULARY = ("embed.tokens.weight", "head.projection.weight", "head.projection.bias")
 """Parameters whose rows are the vocabulary, padded here and not there."""
+
+_OLD_NORMS = {"LayerNorm.gamma": "LayerNorm.weight", "LayerNorm.beta": "LayerNorm.bias"}
+"""How files made before 2019 end the names of norms."""
 
 
 def load_model(
@@ -73,11 +77,12 @@ def load_weights(folder: Path, model: Transformer) -> None:
                 raise _misfit(folder, f"{name} has shape {list(part.shape)}, the model {shape}")
             parts.append(part)
         target.copy_(from_stored(place, parts))
-    tied = {f"{name}weight" for name in ("lm_head.", *family.RENAMED.values())}
+    untied = family.hf_names(dataclasses.replace(architecture, tie_embeddings=False))
+    head = untied["head.projection.weight"].names  # Some files have a tied one twice.
     left = [
         name
         for name in stored
-        if not (architecture.tie_embeddings and name in tied)
+        if not (architecture.tie_embeddings and name in head)
         and not name.endswith(family.IGNORED_SUFFIXES)
     ]
     if left:
@@ -94,11 +99,12 @@ def save_weights(
     *,
     tokenizer: str | None,
     end_of_text: int | None,
-    end_of_text_name: str = "<|endoftext|>",
+    special_tokens: Mapping[str, str] | None = None,
 ) -> None:
     """Write config.json, model.safetensors and the tokenizer, as `transformers` loads them.
 
-    weights: float32 tensors by our parameter names; tokenizer: the text of tokenizer.json.
+    weights: float32 tensors by our parameter names; tokenizer: the text of tokenizer.json;
+    special_tokens: the text of its special tokens by their role, such as eos_token.
     """
     family = FAMILIES[architecture.family]
     tensors: dict[str, Tensor] = {}
@@ -109,15 +115,15 @@ def save_weights(
     with replacing(folder / SAFE_NAME) as temporary:
         safetensors.torch.save_file(tensors, temporary, metadata={"format": "pt"})
     config = family.to_hf_config(architecture, end_of_text)
-    generation = {"bos_token_id": end_of_text, "eos_token_id": end_of_text}
-    atomic_write(folder / "generation_config.json", json.dumps(generation, indent=2))
+    if architecture.is_causal:
+        generation = {"bos_token_id": end_of_text, "eos_token_id": end_of_text}
+        atomic_write(folder / "generation_config.json", json.dumps(generation, indent=2))
     if tokenizer is not None:
         atomic_write(folder / "tokenizer.json", tokenizer)
         settings = {
             "tokenizer_class": "PreTrainedTokenizerFast",
             "model_max_length": architecture.max_positions,
-            "bos_token": end_of_text_name,
-            "eos_token": end_of_text_name,
+            **(special_tokens or {}),
         }
         atomic_write(folder / "tokenizer_config.json", json.dumps(settings, indent=2))
     atomic_write(folder / "config.json", json.dumps(config, indent=2))
@@ -147,7 +153,11 @@ def _stored_shapes(place: Stored, ours: torch.Size) -> list[list[int]]:
 
 
 def _full_name(name: str, prefix: str, renamed: Mapping[str, str]) -> str:
-    """A stored name as the family knows it: files of the bare model lack the prefix."""
+    """A stored name as the family knows it: files of the bare model lack the prefix, and norms
+    of models made with TensorFlow have other names.
+    """
+    for old, new in _OLD_NORMS.items():
+        name = name.removesuffix(old) + new if name.endswith(old) else name
     for theirs, ours in renamed.items():
         if name.startswith(theirs):
             return ours + name.removeprefix(theirs)

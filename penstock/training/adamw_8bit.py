@@ -15,6 +15,7 @@ from torch.nn import Parameter
 
 from penstock.config.schema import OptimizerSection
 from penstock.errors import ConfigError
+from penstock.parallel.replicas import local
 from penstock.training.optimizer import AdamW, make_master, parameter_groups
 
 _BLOCK = 256
@@ -51,8 +52,8 @@ class AdamW8bit(AdamW):
         self._parameters = dict(decayed + others)
         self._masters: dict[str, Tensor] = {}
         self._moments: dict[str, Tensor] = {}
-        for name, parameter in self._parameters.items():
-            weight = parameter.detach()
+        self._weights = {name: local(p.detach()) for name, p in self._parameters.items()}
+        for name, weight in self._weights.items():
             self._masters[name] = make_master(weight, (masters or {}).get(name))
             for moment, levels in zip(("exp_avg", "exp_avg_sq"), self._maps, strict=True):
                 if not _is_quantized(weight):
@@ -167,9 +168,9 @@ class AdamW8bit(AdamW):
 
     def _round_masters(self) -> None:
         """Set every parameter in the compute format from its master."""
-        for name, parameter in self._parameters.items():
-            if parameter.dtype != torch.float32:
-                parameter.detach().copy_(self._masters[name])
+        for name, weight in self._weights.items():
+            if weight.dtype != torch.float32:
+                weight.copy_(self._masters[name])
 
 
 def _is_quantized(weight: Tensor) -> bool:

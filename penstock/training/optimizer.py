@@ -13,6 +13,7 @@ from torch.nn import Parameter
 
 from penstock.config.schema import OptimizerSection
 from penstock.errors import CheckpointError
+from penstock.parallel.replicas import local
 
 _GROUP_BYTES = {"cpu": 4 << 20, "cuda": 256 << 20}
 """Bound on the transient fp32 gradients of one group. On a CPU they stay in its cache: 4 MiB was
@@ -102,7 +103,7 @@ class AdamW:
 
         Args:
             named_parameters: a model's `named_parameters()`, on one device; frozen ones are left
-                alone.
+                alone. Of those that replicas divided, all state is of this process's rows.
             section: the user's `optimizer` settings.
             masters: float32 values more exact than the parameters hold, by parameter name; they
                 become part of the state, and the parameters are set to them, rounded.
@@ -114,15 +115,15 @@ class AdamW:
         self._masters: dict[str, Tensor] = {}
         self._exp_avgs: dict[str, Tensor] = {}
         self._exp_avg_sqs: dict[str, Tensor] = {}
-        for name, parameter in self._parameters.items():
-            weight = parameter.detach()
+        self._weights = {name: local(p.detach()) for name, p in self._parameters.items()}
+        for name, weight in self._weights.items():
             self._masters[name] = make_master(weight, (masters or {}).get(name))
             self._exp_avgs[name] = torch.zeros_like(weight, dtype=torch.float32)
             self._exp_avg_sqs[name] = torch.zeros_like(weight, dtype=torch.float32)
-        device = next(iter(self._parameters.values())).device
+        device = next(iter(self._weights.values())).device
         self._count = torch.zeros((), dtype=torch.float32, device=device)
         limit = (group_bytes or _GROUP_BYTES.get(device.type, 256 << 20)) // 4
-        copied = sum(p.numel() for p in self._parameters.values() if p.dtype != torch.float32)
+        copied = sum(w.numel() for w in self._weights.values() if w.dtype != torch.float32)
         self._scratch = torch.empty(min(limit, copied), dtype=torch.float32, device=device)
         self._groups = self._divide(range(len(decayed)), section.weight_decay, limit)
         self._groups += self._divide(range(len(decayed), len(self._parameters)), 0.0, limit)
@@ -153,7 +154,7 @@ class AdamW:
         for name, parameter in self._parameters.items():
             if parameter.grad is None:
                 raise RuntimeError(f"{name} has no gradient")
-            found.append(parameter.grad)
+            found.append(local(parameter.grad))
         return found
 
     @torch.no_grad()
@@ -251,7 +252,7 @@ class AdamW:
         """Cut these parameters into pieces and gather them into groups of `limit` elements."""
         places: list[list[tuple[int, int, int]]] = []
         room = 0
-        values = list(self._parameters.values())
+        values = list(self._weights.values())
         kinds = [values[index].dtype for index in indices]
         for position, index in enumerate(indices):
             start, size = 0, values[index].numel()
@@ -275,13 +276,12 @@ class AdamW:
             return [tensors[names[i]].view(-1)[start:end] for i, start, end in places]
 
         sizes = [end - start for _, start, end in places]
-        first = self._parameters[names[places[0][0]]]
-        weights = {name: value.detach() for name, value in self._parameters.items()}
+        first = self._weights[names[places[0][0]]]
         is_copy = first.dtype != torch.float32
         return _Group(
             weight_decay=weight_decay,
             places=places,
-            weights=views(weights) if is_copy else [],
+            weights=views(self._weights) if is_copy else [],
             masters=views(self._masters),
             exp_avgs=views(self._exp_avgs),
             exp_avg_sqs=views(self._exp_avg_sqs),

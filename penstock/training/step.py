@@ -11,6 +11,7 @@ from torch import Tensor
 
 from penstock.data.loader import Batch
 from penstock.models.transformer import Transformer
+from penstock.parallel.replicas import Replicas
 from penstock.training.gradient_norm import global_norm
 from penstock.training.muon import Muon
 from penstock.training.optimizer import AdamW
@@ -30,10 +31,10 @@ class StepResult(NamedTuple):
 class Accumulator:
     """Gradients summed over micro-batches, in float32 when there are several."""
 
-    def __init__(self, optimizer: AdamW | Muon, accumulation: int) -> None:
-        """`accumulation` micro-batches make a step."""
+    def __init__(self, optimizer: AdamW | Muon, *, needs_sums: bool) -> None:
+        """`needs_sums`: there are several micro-batches, or replicas, to be summed."""
         self._optimizer = optimizer
-        self._needs_sums = accumulation > 1
+        self._needs_sums = needs_sums
         self._sums: list[Tensor] | None = None
 
     def add(self) -> None:
@@ -68,8 +69,9 @@ def train_step(
     lr: float,
     norm_limit: float,
     z_loss: Tensor,
+    replicas: Replicas,
 ) -> StepResult:
-    """Train on one global batch.
+    """Train on one global batch, of which `micro_batches` is this replica's share.
 
     `step` and `seed` name the dropout streams; a step whose gradient norm is above `norm_limit`
     or not finite changes nothing. `z_loss` () float32 is the factor of the log-partition penalty.
@@ -78,10 +80,11 @@ def train_step(
     device = z_loss.device
     # 2. One weight for all: no average of averages, whatever the cut.
     total = torch.stack([batch.loss_weights.sum() for batch in micro_batches]).sum()
-    total = total.to(device).clamp(min=1e-20)
+    total = replicas.sum(total.to(device)).clamp(min=1e-20)
     # 3. Forward and backward.
     loss = torch.zeros((), device=device)
-    for batch in micro_batches:
+    for number, batch in enumerate(micro_batches, start=1):
+        replicas.begin(is_last=number == len(micro_batches))
         tokens, targets = batch.tokens.to(device), batch.targets.to(device)
         weights = batch.loss_weights.to(device) / total
         keys = model.dropout_keys(seed, step, batch.sequences.to(device))
@@ -90,10 +93,12 @@ def train_step(
         part.backward()
         accumulator.add()
         loss += part.detach()
-    # 4. Reduce: on one device the sum is already global.
+    # 4. Reduce over the replicas; on one device the sum is already global.
     gradients = accumulator.total()
+    replicas.reduce(gradients)
+    loss = replicas.sum(loss)
     # 5. Clip: the optimizer divides by this norm where it is above optimizer.clip.
-    norm = global_norm(gradients)
+    norm = replicas.norm(global_norm(gradients))
     # 6. Finite? Decided on the device, without waiting for it.
     skipped = ~(torch.isfinite(loss) & torch.isfinite(norm) & (norm <= norm_limit))
     # 7. Update.

@@ -12,11 +12,14 @@ from typing import Any
 
 import torch
 
-from penstock.checkpoint import AsyncSaver, CheckpointState
+from penstock.checkpoint import CheckpointState
 from penstock.config.schema import CheckpointSection, ScheduleSection, TrainSection
 from penstock.console import get_console
 from penstock.data.loader import Loader
 from penstock.models.transformer import Transformer
+from penstock.parallel.replicas import Replicas
+from penstock.parallel.world import World
+from penstock.saving import AsyncSaver
 from penstock.training.guard import Guard
 from penstock.training.metrics import MetricsLog, Throughput, peak_memory_bytes
 from penstock.training.muon import Muon
@@ -47,8 +50,12 @@ class TrainingJob:
     flops_per_token: int
     peak_flops: float
     """FLOP/s of matrix products this device was measured at, in the compute format."""
-    saver: AsyncSaver
-    metrics: MetricsLog
+    world: World
+    replicas: Replicas
+    saver: AsyncSaver | None
+    """None where another process saves what this one would."""
+    metrics: MetricsLog | None
+    """None in all processes but the first."""
     identity: dict[str, Any]
     """What a checkpoint must agree with to be resumed: architecture, tokenizer, data."""
 
@@ -84,7 +91,9 @@ class Trainer:
             flops_per_token=job.flops_per_token,
             peak_flops=job.peak_flops,
         )
-        self._accumulator = Accumulator(job.optimizer, job.accumulation)
+        self._accumulator = Accumulator(
+            job.optimizer, needs_sums=job.replicas.needs_sums(job.accumulation)
+        )
         self._z_loss = torch.tensor(job.train.z_loss, device=self.device)
         self._tokens_per_step = job.loader.batch_size * job.loader.sequence_length
         # A GPU works on the next step while the last one's figures are read.
@@ -108,6 +117,7 @@ class Trainer:
             get_console().progress("training", total=job.total_steps) as progress,
         ):
             progress.advance(totals.step)
+            interrupted = False
             while totals.step < job.total_steps and not totals.reached_target:
                 self.throughput.start()
                 loaded = next(steps)
@@ -123,6 +133,7 @@ class Trainer:
                     lr=lr,
                     norm_limit=self.guard.limit,
                     z_loss=self._z_loss,
+                    replicas=job.replicas,
                 )
                 totals.step, totals.position = totals.step + 1, loaded.position
                 self._data_state = loaded.state
@@ -133,10 +144,13 @@ class Trainer:
                 self._log()
                 progress.advance(1, **self._fields())
                 self._between_steps()
-                if stop.requested:
-                    get_console().warning(f"{stop.requested}: saving a checkpoint, then stopping")
+                # One process alone must not leave: the others would wait for it.
+                interrupted = job.world.any(bool(stop.requested))
+                if interrupted:
+                    why = stop.requested or "another process was told to stop"
+                    get_console().warning(f"{why}: saving a checkpoint, then stopping")
                     break
-        self._finish(interrupted=bool(stop.requested))
+        self._finish(interrupted=interrupted)
         return totals
 
     def _read_results(self, keep: int) -> None:
@@ -152,9 +166,10 @@ class Trainer:
 
     def _log(self) -> None:
         """Write the lines of metrics.jsonl that are due."""
+        metrics = self.job.metrics
         for step, lr, loss, norm in self._judged:
-            if step % self.job.train.log_every == 0 or step == self.job.total_steps:
-                self.job.metrics.log(
+            if metrics and (step % self.job.train.log_every == 0 or step == self.job.total_steps):
+                metrics.log(
                     step,
                     {
                         "loss": loss,
@@ -198,7 +213,7 @@ class Trainer:
             return
         is_best = _is_due(job.train.evaluate_every, step) and self._validate()
         if _is_due(job.checkpoint.every, step) or (is_best and job.checkpoint.every is not None):
-            job.saver.save(self._state(), is_best=is_best)
+            self._save(is_best=is_best)
 
     def _validate(self) -> bool:
         """Evaluate on the validation split; returns whether it is the best so far."""
@@ -206,9 +221,10 @@ class Trainer:
         if not job.validation:
             return False
         self._catch_up()
-        loss, parts = validate(job.model, job.validation, self.device)
+        loss, parts = validate(job.model, job.validation, self.device, job.world)
         by_part = {f"validation_loss/{name}": value for name, value in parts.items()}
-        job.metrics.log(totals.step, {"validation_loss": loss, **by_part})
+        if job.metrics is not None:
+            job.metrics.log(totals.step, {"validation_loss": loss, **by_part})
         is_best = math.isfinite(loss) and (totals.best_loss is None or loss < totals.best_loss)
         if is_best:
             totals.best_loss = loss
@@ -225,10 +241,16 @@ class Trainer:
         self._read_results(0)
         self._log()
 
+    def _save(self, *, is_best: bool, wait: bool = False) -> None:
+        """Save a checkpoint, or this process's part of it."""
+        self._catch_up()
+        if self.job.metrics is not None:
+            self.job.metrics.sync()
+        if self.job.saver is not None:
+            self.job.saver.save(self._state(), is_best=is_best, wait=wait)
+
     def _state(self) -> CheckpointState:
         """Everything needed to go on exactly."""
-        self._catch_up()
-        self.job.metrics.sync()
         return CheckpointState(
             step=self.totals.step,
             tensors=self.job.optimizer.state_tensors(),
@@ -254,7 +276,7 @@ class Trainer:
         """Last validation and checkpoint; everything is on disk when this returns."""
         self._catch_up()
         is_best = not interrupted and not self.totals.reached_target and self._validate()
-        self.job.saver.save(self._state(), is_best=is_best, wait=True)
+        self._save(is_best=is_best, wait=True)
 
 
 def _is_due(every: int | None, step: int) -> bool:

@@ -10,6 +10,7 @@ import torch
 
 from penstock.data.loader import Batch, Loader
 from penstock.models.transformer import Transformer
+from penstock.parallel.world import World
 
 
 @dataclasses.dataclass(frozen=True)
@@ -24,10 +25,10 @@ class Validation:
 
 
 def validate(
-    model: Transformer, parts: Sequence[Validation], device: torch.device
+    model: Transformer, parts: Sequence[Validation], device: torch.device, world: World
 ) -> tuple[float, dict[str, float]]:
     """Mean loss over the parts by their weights, and the loss of each named part."""
-    losses = [validation_loss(model, part.loader, device) for part in parts]
+    losses = [validation_loss(model, part.loader, device, world) for part in parts]
     weight = sum(part.weight for part in parts)
     total = sum(p.weight * loss for p, loss in zip(parts, losses, strict=True) if p.weight)
     named = {p.name: loss for p, loss in zip(parts, losses, strict=True) if p.name}
@@ -35,22 +36,26 @@ def validate(
 
 
 @torch.no_grad()
-def validation_loss(model: Transformer, loader: Loader, device: torch.device) -> float:
+def validation_loss(
+    model: Transformer, loader: Loader, device: torch.device, world: World
+) -> float:
     """Mean loss in nats per token, by loss weight, over one epoch of a loader's samples.
 
-    The last micro-batch is filled up by samples from the start; their weight is set to 0.
+    Processes take turns, as many each: past the end, and to fill up the last micro-batch, are
+    samples from the start, whose weight is set to 0.
     """
-    total = torch.zeros((), dtype=torch.float64)
-    weight = torch.zeros((), dtype=torch.float64)
-    for position in range(0, loader.epoch, loader.batch_size):
+    total = torch.zeros(2, dtype=torch.float64)
+    stride = loader.batch_size * world.size
+    for first in range(0, loader.epoch, stride):
+        position = first + world.rank * loader.batch_size
         for batch in loader.micro_batches(position):
             weights = _without_repeats(batch, loader.epoch - position)
             segments = None if batch.segments is None else batch.segments.to(device)
             tokens, targets = batch.tokens.to(device), batch.targets.to(device)
             losses = model.token_losses(tokens, targets, segments)
-            total += (losses.cpu().double() * weights).sum()
-            weight += weights.sum()
-    return float(total / weight.clamp(min=1e-20))
+            total += torch.stack([(losses.cpu().double() * weights).sum(), weights.sum()])
+    loss, weight = world.sum(total)
+    return float(loss / weight.clamp(min=1e-20))
 
 
 def _without_repeats(batch: Batch, remaining: int) -> torch.Tensor:

@@ -27,6 +27,12 @@ TINY = [
     pytest.param("pythia-tiny", marks=pytest.mark.slow),
     pytest.param("gpt-j-tiny", marks=pytest.mark.slow),
 ]
+MASKED = [
+    "albert-tiny",
+    pytest.param("roberta-tiny", marks=pytest.mark.slow),
+    pytest.param("bert-tiny", marks=pytest.mark.slow),
+    pytest.param("distilbert-tiny", marks=pytest.mark.slow),
+]
 
 
 def model_for(executable: Executable, layers: int = 2) -> Transformer:
@@ -61,7 +67,7 @@ def compiled(tmp_path: Path, preset: str, **settings: object) -> Executable:
     return Executable.open(path)
 
 
-@pytest.mark.parametrize("preset", TINY)
+@pytest.mark.parametrize("preset", [*TINY, *MASKED])
 def test_compiled_training_equals_eager(preset: str, tmp_path: Path) -> None:
     executable = compiled(
         tmp_path, preset, batch={"micro": 3}, data={"sequence_length": 48}, plan={"loss_chunks": 2}
@@ -141,6 +147,14 @@ def test_what_a_traced_block_keeps_is_what_is_predicted(preset: str, compute: st
     block_input = traced.graph.outputs[0]
     size = sum(math.prod(t.shape) * t.element_size() for t in (*kept, block_input))
     assert plan.memory["activations"] == plan.architecture.layers * size
+
+
+@pytest.mark.parametrize("preset", ["bert-large", "roberta-large", "distilbert-base"])
+def test_masked_presets_are_planned(preset: str) -> None:
+    plan = dataclasses.replace(plan_for(preset, "bf16", 0.0))
+    assert plan.takes_segments
+    assert plan.memory["weights"] == 2 * plan.architecture.parameter_count(padded=True)
+    assert plan.fits
 
 
 @pytest.mark.parametrize("preset", ["llama-3-8b", "llama-2-70b", "gpt-j-6b", "pythia-12b"])

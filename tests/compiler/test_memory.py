@@ -94,14 +94,29 @@ def test_stages_hold_every_parameter_once() -> None:
         assert first + last == architecture.parameter_count(padded=True)
 
 
+def test_shared_layers_are_held_once_and_factorised_tables_at_their_width() -> None:
+    albert = resolve_architecture(ModelSection(preset="albert-base-v2"))
+    held = memory(architecture=albert).parameters(12, embedding=True, head=True)
+    assert held == albert.parameter_count(padded=True)
+    # 30,080 padded rows, 512 positions and 2 types of 128, and the norm; 128 × 768 and 768;
+    # one block; the head's dense layer, norm and bias.
+    block = 12 * 768**2 + 9 * 768 + 3072
+    tables = (30080 + 512 + 2 + 2) * 128 + 128 * 768 + 768
+    assert held == tables + block + (768 + 1 + 2) * 128 + 30080
+
+
 def test_sharding_divides_state_and_full_sharding_gathers_one_region() -> None:
     alone = whole(replicas=4)
     optimizer = whole(replicas=4, shard="optimizer")
-    full = whole(replicas=4, shard="full")
+    full = whole(replicas=4, shard="weights")
+    gradients = whole(replicas=4, shard="gradients")
+    assert gradients["gradients"] == full["gradients"]
+    assert gradients["weights"] == alone["weights"]
     assert optimizer["optimizer"] == alone["optimizer"] // 4
     assert optimizer["weights"] == alone["weights"]
     assert full["weights"] == alone["weights"] // 4
-    assert full["gradients"] == alone["gradients"] // 4
+    # Alone, the replicas' gradients are summed in float32 besides; torch adds divided ones.
+    assert full["gradients"] == alone["gradients"] // 3 // 4
     # The table of tokens is the largest region: its weights and gradients, whole.
     assert full["workspace"] - alone["workspace"] == 2 * 2 * GPT2.padded_vocab_size * 768
 
@@ -128,7 +143,8 @@ def test_streamed_kinds_are_outside_and_not_in_the_total() -> None:
 
 
 @pytest.mark.parametrize(
-    "preset", ["gpt2", "gpt2-medium", "gpt2-xl", "pythia-1b", "gpt-j-6b", "llama-3-8b"]
+    "preset",
+    ["gpt2", "gpt2-medium", "gpt2-xl", "pythia-1b", "gpt-j-6b", "llama-3-8b", "bert-base"],
 )
 def test_regions_do_the_flops_of_the_whole(preset: str) -> None:
     architecture: Architecture = resolve_architecture(ModelSection(preset=preset))
@@ -183,6 +199,8 @@ def test_streamed_state_crosses_the_link_once_per_step_each_way() -> None:
         ("gpt-j-tiny", 3, 48, "fp32", 0.0),
         ("llama-tiny", 3, 48, "bf16", 0.0),
         ("llama-tiny", 3, 48, "fp32", 0.1),
+        ("bert-tiny", 3, 48, "bf16", 0.0),
+        ("albert-tiny", 3, 48, "fp32", 0.1),
     ],
 )
 def test_what_a_traced_block_keeps_is_what_is_predicted(
@@ -212,7 +230,9 @@ def test_what_a_traced_block_keeps_is_what_is_predicted(
 
 @pytest.mark.parametrize("compute", ["bf16", "fp32"])
 @pytest.mark.parametrize("dropout", [0.0, 0.1])
-@pytest.mark.parametrize("preset", ["gpt2-tiny", "pythia-tiny", "gpt-j-tiny", "llama-tiny"])
+@pytest.mark.parametrize(
+    "preset", ["gpt2-tiny", "pythia-tiny", "gpt-j-tiny", "llama-tiny", "roberta-tiny"]
+)
 def test_what_a_block_keeps_without_kernels_is_what_is_predicted(
     preset: str, compute: str, dropout: float
 ) -> None:
@@ -227,6 +247,7 @@ def test_what_a_block_keeps_without_kernels_is_what_is_predicted(
     x = torch.randn(3, 64, architecture.hidden_size, dtype=dtype, requires_grad=True)
     keys = torch.zeros(3, 3, dtype=torch.int64) if dropout else None
     turns = rotation(architecture, torch.arange(64)[None])
+    segments = None if architecture.is_causal else torch.zeros(3, 64, dtype=torch.int64)
     given = [*block.parameters(), *([] if turns is None else [turns])]
     weights = {tensor.untyped_storage().data_ptr() for tensor in given}
     kept: list[torch.Tensor] = []
@@ -234,7 +255,7 @@ def test_what_a_block_keeps_without_kernels_is_what_is_predicted(
         lambda tensor: (kept.append(tensor), tensor)[1], lambda tensor: tensor
     )
     with hooks:
-        block(x, keys, turns)
+        block(x, keys, turns, segments)
     sizes = {t.untyped_storage().data_ptr(): t.untyped_storage().nbytes() for t in kept}
     size = sum(n for address, n in sizes.items() if address not in weights)
     model = memory(

@@ -31,6 +31,8 @@ class Piece:
     """Prompts and completions, where the document is made of them; it is one piece then."""
     messages: tuple[Message, ...] = ()
     """Messages, where the document is a chat; it is one piece then."""
+    begins: bool = True
+    """Whether the document begins here."""
 
 
 @dataclasses.dataclass

@@ -140,11 +140,12 @@ def _whole(file: SourceFile, texts: Iterator[str]) -> Iterator[Piece]:
         rest += text
         cut = _cut(rest)
         if cut:
+            yield Piece(file.id, rest[:cut], ends=False, begins=not some and file.start == 0)
             some = True
-            yield Piece(file.id, rest[:cut], ends=False)
             rest = rest[cut:]
     if some or rest:
-        yield Piece(file.id, rest, ends=not file.continues)
+        begins = not some and file.start == 0
+        yield Piece(file.id, rest, ends=not file.continues, begins=begins)
 
 
 def _cut(text: str) -> int:
@@ -174,7 +175,7 @@ def _divided(texts: Iterator[str], by_line: bool, keep_newlines: bool) -> Iterat
             first = rest[:cut] if begun is not None else _BLANK_START.sub("", rest[:cut])
             if first.strip() or begun is not None:
                 name: str = first if begun is None else begun
-                yield Piece(name, first, ends=False)
+                yield Piece(name, first, ends=False, begins=begun is None)
                 begun = name
             rest = rest[cut:]
     yield from _last_piece(_BLANK_END.sub("", rest), begun, by_line, "")
@@ -183,7 +184,7 @@ def _divided(texts: Iterator[str], by_line: bool, keep_newlines: bool) -> Iterat
 def _last_piece(text: str, begun: str | None, by_line: bool, end: str) -> Iterator[Piece]:
     """The end of a document, or the whole of it."""
     if begun is not None:
-        yield Piece(begun, text + end, ends=True)
+        yield Piece(begun, text + end, ends=True, begins=False)
     elif text.strip():
         text = text if by_line else _BLANK_START.sub("", text)
         yield Piece(text, text + end, ends=True)

@@ -1,0 +1,1 @@
+"""Several processes as one training job, on torch.distributed."""

@@ -1,0 +1,151 @@
+"""Start one command in several processes, and again when one of them is lost.
+
+`cli.py` and `api.py` call `launch`. Processes are watched by torch's elastic agent: when one ends,
+the others are ended too. It must never know what the command does.
+"""
+
+import contextlib
+import json
+import logging
+import os
+import signal
+import sys
+import tempfile
+from collections.abc import Generator, Mapping, Sequence
+from pathlib import Path
+
+from torch.distributed.elastic.multiprocessing import DefaultLogsSpecs, SignalException
+from torch.distributed.elastic.multiprocessing.errors import ChildFailedError, ProcessFailure
+from torch.distributed.launcher.api import LaunchConfig, elastic_launch
+
+from penstock.config.launch import LaunchSection
+from penstock.config.schema import Config
+from penstock.console import get_console
+from penstock.errors import ConfigError, UserError
+from penstock.parallel.environment import CHILD_MARK, ORIGINS
+
+_GRACE_SECONDS = 30
+"""From SIGTERM to SIGKILL: what preemptible machines give."""
+_MISTAKE = UserError.exit_code
+
+
+class LaunchError(UserError):
+    """A job of several processes ended without being done."""
+
+    exit_code = 1
+
+
+def launch(words: Sequence[str], section: LaunchSection, folder: str) -> None:
+    """Run `penstock WORDS` in the section's processes until all are done, or told to stop.
+
+    `folder` is told to the processes: what they inherit besides the words lies there.
+
+    Raises:
+        ConfigError: several hosts without an address to meet at.
+        UserError: what the first process that failed says, where it is the user's to mend.
+        LaunchError: a process was lost, more often than the job may start again.
+    """
+    command = [sys.executable, "-m", "penstock", *words]
+    for name in ("torch.distributed.elastic", "torch.distributed.launcher"):
+        logging.getLogger(name).setLevel(logging.CRITICAL)
+    for attempt in range(section.restarts + 1):
+        try:
+            with _environment(section, folder), tempfile.TemporaryDirectory() as logs:
+                elastic_launch(_config(section, attempt, logs), command[0])(*command[1:])
+            return
+        except SignalException as stop:
+            name = signal.Signals(stop.sigval).name
+            get_console().warning(f"{name}: stopped; the same command goes on where it stood")
+            return
+        except ChildFailedError as error:
+            failure = _cause(error.failures)
+            if failure.exitcode == _MISTAKE:
+                raise UserError(_said(failure)) from None
+            if attempt == section.restarts:
+                raise LaunchError(
+                    f"the job was given up after {section.restarts} restarts: {_said(failure)}",
+                    where="launch.restarts",
+                    do="mend that; the same command goes on from the last checkpoint",
+                ) from None
+            get_console().warning(
+                f"{_said(failure)}: all start again ({attempt + 1} of {section.restarts})"
+            )
+
+
+def train_in_processes(config: Config, origins: Mapping[str, str]) -> None:
+    """`penstock train` in several processes, with this config and where its settings came from.
+
+    Raises as `launch` does.
+    """
+    # Only what was set: the rest follows an executable.
+    values = config.model_dump(mode="json", by_alias=True, exclude_unset=True)
+    words = ["--quiet"] if get_console().quiet else []
+    with tempfile.TemporaryDirectory(prefix="penstock-") as folder:
+        file = Path(folder, "config.yaml")
+        file.write_text(json.dumps(values), encoding="utf-8")
+        Path(folder, ORIGINS).write_text(json.dumps(dict(origins)), encoding="utf-8")
+        launch(["train", "--config", str(file), *words], config.launch, folder)
+
+
+@contextlib.contextmanager
+def _environment(section: LaunchSection, folder: str) -> Generator[None]:
+    """What the processes inherit: cores divided among them, and who started them."""
+    cores = len(os.sched_getaffinity(0))
+    added = {
+        CHILD_MARK: folder,
+        "OMP_NUM_THREADS": os.environ.get(
+            "OMP_NUM_THREADS", str(max(1, cores // section.processes))
+        ),
+    }
+    before = {name: os.environ.get(name) for name in added}
+    os.environ.update(added)
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            if value is None:
+                os.environ.pop(name, None)
+            else:
+                os.environ[name] = value
+
+
+def _config(section: LaunchSection, attempt: int, logs: str) -> LaunchConfig:
+    """One start of all processes; hosts agree on which attempt it is by its name."""
+    if section.hosts > 1 and section.address is None:
+        raise ConfigError(
+            f"launch.hosts={section.hosts} need a place to meet",
+            where="launch.address",
+            do="set launch.address=HOST:PORT, one of the hosts and a free port, on all of them",
+        )
+    return LaunchConfig(
+        min_nodes=section.hosts,
+        max_nodes=section.hosts,
+        nproc_per_node=section.processes,
+        run_id=f"penstock-{attempt}" if section.hosts > 1 else f"penstock-{os.getpid()}-{attempt}",
+        rdzv_backend="c10d",
+        rdzv_endpoint=section.address or "localhost:0",
+        rdzv_configs={"timeout": section.timeout_seconds},
+        local_addr=None if section.address else "localhost",
+        max_restarts=0,
+        logs_specs=DefaultLogsSpecs(log_dir=logs),
+        shutdown_timeout=_GRACE_SECONDS,
+    )
+
+
+def _cause(failures: dict[int, ProcessFailure]) -> ProcessFailure:
+    """The failure that explains the others: a mistake before a signal before what came first."""
+    return min(
+        failures.values(), key=lambda f: (f.exitcode != _MISTAKE, f.exitcode >= 0, f.timestamp)
+    )
+
+
+def _said(failure: ProcessFailure) -> str:
+    """What a process left as its error, or how it ended."""
+    data = failure.error_file_data
+    if isinstance(data.get("message"), dict):
+        return str(data["message"].get("message"))
+    if failure.exitcode < 0:
+        how = f"was ended by {signal.Signals(-failure.exitcode).name}"
+    else:
+        how = f"ended with exit code {failure.exitcode}"
+    return f"process {failure.local_rank} of this host {how}"

@@ -1,0 +1,142 @@
+"""Replicas of a model: each trains on its share of a batch, and gradients become one.
+
+The train step calls `Replicas` where processes must agree. Weights, gradients and optimizer state
+are on every replica, or divided among them by torch's FSDP2. It must never know about optimizers.
+
+Source: ZeRO stages 1, 2, 3: Rajbhandari et al., arXiv 1910.02054, §5.
+"""
+
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from penstock.parallel.environment import Place
+from penstock.parallel.world import World
+
+_BUCKET_BYTES = 32 << 20
+"""Gradients summed in one call: long enough that its latency does not count, short enough that its
+copy is small beside the model."""
+
+
+def local(tensor: Tensor) -> Tensor:
+    """This process's part of a tensor that replicas may have divided: its own storage."""
+    divided: Any = tensor
+    return divided.to_local() if hasattr(tensor, "to_local") else tensor
+
+
+class Replicas:
+    """What one replica does with the others during a step. Alone, nothing."""
+
+    def __init__(
+        self, model: nn.Module | None = None, world: World | None = None, shard: str = "none"
+    ) -> None:
+        """Divide the model's parameters as `shard` says: none, optimizer, gradients or weights.
+
+        Every process must hold the same weights before.
+        """
+        self._world = world or World(Place())
+        self._shard = shard if self._world.size > 1 else "none"
+        self._model: Any = model
+        self._rows: dict[str, tuple[int, int]] = {}
+        if self._shard != "none" and model is not None:
+            _divide(model, self._world.size, free_weights=shard == "weights")
+            self._rows = dict(_rows(model))
+
+    @property
+    def is_divided(self) -> bool:
+        """Whether each replica holds only its rows of every parameter."""
+        return bool(self._rows)
+
+    def needs_sums(self, accumulation: int) -> bool:
+        """Whether the step must sum `accumulation` micro-batches' gradients in float32 itself."""
+        if self._shard == "none":
+            return accumulation > 1 or self._world.size > 1
+        return accumulation > 1 and self._shard != "optimizer"
+
+    def begin(self, *, is_last: bool) -> None:
+        """Before each micro-batch: whether its gradients are the last to be added."""
+        if self.is_divided:
+            self._model.set_is_last_backward(is_last)
+            self._model.set_requires_gradient_sync(is_last or self._shard != "optimizer")
+            self._model.set_reshard_after_backward(is_last or self._shard == "weights")
+
+    def sum(self, value: Tensor) -> Tensor:
+        """The sum over replicas of a small tensor, in place."""
+        return self._world.sum(value)
+
+    def reduce(self, gradients: Sequence[Tensor]) -> None:
+        """Sum the step's gradients over the replicas, in place; divided ones are summed already."""
+        if self._world.size == 1 or self.is_divided:
+            return
+        for bucket in _buckets(gradients):
+            flat = self._world.sum(torch.cat([gradient.reshape(-1) for gradient in bucket]))
+            pieces = flat.split([gradient.numel() for gradient in bucket])
+            shaped = [piece.view_as(g) for piece, g in zip(pieces, bucket, strict=True)]
+            torch._foreach_copy_(list(bucket), shaped)
+
+    def norm(self, own: Tensor) -> Tensor:
+        """The Euclidean norm over all replicas' parts, () float32, from that of this one's."""
+        if not self.is_divided:
+            return own
+        return self._world.sum(own.double().square()).sqrt().float()
+
+    def rows_of(self, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """This replica's part of whole tensors, named by a parameter or KIND.PARAMETER."""
+        return {name: self._own(name, tensor) for name, tensor in tensors.items()}
+
+    def _own(self, name: str, tensor: Tensor) -> Tensor:
+        rows = self._rows.get(name) or self._rows.get(name.partition(".")[2])
+        return tensor if rows is None else tensor[slice(*rows)]
+
+
+def _buckets(gradients: Sequence[Tensor]) -> Iterator[list[Tensor]]:
+    """The gradients in their order, so many at a time that they fill a bucket."""
+    bucket: list[Tensor] = []
+    size = 0
+    for gradient in gradients:
+        bucket.append(gradient)
+        size += gradient.nbytes
+        if size >= _BUCKET_BYTES:
+            yield bucket
+            bucket, size = [], 0
+    if bucket:
+        yield bucket
+
+
+def _divide(model: Any, size: int, *, free_weights: bool) -> None:  # noqa: ANN401 - FSDP changes the model's class
+    """Leave each process its rows of every parameter; blocks are gathered one at a time."""
+    from torch.distributed.device_mesh import init_device_mesh  # noqa: PLC0415 - half a second
+    from torch.distributed.fsdp import (  # noqa: PLC0415
+        MixedPrecisionPolicy,
+        fully_shard,
+        register_fsdp_forward_method,
+    )
+
+    device = next(model.parameters()).device.type
+    mesh = init_device_mesh(device, (size,), mesh_dim_names=("replicas",))
+    policy = MixedPrecisionPolicy(reduce_dtype=torch.float32)
+    # The root also holds embedding and head, which may share their weights.
+    parts = [*model.blocks, model]
+    for part in parts:
+        fully_shard(part, mesh=mesh, reshard_after_forward=free_weights, mp_policy=policy)
+    for part in parts:
+        # Sums, not means: loss weights are divided by their sum over the whole batch.
+        part.set_gradient_divide_factor(1.0)
+        part.set_force_sum_reduction_for_comms(True)
+    register_fsdp_forward_method(model, "token_losses")
+
+
+def _rows(model: nn.Module) -> Iterator[tuple[str, tuple[int, int]]]:
+    """First and past-last row of each parameter that this process holds, by name."""
+    from torch.distributed.tensor._utils import (  # noqa: PLC0415
+        compute_local_shape_and_global_offset,
+    )
+
+    for name, parameter in model.named_parameters():
+        tensor: Any = parameter
+        shape, offset = compute_local_shape_and_global_offset(
+            tensor.shape, tensor.device_mesh, tensor.placements
+        )
+        yield name, (offset[0], offset[0] + shape[0])
