@@ -70,7 +70,7 @@ class _Region:
         # Equal positions add to one row of the embedding's gradient; torch's parallel sum of them
         # changes its order from call to call.
         self.needs_ordered_sums = name == "embed"
-        self.table_shape = (0, 0)
+        self.table_shape: tuple[int, int] = (0, 0)
         self.is_tied = False
 
     def __call__(
