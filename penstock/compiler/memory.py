@@ -12,7 +12,7 @@ from penstock.models.architecture import Architecture
 ELEMENT_BYTES = {"bf16": 2, "fp32": 4}
 """Bytes per element of the compute formats."""
 
-PROCESS_BYTES = {"cpu": 430 << 20, "cuda": 900 << 20}
+PROCESS_BYTES = {"cpu": 290 << 20, "cuda": 900 << 20}
 """Resident size of a process that has torch and Penstock loaded: measured on torch 2.13 CPU;
 the figure for CUDA is an estimate of the context. Other devices hold no process."""
 
@@ -211,7 +211,8 @@ class MemoryModel:
         several = a.table_elements(padded=True) if has_sums else 0
         sums = ELEMENT_BYTES[self.sums] * several
         if self.compiled:
-            return piece * element + sums + several * element
+            part = several * element if self._has_sums(self.loss_chunks) else 0
+            return piece * element + sums + part
         return piece * (4 + 2 * element) + sums
 
     def _temporaries(self, rows: int, element: int) -> int:
