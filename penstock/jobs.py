@@ -15,7 +15,7 @@ from penstock.compiler.eager_recompute import recompute_eagerly
 from penstock.compiler.executable import Executable, load_built, write_executable
 from penstock.compiler.plan import Plan
 from penstock.compiler.runtime import CompiledKernel, attach
-from penstock.compiler.toolchains import find_toolchain
+from penstock.compiler.toolchains import find_toolchain, toolchain_for
 from penstock.config.checksums import remembered_sha256
 from penstock.config.lora import LoraSection
 from penstock.config.schema import Config, ModelSection
@@ -49,7 +49,7 @@ def compiled_kernels(
     if config.compile.mode == "off":
         console.info("compile.mode=off: running eagerly")
         return None
-    section, toolchain = config.compile, config.compile.toolchain
+    section, toolchain = config.compile, toolchain_for(plan.mode, config.compile.toolchain)
     problem = find_toolchain(toolchain).problem()
     if problem is not None:
         console.warning(f"{problem}; running eagerly")

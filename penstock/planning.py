@@ -74,6 +74,13 @@ def open_training_data(config: Config) -> TrainingData:
     return open_mixture(data, config.tokenizer)
 
 
+def named_training_data(config: Config) -> TrainingData | None:
+    """What there is to train on, where anything is named."""
+    data = config.data
+    is_named = data.path is not None or data.mixture is not None or data.streaming
+    return open_training_data(config) if is_named else None
+
+
 def open_dataset(config: Config) -> Dataset:
     """The dataset `data.path` names."""
     if config.data.path is None:
@@ -101,7 +108,12 @@ def plan_of(config: Config, dataset: TrainingData | None, mode: str = "train") -
     if mode == "generate":
         rows = config.generate.batch
         return make_generation_plan(
-            architecture, batch=rows, compute=compute, capacity=length, target=target
+            architecture,
+            batch=rows,
+            compute=compute,
+            weights=config.precision.weights,
+            capacity=length,
+            target=target,
         )
     plan = make_plan(
         architecture,

@@ -20,6 +20,7 @@ from penstock.checkpoint import (
 )
 from penstock.compiler.demands import require_causal
 from penstock.compiler.executable import Executable
+from penstock.compiler.native import STEP_KERNEL
 from penstock.compiler.plan import Plan
 from penstock.compiler.runtime import attach
 from penstock.config.load import load_config
@@ -30,6 +31,7 @@ from penstock.data.training_data import TrainingData
 from penstock.errors import CheckpointError
 from penstock.inference.decoding import CompiledDecoder
 from penstock.inference.engine import Engine
+from penstock.inference.native import NativeDecoder
 from penstock.jobs import (
     DTYPES,
     base_identity,
@@ -42,6 +44,7 @@ from penstock.models.hub import model_folder
 from penstock.models.lora import adapted
 from penstock.models.peft_format import write_adapter
 from penstock.models.projection import is_trained, merge_adapters
+from penstock.models.quantization import round_weights
 from penstock.models.resolve import resolve_architecture
 from penstock.models.transformer import Transformer
 from penstock.planning import device_of
@@ -237,11 +240,20 @@ def open_engine(config: Config) -> Engine:
         tokenizer = Tokenizer.load(config.tokenizer.from_ or folder)
     require_causal(model.architecture)
     if executable is None:
+        if config.precision.weights == "int8":
+            round_weights(model)
         return Engine(model, tokenizer)
     architecture = model.architecture.for_generation()
     wanted = dataclasses.replace(
-        executable.plan, architecture=architecture, device=device, compute=compute
+        executable.plan,
+        architecture=architecture,
+        device=device,
+        compute=compute,
+        weights=config.precision.weights or executable.plan.weights,
     )
     executable.require(wanted)
-    decoder = CompiledDecoder(model, executable.kernels(), wanted.generation_shapes())
+    kernels = executable.kernels()
+    if STEP_KERNEL in kernels:
+        return Engine(model, tokenizer, NativeDecoder(model, kernels, wanted, release=True))
+    decoder = CompiledDecoder(model, kernels, wanted.generation_shapes())
     return Engine(model, tokenizer, decoder)

@@ -13,6 +13,7 @@ from typing import Any
 
 from penstock import jobs, planning, runs
 from penstock.checkpoint import CheckpointState
+from penstock.compiler.plan import Plan
 from penstock.compiler.probe import measured_speeds
 from penstock.compiler.runtime import CompiledKernel
 from penstock.config.load import dump_config
@@ -23,7 +24,6 @@ from penstock.files import atomic_write, canonical_json
 from penstock.hardware.process import loaded_openmp
 from penstock.models.families import FAMILIES
 from penstock.parallel.environment import find_place, inherited_origins
-from penstock.parallel.launch import train_in_processes
 from penstock.parallel.parts import Part
 from penstock.parallel.replicas import Replicas
 from penstock.parallel.world import World
@@ -47,6 +47,9 @@ def train_run(config: Config, origins: Mapping[str, str]) -> RunSummary:
     """
     place, wanted = find_place(), config.launch.processes * config.launch.hosts
     if place.size == 1 and wanted > 1:
+        # Torch's launcher takes half a second to load.
+        from penstock.parallel.launch import train_in_processes  # noqa: PLC0415
+
         run = jobs.run_folder(config)
         train_in_processes(config, origins)
         return RunSummary.read(run.path)
@@ -91,6 +94,17 @@ def _train(setting: Setting, origins: Mapping[str, str]) -> RunSummary:
 
             summary.report = write_report(run.path)
     return summary
+
+
+def prepare_job(config: Config) -> tuple[Plan, TrainingJob, bool]:
+    """A plan and a job from fresh weights, before its first step, and whether it has kernels.
+
+    For whoever makes steps without a trainer, in one process; the run folder must be new.
+    """
+    setting = settle(config, World(find_place()))
+    chosen, run = setting.plan, setting.run
+    kernels = jobs.training_kernels(setting.config, chosen, setting.executable, run, None)
+    return chosen, _job(setting, kernels, None), kernels is not None
 
 
 def _check_resumed(setting: Setting, resume: CheckpointState) -> RunSummary | None:

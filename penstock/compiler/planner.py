@@ -92,9 +92,16 @@ def make_plan(
 
 
 def make_generation_plan(
-    architecture: Architecture, *, batch: int, compute: str | None, capacity: int, target: Target
+    architecture: Architecture,
+    *,
+    batch: int,
+    compute: str | None,
+    weights: str | None = None,
+    capacity: int,
+    target: Target,
 ) -> Plan:
-    """Decide how to generate up to `batch` texts of up to `capacity` tokens at once.
+    """Decide how to generate up to `batch` texts of up to `capacity` tokens at once, from weights
+    in the format `weights` (int8), or in that of `compute`.
 
     Raises:
         ConfigError: texts longer than the model's positions.
@@ -103,9 +110,14 @@ def make_generation_plan(
     architecture = architecture.for_generation()
     compute = compute or ("bf16" if target.fast_bf16 else "fp32")
     memory = generation_memory(
-        architecture, rows=batch, capacity=capacity, compute=compute, device=target.device
+        architecture,
+        rows=batch,
+        capacity=capacity,
+        compute=compute,
+        weights=weights,
+        device=target.device,
     )
-    # Every token reads all weights and, at worst, all of the cache.
+    # Every token reads all matrices and, at worst, all of the cache.
     read = memory["weights"] + memory["cache"]
     seconds = {
         "compute": 2 * batch * architecture.parameter_count() / target.peak(compute),
@@ -116,6 +128,7 @@ def make_generation_plan(
         architecture=architecture,
         device=target.device,
         compute=compute,
+        weights=weights,
         micro=batch,
         size=batch,
         accumulation=1,

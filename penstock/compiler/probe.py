@@ -21,6 +21,7 @@ from penstock.hardware.target import Target
 _SIZE = {"cpu": 1536, "cuda": 8192}
 """Side of the square matrices."""
 _REPEATS = 5
+_LINK_SOURCE = "measured here: from one process to another, by gloo"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -30,6 +31,8 @@ class Speeds:
     bf16_flops: float
     fp32_flops: float
     bandwidth_bytes_per_second: float
+    link_bytes_per_second: float | None = None
+    """From one process to another; None before `doctor` has measured it."""
 
 
 def detected_target(device: str) -> Target:
@@ -43,18 +46,20 @@ def detected_target(device: str) -> Target:
         memory_bytes=memory,
         peak_flops={"bf16": speeds.bf16_flops, "fp32": speeds.fp32_flops},
         bandwidth_bytes_per_second=speeds.bandwidth_bytes_per_second,
+        link_bytes_per_second=speeds.link_bytes_per_second,
         fast_bf16=speeds.bf16_flops > 1.2 * speeds.fp32_flops,
         measured=True,
         sources={
             "memory_bytes": "the operating system",
             "peak_flops": "measured here: large matrix products",
             "bandwidth_bytes_per_second": "measured here: large copies, read and write counted",
+            **({"link_bytes_per_second": _LINK_SOURCE} if speeds.link_bytes_per_second else {}),
         },
     )
 
 
 def measured_speeds(device: str, *, again: bool = False) -> Speeds:
-    """The device's speeds from the user's cache, or measured now.
+    """The device's speeds from the user's cache, or measured now; the link only with `again`.
 
     Other programs can only make it slower than it is: the best of all measurements is remembered.
     """
@@ -63,6 +68,10 @@ def measured_speeds(device: str, *, again: bool = False) -> Speeds:
     if before is not None and not again:
         return before
     speeds = _measure(device)
+    if again:
+        from penstock.compiler.link import link_bytes_per_second  # noqa: PLC0415 - loads torch
+
+        speeds = dataclasses.replace(speeds, link_bytes_per_second=link_bytes_per_second())
     best = speeds if before is None else _best(before, speeds)
     atomic_write(path, json.dumps(dataclasses.asdict(best)))
     return speeds
@@ -72,16 +81,24 @@ def _remembered(path: Path) -> Speeds | None:
     """What was measured before; None when there is nothing, or nothing sensible."""
     try:
         value = json.loads(path.read_bytes())
-        speeds = Speeds(**{name: float(figure) for name, figure in value.items()})
+        known = {name: figure for name, figure in value.items() if figure is not None}
+        speeds = Speeds(**{name: float(figure) for name, figure in known.items()})
     except (OSError, ValueError, TypeError, AttributeError):
         return None
-    figures = dataclasses.astuple(speeds)
+    figures = [figure for figure in dataclasses.astuple(speeds) if figure is not None]
     return speeds if all(math.isfinite(figure) and figure > 0 for figure in figures) else None
 
 
 def _best(first: Speeds, second: Speeds) -> Speeds:
-    pairs = zip(dataclasses.astuple(first), dataclasses.astuple(second), strict=True)
-    return Speeds(*(max(pair) for pair in pairs))
+    links = [s.link_bytes_per_second for s in (first, second) if s.link_bytes_per_second]
+    return Speeds(
+        bf16_flops=max(first.bf16_flops, second.bf16_flops),
+        fp32_flops=max(first.fp32_flops, second.fp32_flops),
+        bandwidth_bytes_per_second=max(
+            first.bandwidth_bytes_per_second, second.bandwidth_bytes_per_second
+        ),
+        link_bytes_per_second=max(links, default=None),
+    )
 
 
 def _cache_path(device: str) -> Path:

@@ -18,8 +18,9 @@ def _as_texts(value: Any) -> Any:  # noqa: ANN401 - what a user has given
 class SourceSection(Section):
     """What `prepare` reads."""
 
-    kind: Literal["stdlib", "text", "jsonl", "csv", "parquet"] = "text"
-    """text: plain; jsonl, csv, parquet: a record a line or row; stdlib: Python's own source."""
+    kind: Literal["stdlib", "text", "jsonl", "csv", "parquet", "wikipedia"] = "text"
+    """text: plain; jsonl, csv, parquet: a record a line or row; wikipedia: a MediaWiki XML dump, or
+    WikiExtractor's folders; stdlib: Python's own source."""
     path: str | list[str] | None = None
     """File, folder or glob (or a list of them): plain, .gz, .bz2, .xz or .zst."""
     documents: Literal["file", "line", "blank_line"] | None = None
@@ -51,6 +52,8 @@ class SourceSection(Section):
     """Loss weight of a prompt's tokens; a completion's weigh 1, padding 0."""
     one_space: bool = True
     """Whether exactly one space stands before each completion, whatever the record has."""
+    page_seconds: float = Field(default=30.0, gt=0)
+    """Seconds for the markup of one page of kind=wikipedia; beyond, simpler rules strip it."""
 
 
 class TokenizerSection(Section):

@@ -8,6 +8,7 @@ from typing import Literal
 
 from pydantic import Field
 
+from penstock.config.cleaning import CleanSection
 from penstock.config.data import DataSection, PrepareSection, SourceSection, TokenizerSection
 from penstock.config.launch import LaunchSection
 from penstock.config.lora import LoraSection
@@ -75,6 +76,9 @@ class PrecisionSection(Section):
 
     compute: Literal["bf16", "fp32"] | None = None
     """Format of weights and activations (masters stay fp32); bf16 where the device does it fast."""
+    weights: Literal["int8"] | None = None
+    """Format of the matrices of blocks and head when generating and evaluating; like `compute` when
+    not given. int8: rounded when they are loaded, a scale for every 128 weights of an output."""
 
 
 class CompileSection(Section):
@@ -82,8 +86,10 @@ class CompileSection(Section):
 
     mode: Literal["auto", "off"] = "auto"
     """What training does without an executable: compile first, or run eagerly."""
-    toolchain: str = "inductor"
-    """What makes machine code: inductor, eager (none: graphs run as they are), or one installed."""
+    toolchain: str | None = None
+    """What makes machine code: inductor, native (for generating, on processors with AVX-512 and
+    bf16), eager (none: graphs run as they are), or one installed; native where it can when not
+    given, else inductor."""
     workers: int | None = Field(default=None, ge=1)
     """Compiler processes at once; all cores when not given."""
     cache: str | None = None
@@ -235,6 +241,15 @@ class GenerateSection(Section):
     """Most prompts per device pass, for `input`."""
 
 
+class ProfileSection(Section):
+    """What `profile` records."""
+
+    steps: int | None = Field(default=None, ge=1)
+    """Optimizer steps, or new tokens per prompt when generating; 4 and 32 when not given."""
+    warmup_steps: int = Field(default=2, ge=0)
+    """The same before recording begins."""
+
+
 class Config(Section):
     """Everything one command needs; each verb reads the sections it names."""
 
@@ -254,12 +269,14 @@ class Config(Section):
     """Dataset to convert: a file, a folder, a glob or a Megatron prefix, in any known format; or
     the system whose configuration is imported, also `--from SYSTEM`."""
     out: str | None = None
-    """Folder to write, for `convert`, `plan`, `bench` and `profile`; file, for `import-config`."""
+    """Folder to write, for `convert`, `plan`, `bench` and `profile`; file, for `import-config` and,
+    of a dataset, `inspect`."""
     trust: list[str] = Field(default=[])
     """SHA-256 of executable files made by others that may run here; also `--trust SHA256`."""
     model: ModelSection = ModelSection()
     lora: LoraSection = LoraSection()
     source: SourceSection = SourceSection()
+    clean: CleanSection = CleanSection()
     tokenizer: TokenizerSection = TokenizerSection()
     data: DataSection = DataSection()
     prepare: PrepareSection = PrepareSection()
@@ -274,3 +291,4 @@ class Config(Section):
     checkpoint: CheckpointSection = CheckpointSection()
     evaluate: EvaluateSection = EvaluateSection()
     generate: GenerateSection = GenerateSection()
+    profile: ProfileSection = ProfileSection()

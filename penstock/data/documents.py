@@ -60,6 +60,25 @@ class Documents:
         return int(self._shard[sequence]), int(self._place[sequence])
 
 
+class Chained:
+    """Several splits' documents, one split after another."""
+
+    def __init__(self, parts: Sequence[Documents]) -> None:
+        """Take them as they are."""
+        self._parts = parts
+        self._ends = np.cumsum([len(part) for part in parts])
+
+    def __len__(self) -> int:
+        """How many documents there are."""
+        return int(self._ends[-1])
+
+    def __getitem__(self, number: int) -> TokenSequence:
+        """One document."""
+        part = int(np.searchsorted(self._ends, number, side="right"))
+        before = int(self._ends[part - 1]) if part else 0
+        return self._parts[part][number - before]
+
+
 def _sequence(readers: Sequence[Reader], shard: int, place: int) -> NDArray[Any]:
     reader = readers[shard]
     start = int(reader.starts[place])

@@ -37,6 +37,8 @@ class Rows:
     """Whether roles are written."""
     shuffle: bool
     seed: int
+    left_out: NDArray[np.bool_] | None = None
+    """Which documents are not written, by number."""
 
 
 def merge_split(
@@ -48,11 +50,12 @@ def merge_split(
     has dropped or cut off.
     """
     dtype = token_dtype(tokenizer.vocab_size)
-    if rows.packing is None and not rows.with_roles and not rows.shuffle:
+    if rows.packing is None and not (rows.with_roles or rows.shuffle or rows.left_out is not None):
         facts["tokens"] = _join(prefix, shards, dtype)
         return
     documents = Documents(shards, prefix.name, prompted=rows.prompted)
-    sequences = _counted(_ordered(documents, rows, prefix.name), rows, tokenizer, facts)
+    kept = _kept(documents, rows, tokenizer, facts)
+    sequences = _counted(_ordered(documents, kept, rows, prefix.name), rows, tokenizer, facts)
     if rows.packing is not None:
         sequences = pack_articles(sequences, rows.packing, rows.width, rows.rules, rows.overlap)
     facts["tokens"] = 0
@@ -81,13 +84,24 @@ def _join(prefix: Path, shards: Sequence[Shard], dtype: np.dtype[np.generic]) ->
     return total
 
 
-def _ordered(documents: Documents, rows: Rows, split: str) -> Iterator[TokenSequence]:
-    """Every document once, in their order or shuffled by the seed."""
-    if not rows.shuffle:
-        yield from (documents[number] for number in range(len(documents)))
-        return
-    generator = np.random.default_rng([rows.seed, *split.encode()])
-    for number in generator.permutation(len(documents)).tolist():
+def _kept(
+    documents: Documents, rows: Rows, tokenizer: Tokenizer, facts: dict[str, int]
+) -> NDArray[np.int64]:
+    """Numbers of the documents that are written; the counts lose the others."""
+    if rows.left_out is None:
+        return np.arange(len(documents))
+    for number in np.flatnonzero(rows.left_out).tolist():
+        _count(facts, documents[number].tokens, tokenizer, -1)
+    return np.flatnonzero(~rows.left_out)
+
+
+def _ordered(
+    documents: Documents, kept: NDArray[np.int64], rows: Rows, split: str
+) -> Iterator[TokenSequence]:
+    """Every document that is kept once, in their order or shuffled by the seed."""
+    if rows.shuffle:
+        kept = np.random.default_rng([rows.seed, *split.encode()]).permutation(kept)
+    for number in kept.tolist():
         yield documents[number]
 
 

@@ -9,12 +9,17 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
+from penstock.config.cleaning import CleanSection
 from penstock.config.data import DataSection
 from penstock.console import get_console
 from penstock.data.articles import ArticleRules
 from penstock.data.convert_plan import plan_conversion
 from penstock.data.convert_text import Vocabulary
 from penstock.data.dataset import MANIFEST, PREPARED, SCHEMA_VERSION, TOKENIZER, is_inside
+from penstock.data.documents import Chained, Documents
+from penstock.data.duplicates import exact_duplicates, near_duplicates
 from penstock.data.formats.registry import FORMATS
 from penstock.data.formats.sequence import Layout
 from penstock.data.merge import MergedReader, Rows, merge_split
@@ -44,6 +49,27 @@ def check_output(data: DataSection) -> None:
         )
 
 
+def find_duplicates(
+    shards: Sequence[Shard], totals: Totals, cleaning: CleanSection, work_folder: Path
+) -> None:
+    """Note in `totals` which documents are to be left out, the train split's being first."""
+    if not cleaning.exact_duplicates and cleaning.near_duplicates is None:
+        return
+    with get_console().stage("looking for duplicates"):
+        splits = [Documents(shards, name, prompted=False) for name in SPLITS]
+        documents = Chained(splits)
+        left_out = np.zeros(len(documents), bool)
+        if cleaning.exact_duplicates:
+            left_out = exact_duplicates(documents)
+            totals.tally["documents left out: equal to an earlier one"] = int(left_out.sum())
+        if cleaning.near_duplicates is not None:
+            near = near_duplicates(documents, cleaning.near_duplicates, work_folder) & ~left_out
+            totals.tally["documents left out: nearly equal to an earlier one"] = int(near.sum())
+            left_out |= near
+    ends = np.cumsum([len(split) for split in splits])[:-1]
+    totals.left_out.update(zip(SPLITS, np.split(left_out, ends), strict=True))
+
+
 def write_dataset(
     folder: Path,
     work_folder: Path,
@@ -64,7 +90,8 @@ def write_dataset(
     merged = work_folder / "merged"
     merged.mkdir(exist_ok=True)
     for name in SPLITS:
-        merge_split(merged / name, shards, rows, tokenizer, totals.splits[name])
+        own = dataclasses.replace(rows, left_out=totals.left_out.get(name))
+        merge_split(merged / name, shards, own, tokenizer, totals.splits[name])
         _require_text(name, totals.splits[name]["tokens"], data)
     _remove_former(folder)
     if data.format == "megatron" and not rows.with_roles:

@@ -13,12 +13,13 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+from penstock.config.cleaning import CleanSection
 from penstock.config.data import DataSection, PrepareSection, SourceSection, TokenizerSection
 from penstock.console import Console, get_console
 from penstock.data.chat import ChatTemplate
 from penstock.data.dataset import TOKENIZER, Dataset
 from penstock.data.encode import article_rules
-from penstock.data.outputs import check_output, manifest_name, write_dataset
+from penstock.data.outputs import check_output, find_duplicates, manifest_name, write_dataset
 from penstock.data.packing import parse_packing
 from penstock.data.sources import SOURCES
 from penstock.data.sources.files import SourceFile
@@ -40,6 +41,10 @@ _PREPARE_VERSION = 3
 """Raised when the same input would give other bytes."""
 _TRAINING_BYTES = 256 << 20
 """Text a tokenizer is trained on at most; a stable sample of the documents beyond."""
+
+
+_NOTHING = CleanSection()
+"""Cleaning that changes nothing."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -67,6 +72,7 @@ def prepare(
     data: DataSection,
     work: PrepareSection,
     seed: int = 0,
+    cleaning: CleanSection = _NOTHING,
 ) -> PrepareResult:
     """Make the dataset folder `data.path`, or find it made already; `seed` is the shuffle's.
 
@@ -83,20 +89,23 @@ def prepare(
     files = assign_splits(SOURCES[source.kind].files(source), source, data.splits)
     if sum(file.size for file in files) == 0:
         raise DataError("the source has no text", where="source", do="check source.path")
-    key = _key(source, tokenizer, data, files, seed)
+    key = _key(source, tokenizer, data, files, seed, cleaning)
     found = _existing(folder, manifest_name(data), key)
     if found is not None:
         return PrepareResult(found, True, time.monotonic() - started)
     work_folder = folder / _WORK / f"{key[:16]}-{work.shard_bytes}"
     work_folder.mkdir(parents=True, exist_ok=True)
-    tokens = _tokenizer(tokenizer, source, data.splits, files, work_folder)
-    shards = make_shards(files, source, work.shard_bytes, work_folder)
-    job = Job(source, tuple(data.splits), str(work_folder))
+    job = Job(source, tuple(data.splits), cleaning, str(work_folder))
+    tokens = _tokenizer(tokenizer, job, files)
+    shards = make_shards(
+        files, source, work.shard_bytes, work_folder, cleaning=cleaning, unpack=work_folder
+    )
     tokenize_shards(shards, job, work.workers or os.cpu_count() or 1)
     totals = total_facts(shards)
-    _say(totals.tally, totals.places)
-    provenance = {"source": source.model_dump(), "key": key}
+    provenance = {"source": source.model_dump(), "clean": cleaning.model_dump(), "key": key}
     rules = article_rules(source)
+    find_duplicates(shards, totals, cleaning, work_folder)
+    _say(totals.tally, totals.places)
     write_dataset(folder, work_folder, shards, tokens, data, totals, rules, seed, provenance)
     shutil.rmtree(folder / _WORK)
     return PrepareResult(
@@ -129,12 +138,14 @@ def _key(
     data: DataSection,
     files: Sequence[SourceFile],
     seed: int,
+    cleaning: CleanSection,
 ) -> str:
     """Hash of everything the dataset's bytes depend on; files by name, size and time."""
     rows = parse_packing(data.packing).kind != "full" or data.format != "megatron"
     settings = {
         "version": _PREPARE_VERSION,
         "source": source.model_dump(),
+        "clean": cleaning.model_dump(),
         "tokenizer": tokenizer.model_dump(),
         "data": data.model_dump(include={"packing", "format", "splits", "files", "shuffle"}),
         "length": data.sequence_length if rows else None,
@@ -165,22 +176,16 @@ def _existing(folder: Path, name: str, key: str) -> Dataset | None:
     return dataset if dataset.manifest.get("key") == key else None
 
 
-def _tokenizer(
-    section: TokenizerSection,
-    source: SourceSection,
-    fractions: Sequence[float],
-    files: Sequence[SourceFile],
-    work_folder: Path,
-) -> Tokenizer:
+def _tokenizer(section: TokenizerSection, job: Job, files: Sequence[SourceFile]) -> Tokenizer:
     """Train or load the tokenizer, or take the one an interrupted run has left."""
-    saved = work_folder / TOKENIZER
+    saved = Path(job.folder) / TOKENIZER
     if saved.is_file():
         return Tokenizer.load(saved)
     if section.from_ is not None:
         tokenizer = Tokenizer.load(section.from_)
     elif section.train:
         with get_console().stage(f"training a tokenizer of {section.vocab_size:,} tokens"):
-            text = _training_text(source, fractions, files)
+            text = _training_text(job, files)
             tokenizer = Tokenizer.train(text, section.vocab_size, section.kind)
     else:
         raise ConfigError(
@@ -190,17 +195,15 @@ def _tokenizer(
         )
     chat = ChatTemplate.find(section.from_)
     if chat is not None:
-        atomic_write(work_folder / CHAT, chat.json())
+        atomic_write(Path(job.folder) / CHAT, chat.json())
     tokenizer.save(saved)
     return tokenizer
 
 
-def _training_text(
-    source: SourceSection, fractions: Sequence[float], files: Sequence[SourceFile]
-) -> Iterator[str]:
+def _training_text(job: Job, files: Sequence[SourceFile]) -> Iterator[str]:
     """Text of the train split, thinned out evenly by document when there is very much."""
     share = min(1.0, _TRAINING_BYTES / max(1, sum(file.size for file in files)))
-    for split, piece in split_pieces(files, source, fractions):
+    for split, piece in split_pieces(files, job.source, job.fractions, None, job.cleaning):
         thinned = choose_split(f"tokenizer/{piece.document}", (share, 0.0, 1.0 - share))
         if split == "train" and thinned == "train":
             yield piece.text

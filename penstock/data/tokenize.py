@@ -14,10 +14,13 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
+from penstock.config.cleaning import CleanSection
 from penstock.config.data import SourceSection
 from penstock.console import get_console
 from penstock.data.chat import ChatTemplate
+from penstock.data.clean import clean, judges
 from penstock.data.dataset import TOKENIZER
 from penstock.data.encode import Encoder, text_roles
 from penstock.data.formats.megatron import Writer, token_dtype
@@ -43,6 +46,7 @@ class Job:
     source: SourceSection
     fractions: tuple[float, ...]
     """Shares of train, validation and test."""
+    cleaning: CleanSection
     folder: str
     """Where the tokenizer and the chat template lie."""
 
@@ -81,13 +85,27 @@ class Shard:
 
 
 def make_shards(
-    files: Sequence[SourceFile], section: SourceSection, shard_bytes: int, folder: Path
+    files: Sequence[SourceFile],
+    section: SourceSection,
+    shard_bytes: int,
+    folder: Path,
+    *,
+    cleaning: CleanSection | None = None,
+    unpack: Path | None = None,
 ) -> list[Shard]:
-    """Group consecutive files, or ranges of large ones, into shards of about `shard_bytes`."""
+    """Group consecutive files, or ranges of large ones, into shards of about `shard_bytes`.
+
+    `unpack`: a folder for what cannot be cut in place; without one such files stay whole, as do
+    those that are a document each where cleaning judges documents.
+    """
+    source = SOURCES[section.kind]
+    by_file = section.documents in (None, "file") and section.kind in ("text", "stdlib")
+    whole = by_file and cleaning is not None and judges(cleaning)
     groups: list[list[SourceFile]] = []
     room = 0
     for file in files:
-        for part in SOURCES[section.kind].cut(file, section, shard_bytes):
+        parts = [file] if whole else source.cut(file, section, shard_bytes, unpack)
+        for part in parts:
             if room <= 0:
                 groups.append([])
                 room = shard_bytes
@@ -155,7 +173,7 @@ def tokenize_shard(shard: Shard, job: Job, encoder: Encoder) -> None:
             name: stack.enter_context(Writer(folder / (name + ROLES), np.dtype(np.uint8)))
             for name in (SPLITS if with_roles else ())
         }
-        pieces = split_pieces(shard.files, job.source, job.fractions, tally)
+        pieces = split_pieces(shard.files, job.source, job.fractions, tally, job.cleaning)
         for batch in batches(pieces):
             encoded = encoder.encode([piece for _, piece in batch], tally)
             for (split, piece), sequences in zip(batch, encoded, strict=True):
@@ -205,10 +223,13 @@ def split_pieces(
     section: SourceSection,
     fractions: Sequence[float],
     tally: Tally | None = None,
+    cleaning: CleanSection | None = None,
 ) -> Iterator[tuple[str, Piece]]:
-    """Every piece of the files' documents with the split it belongs to."""
+    """Every piece of the files' documents that cleaning leaves, with the split it belongs to."""
+    tally = Tally() if tally is None else tally
     for file in files:
-        for piece in read_documents(file, section, tally):
+        pieces = read_documents(file, section, tally)
+        for piece in pieces if cleaning is None else clean(pieces, cleaning, tally):
             yield file.split or choose_split(piece.document, fractions), piece
 
 
@@ -224,6 +245,8 @@ class Totals:
     """Where the first cases of that are."""
     prompted: bool
     """Whether some document has a prompt, so that tokens have roles."""
+    left_out: dict[str, NDArray[np.bool_]] = dataclasses.field(default_factory=dict)
+    """By split, which documents are like others and left out."""
 
 
 def total_facts(shards: Sequence[Shard]) -> Totals:

@@ -81,8 +81,10 @@ class Target:
             memory_bytes=self.memory_bytes // count,
             peak_flops={name: peak / count for name, peak in self.peak_flops.items()},
             bandwidth_bytes_per_second=self.bandwidth_bytes_per_second / count,
-            # What one part sends to another is written and read in the memory they share.
-            link_bytes_per_second=self.bandwidth_bytes_per_second / (2 * count),
+            # Measured by `doctor`; else what one part sends is written and read in the memory they
+            # share.
+            link_bytes_per_second=self.link_bytes_per_second
+            or self.bandwidth_bytes_per_second / (2 * count),
         )
 
 

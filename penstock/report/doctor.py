@@ -39,7 +39,7 @@ class DoctorReport:
 
 
 def examine(device: str) -> DoctorReport:
-    """Look at everything that training depends on; measures speeds anew (about a second)."""
+    """Look at everything that training depends on; measures speeds anew (a few seconds)."""
     speeds = measured_speeds(device, again=True)
     compiler = _compiler()
     problems: list[str] = []
@@ -64,6 +64,9 @@ def examine(device: str) -> DoctorReport:
         "bf16_gflops": round(speeds.bf16_flops / 1e9, 1),
         "fp32_gflops": round(speeds.fp32_flops / 1e9, 1),
         "copy_gigabytes_per_second": round(speeds.bandwidth_bytes_per_second / 1e9, 1),
+        "link_gigabytes_per_second": None
+        if speeds.link_bytes_per_second is None
+        else round(speeds.link_bytes_per_second / 1e9, 2),
         "compute": "bf16" if speeds.bf16_flops > 1.2 * speeds.fp32_flops else "fp32",
         "compiler": compiler,
         **process_report(),

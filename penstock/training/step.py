@@ -12,6 +12,7 @@ from torch import Tensor
 from penstock.data.loader import Batch
 from penstock.models.transformer import Transformer
 from penstock.parallel.replicas import Replicas
+from penstock.spans import span
 from penstock.training.gradient_norm import global_norm
 from penstock.training.muon import Muon
 from penstock.training.optimizer import AdamW
@@ -90,7 +91,8 @@ def train_step(
         keys = model.dropout_keys(seed, step, batch.sequences.to(device))
         segments = None if batch.segments is None else batch.segments.to(device)
         part = model(tokens, targets, weights, keys, z_loss, segments)
-        part.backward()
+        with span("phase/backward"):
+            part.backward()
         accumulator.add()
         loss += part.detach()
     # 4. Reduce over the replicas; on one device the sum is already global.
@@ -98,11 +100,13 @@ def train_step(
     replicas.reduce(gradients)
     loss = replicas.sum(loss)
     # 5. Clip: the optimizer divides by this norm where it is above optimizer.clip.
-    norm = replicas.norm(global_norm(gradients))
+    with span("phase/gradient norm"):
+        norm = replicas.norm(global_norm(gradients))
     # 6. Finite? Decided on the device, without waiting for it.
     skipped = ~(torch.isfinite(loss) & torch.isfinite(norm) & (norm <= norm_limit))
     # 7. Update.
-    optimizer.step(lr, grad_norm=norm, skip=skipped, gradients=gradients)
+    with span("phase/optimizer"):
+        optimizer.step(lr, grad_norm=norm, skip=skipped, gradients=gradients)
     accumulator.clear()
     # 8. Measured.
     return StepResult(loss, norm, skipped)

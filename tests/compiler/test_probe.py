@@ -24,7 +24,8 @@ def remembered(cache: Path) -> Path:
 
 def test_speeds_are_measured_once_and_then_need_no_torch(cache: Path) -> None:
     first = measured_speeds("cpu")
-    assert all(figure > 1e8 for figure in dataclasses.astuple(first))
+    assert all(figure > 1e8 for figure in dataclasses.astuple(first)[:3])
+    assert first.link_bytes_per_second is None
     assert measured_speeds("cpu") == first
     code = (
         "import sys; from penstock.compiler.probe import detected_target; "
@@ -42,6 +43,11 @@ def test_a_busy_moment_does_not_replace_a_better_measurement(cache: Path) -> Non
     assert now.bf16_flops < 1e18
     kept = measured_speeds("cpu")
     assert (kept.bf16_flops, kept.fp32_flops) == (1e18, now.fp32_flops)
+    # Two processes of one machine send more than a fast network card and less than memory copies.
+    assert 1e7 < kept.link_bytes_per_second < 1e11
+    assert kept.link_bytes_per_second == now.link_bytes_per_second
+    parts = detected_target("cpu").shared_by(2)
+    assert parts.link_bytes_per_second == kept.link_bytes_per_second
 
 
 @pytest.mark.parametrize(

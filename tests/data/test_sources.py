@@ -26,7 +26,11 @@ def read(
 ) -> list[Piece]:
     section = SourceSection(path=str(path), **keys)
     source = SOURCES[section.kind]
-    parts = [part for file in source.files(section) for part in source.cut(file, section, size)]
+    parts = [
+        part
+        for file in source.files(section)
+        for part in source.cut(file, section, size, path.parent)
+    ]
     return [piece for part in parts for piece in read_documents(part, section, tally)]
 
 
@@ -174,7 +178,7 @@ def test_tables_give_the_records_of_json(tmp_path: Path) -> None:
     assert read(tmp_path / "x.parquet", kind="parquet", size=1) == expected
     section = SourceSection(path=str(tmp_path / "x.parquet"), kind="parquet")
     (file,) = SOURCES["parquet"].files(section)
-    assert len(SOURCES["parquet"].cut(file, section, 1)) == 7
+    assert len(SOURCES["parquet"].cut(file, section, 1, tmp_path)) == 7
 
 
 def test_broken_tables_are_one_line(tmp_path: Path) -> None:

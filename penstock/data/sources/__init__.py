@@ -6,6 +6,7 @@ range gives the same documents whichever process reads it.
 
 import dataclasses
 from collections.abc import Callable, Iterator
+from pathlib import Path
 
 from penstock.config.data import SourceSection
 from penstock.data.sources.files import SourceFile, list_files
@@ -13,10 +14,20 @@ from penstock.data.sources.piece import Piece, Tally
 from penstock.data.sources.reading import cut_text, read_text
 from penstock.data.sources.stdlib import list_stdlib
 from penstock.data.sources.tables import cut_jsonl, cut_parquet, read_csv, read_jsonl, read_parquet
+from penstock.data.sources.wikipedia import cut_dump, read_articles
+
+_Cut = Callable[[SourceFile, SourceSection, int, Path | None], list[SourceFile]]
 
 
-def _whole(file: SourceFile, section: SourceSection, size: int) -> list[SourceFile]:
+def _whole(
+    file: SourceFile, section: SourceSection, size: int, folder: Path | None
+) -> list[SourceFile]:
     return [file]
+
+
+def _in_place(cut: Callable[[SourceFile, SourceSection, int], list[SourceFile]]) -> _Cut:
+    """A way of cutting that needs no folder."""
+    return lambda file, section, size, folder: cut(file, section, size)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -27,18 +38,20 @@ class Source:
     """The documents of a file or range, in order."""
     files: Callable[[SourceSection], list[SourceFile]] = list_files
     """The files there are, in an order that does not change."""
-    cut: Callable[[SourceFile, SourceSection, int], list[SourceFile]] = _whole
-    """Ranges of about so many bytes, which together give the file's documents."""
+    cut: _Cut = _whole
+    """Ranges of about so many bytes, which together give the file's documents; the folder is to
+    unpack into, where that must be: without one such a file stays whole."""
     records: bool = False
     """Whether documents may be prompts and completions or chats."""
 
 
 SOURCES: dict[str, Source] = {
-    "text": Source(read_text, cut=cut_text),
-    "stdlib": Source(read_text, files=lambda section: list_stdlib(), cut=cut_text),
-    "jsonl": Source(read_jsonl, cut=cut_jsonl, records=True),
+    "text": Source(read_text, cut=_in_place(cut_text)),
+    "stdlib": Source(read_text, files=lambda section: list_stdlib(), cut=_in_place(cut_text)),
+    "jsonl": Source(read_jsonl, cut=_in_place(cut_jsonl), records=True),
     "csv": Source(read_csv, records=True),
-    "parquet": Source(read_parquet, cut=cut_parquet, records=True),
+    "parquet": Source(read_parquet, cut=_in_place(cut_parquet), records=True),
+    "wikipedia": Source(read_articles, cut=cut_dump),
 }
 """By source.kind."""
 
