@@ -13,8 +13,8 @@ ELEMENT_BYTES = {"bf16": 2, "fp32": 4}
 """Bytes per element of the compute formats."""
 
 PROCESS_BYTES = {"cpu": 290 << 20, "cuda": 900 << 20}
-"""Resident size of a process that has torch and Penstock loaded: measured on torch 2.13 CPU;
-the figure for CUDA is an estimate of the context. Other devices hold no process."""
+"""Resident size of a process with torch and Penstock loaded: measured on torch 2.13 CPU, for CUDA
+an estimate of the context. Other devices hold no process."""
 
 OPTIMIZER_BYTES = {"adamw": 12, "adamw_8bit": 6, "muon": 8}
 """Bytes of state per parameter, the float32 master counted; muon's is of the blocks' matrices.
@@ -83,8 +83,7 @@ class MemoryModel:
         held["activations"] = self._activations(block_passes, rows, element)
         held["logits"] = self._logits(rows, element) if head else 0
         held["workspace"] = PROCESS_BYTES.get(self.device, 0)
-        if held["workspace"]:
-            held["workspace"] += _LIBRARY_BYTES.get(self.optimizer, 0)
+        held["workspace"] += _LIBRARY_BYTES.get(self.optimizer, 0) if held["workspace"] else 0
         held["workspace"] += self._temporaries(rows, element) if layers else 0
         held["workspace"] += self._gathered(embedding=embedding or head)
         outside = {kind: held.pop(kind) for kind in self.streams}
