@@ -64,11 +64,7 @@ def open_training_data(config: Config) -> TrainingData:
                 where="data.path",
                 do="set data.path=FOLDER, data.mixture or data.streaming",
             )
-        if (Path(data.path) / MANIFEST).is_file():
-            return Dataset.open(data.path, data.verify)
-        from penstock.data.members import open_any  # noqa: PLC0415 - formats' libraries are heavy
-
-        return open_any(Path(data.path), data, config.tokenizer)
+        return open_dataset(config)
     from penstock.data.mixture import open_mixture  # noqa: PLC0415 - as above
 
     return open_mixture(data, config.tokenizer)
@@ -82,10 +78,15 @@ def named_training_data(config: Config) -> TrainingData | None:
 
 
 def open_dataset(config: Config) -> Dataset:
-    """The dataset `data.path` names."""
-    if config.data.path is None:
+    """The dataset `data.path` names, in any format."""
+    data = config.data
+    if data.path is None:
         raise ConfigError("no dataset", where="data.path", do="set data.path=FOLDER")
-    return Dataset.open(config.data.path, config.data.verify)
+    if (Path(data.path) / MANIFEST).is_file():
+        return Dataset.open(data.path, data.verify)
+    from penstock.data.members import open_any  # noqa: PLC0415 - formats' libraries are heavy
+
+    return open_any(Path(data.path), data, config.tokenizer)
 
 
 def plan_of(config: Config, dataset: TrainingData | None, mode: str = "train") -> Plan:
