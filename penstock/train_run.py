@@ -27,7 +27,6 @@ from penstock.parallel.environment import find_place, inherited_origins
 from penstock.parallel.parts import Part
 from penstock.parallel.replicas import Replicas
 from penstock.parallel.world import World
-from penstock.report.page import write_report
 from penstock.report.summary import RunSummary, environment
 from penstock.saving import AsyncSaver
 from penstock.train_setting import Setting, objective, require_same, settle
@@ -85,6 +84,9 @@ def _train(setting: Setting, origins: Mapping[str, str]) -> RunSummary:
             return summary
         summary.write()
         if setting.config.train.report:
+            # It loads matplotlib: 30 MiB and a good part of a second that no step needs.
+            from penstock.report.page import write_report  # noqa: PLC0415
+
             summary.report = write_report(run.path)
     return summary
 
