@@ -6,25 +6,10 @@ allocate.
 
 import dataclasses
 
+from penstock.compiler.sizes import ELEMENT_BYTES, LIBRARY_BYTES, OPTIMIZER_BYTES, PROCESS_BYTES
 from penstock.config.recompute import is_recomputed, kept_values
 from penstock.models.architecture import WEIGHT_GROUP, Architecture
 from penstock.models.parameters import Frozen
-
-ELEMENT_BYTES = {"bf16": 2, "fp32": 4}
-"""Bytes per element of the compute formats."""
-
-PROCESS_BYTES = {"cpu": 290 << 20, "cuda": 900 << 20}
-"""Resident size of a process with torch and Penstock loaded: measured on torch 2.13 CPU, for CUDA
-an estimate of the context. Other devices hold no process."""
-
-OPTIMIZER_BYTES = {
-    **{"adamw": 12, "nadam": 12, "radam": 12, "adamax": 12, "adadelta": 12},
-    **{"muon": 8, "sgd": 8, "rmsprop": 8, "adagrad": 8, "adamw_8bit": 6, "adafactor": 4},
-}
-"""Bytes of state per parameter, the float32 master counted; muon's is of the blocks' matrices.
-With adamw_8bit, scales take 1/32 of a byte besides, and small tensors' moments float32."""
-_LIBRARY_BYTES = {"adamw_8bit": 120 << 20}
-"""Resident size of an optimizer's library: bitsandbytes 0.50 and the parts of torch it loads."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -89,7 +74,7 @@ class MemoryModel:
         held["activations"] = self._activations(block_passes, rows, element)
         held["logits"] = self._logits(rows, element) if head else 0
         held["workspace"] = PROCESS_BYTES.get(self.device, 0)
-        held["workspace"] += _LIBRARY_BYTES.get(self.optimizer, 0) if held["workspace"] else 0
+        held["workspace"] += LIBRARY_BYTES.get(self.optimizer, 0) if held["workspace"] else 0
         held["workspace"] += self._temporaries(rows, element) if layers else 0
         held["workspace"] += self._gathered(embedding=embedding or head)
         outside = {kind: held.pop(kind) for kind in self.streams}

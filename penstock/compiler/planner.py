@@ -12,9 +12,10 @@ from typing import Any
 from penstock.compiler.cost import CostModel
 from penstock.compiler.demands import check_length, check_shapes, require_stages, with_devices
 from penstock.compiler.layout import DevicePlan, Layout, Layouter
-from penstock.compiler.memory import ELEMENT_BYTES, MemoryModel, generation_memory
+from penstock.compiler.memory import MemoryModel, generation_memory
 from penstock.compiler.plan import Plan
 from penstock.compiler.search import advise
+from penstock.compiler.sizes import ELEMENT_BYTES
 from penstock.config.planning import PlanSection
 from penstock.config.recompute import default_policy
 from penstock.config.schema import BatchSection
@@ -218,7 +219,7 @@ class _Deciding:
         )
 
     def _loss_chunks(self, rows: int) -> int:
-        """Fewest equal pieces of rows whose logits are small enough; a generic model's exist whole."""
+        """Fewest equal pieces of rows whose logits are small enough; a generic model's are whole."""
         if self.architecture.generic is not None:
             return 1
         limit, element = _EAGER_PIECE_BYTES, 4

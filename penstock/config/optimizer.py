@@ -14,8 +14,8 @@ class OptimizerSection(Section):
     """The optimizer."""
 
     name: Literal[
-        "adamw", "adamw_8bit", "muon", "sgd", "rmsprop", "adagrad", "adadelta", "adamax", "nadam", "radam",
-        "adafactor",
+        "adamw", "adamw_8bit", "muon", "sgd", "rmsprop", "adagrad", "adadelta", "adamax", "nadam",
+        "radam", "adafactor",
     ] = "adamw"  # fmt: skip
     """adamw: Adam with decoupled weight decay (arXiv 1711.05101); adamw_8bit: the same with moments
     of 8 bits (arXiv 2110.02861; needs bitsandbytes); muon: orthogonalized momentum for the blocks'
