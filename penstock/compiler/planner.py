@@ -219,7 +219,7 @@ class _Deciding:
         )
 
     def _loss_chunks(self, rows: int) -> int:
-        """Fewest equal pieces of rows whose logits are small enough; a generic model's are whole."""
+        """Fewest equal pieces of rows whose logits are small enough; a generic model's one."""
         if self.architecture.generic is not None:
             return 1
         limit, element = _EAGER_PIECE_BYTES, 4
