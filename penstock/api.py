@@ -84,6 +84,12 @@ def compile(config: ConfigLike = None, **sections: Any) -> "CompileResult":  # n
     path = Path(c.executable)
     wanted = planning.plan_of(c, planning.named_training_data(c), c.mode)
     planning.require_fit(wanted)
+    if wanted.architecture.generic is not None:
+        raise ConfigError(
+            f"{wanted.architecture.family} is not one of Penstock's families: it has no kernels",
+            where="model.from",
+            do="train without compiling: it runs as transformers computes it",
+        )
     if wanted.device != "cpu":
         write_executable(path, wanted, trace_graphs(wanted), PORTABLE)
         get_console().warning(
@@ -173,7 +179,6 @@ def convert(
     """
     from penstock import runs
     from penstock.data.convert import convert_dataset
-    from penstock.models.huggingface import save_weights
     from penstock.results import ConversionResult
 
     c = as_config(config, **sections)
@@ -193,14 +198,7 @@ def convert(
     if what == "adapter":
         runs.write_adapter_of(loaded, Path(c.out))
         return ConversionResult(Path(c.out))
-    save_weights(
-        Path(c.out),
-        loaded.weights(),
-        loaded.plan.architecture,
-        tokenizer=loaded.folder.tokenizer.read_text(encoding="utf-8"),
-        end_of_text=loaded.tokenizer.end_of_text,
-        special_tokens=loaded.tokenizer.special_tokens,
-    )
+    runs.write_weights_of(loaded, Path(c.out))
     return ConversionResult(Path(c.out))
 
 

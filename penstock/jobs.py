@@ -6,6 +6,7 @@ whole `Config`.
 
 import hashlib
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -44,6 +45,12 @@ def compiled_kernels(
     `save_to` gets the executable, so that the next start needs no cache.
     """
     console = get_console()
+    if plan.architecture.generic is not None:
+        console.info(
+            f"{plan.architecture.family} is not one of Penstock's families: it runs as "
+            "transformers computes it, without kernels"
+        )
+        return None
     if plan.device != "cpu":
         console.warning("region kernels are compiled for CPUs only so far: running eagerly")
         return None
@@ -132,10 +139,25 @@ def base_model(
 ) -> Transformer:
     """A model with the weights training starts from, on the CPU; adapters are left as they come."""
     if section.from_ is not None:
-        return load_model(model_folder(section.from_), architecture, "cpu", dtype)
+        folder = model_folder(section.from_)
+        if architecture.generic is not None:
+            return _generic().load(folder, architecture, dtype)
+        return load_model(folder, architecture, "cpu", dtype)
     model = Transformer(architecture)
     initialize(model, seed)
     return model.to(dtype)
+
+
+def empty_model(architecture: Architecture) -> Transformer:
+    """A model whose weights are still to come."""
+    return Transformer(architecture) if architecture.generic is None else _generic()(architecture)
+
+
+def _generic() -> Any:  # noqa: ANN401 - the class has the methods of Transformer that training uses
+    """The class of other models, which loads transformers: only where there is one."""
+    from penstock.models.generic import GenericModel  # noqa: PLC0415
+
+    return GenericModel
 
 
 def base_identity(config: Config) -> str:

@@ -7,7 +7,7 @@ torch, so that planning answers at once; it does so only to ask a GPU's driver.
 import dataclasses
 from pathlib import Path
 
-from penstock.compiler.demands import check_objective
+from penstock.compiler.demands import check_generic, check_objective
 from penstock.compiler.plan import Plan
 from penstock.compiler.planner import make_generation_plan, make_plan
 from penstock.compiler.probe import detected_target
@@ -101,6 +101,7 @@ def plan_of(config: Config, dataset: TrainingData | None, mode: str = "train") -
     else:
         architecture = run.architecture
     check_objective(architecture, config.train.objective if run is None else "auto", mode)
+    check_generic(architecture, config.plan, config.data.attention)
     length = config.data.sequence_length
     if length is None and dataset is not None:
         length = dataset.sequence_length
@@ -127,7 +128,7 @@ def plan_of(config: Config, dataset: TrainingData | None, mode: str = "train") -
         optimizer=config.optimizer.name,
         saves=mode == "train" and config.checkpoint.every is not None,
         resumes=mode == "train" and _has_checkpoint(config),
-        compiled=config.compile.mode != "off",
+        compiled=config.compile.mode != "off" and architecture.generic is None,
         frozen=count_frozen(architecture, config.train.freeze),
         attention=config.data.attention if run is None else run.attention,
     )

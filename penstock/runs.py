@@ -29,6 +29,7 @@ from penstock.console import get_console
 from penstock.data.tokenizer import Tokenizer
 from penstock.data.training_data import TrainingData
 from penstock.errors import CheckpointError
+from penstock.files import atomic_write
 from penstock.inference.decoding import CompiledDecoder
 from penstock.inference.engine import Engine
 from penstock.inference.native import NativeDecoder
@@ -36,11 +37,13 @@ from penstock.jobs import (
     DTYPES,
     base_identity,
     base_model,
+    empty_model,
     kept_kernels,
     run_folder,
     start_adapters,
 )
 from penstock.models.hub import model_folder
+from penstock.models.huggingface import save_weights
 from penstock.models.lora import adapted
 from penstock.models.peft_format import write_adapter
 from penstock.models.projection import merge_adapters
@@ -85,7 +88,7 @@ class LoadedRun:
         """
         architecture, trained = self.plan.architecture, self.trained()
         if not self._needs_base:
-            model = Transformer(architecture)
+            model = empty_model(architecture)
         else:
             self._require_base()
             exact = DTYPES["fp32" if merged else compute]
@@ -112,6 +115,27 @@ class LoadedRun:
                 where="model.from",
                 do="put the weights back that it was started from",
             )
+
+
+def write_weights_of(loaded: LoadedRun, folder: Path) -> None:
+    """Write a run's model and tokenizer as `transformers` loads them."""
+    architecture, tokenizer = loaded.plan.architecture, loaded.tokenizer
+    if architecture.generic is not None:
+        from penstock.models.generic import save_generic  # noqa: PLC0415 - loads transformers
+
+        save_generic(folder, loaded.weights(), architecture)
+        tokenizer.save(folder / "tokenizer.json")
+        settings = {"tokenizer_class": "PreTrainedTokenizerFast", **tokenizer.special_tokens}
+        atomic_write(folder / "tokenizer_config.json", json.dumps(settings, indent=2))
+        return
+    save_weights(
+        folder,
+        loaded.weights(),
+        architecture,
+        tokenizer=loaded.folder.tokenizer.read_text(encoding="utf-8"),
+        end_of_text=tokenizer.end_of_text,
+        special_tokens=tokenizer.special_tokens,
+    )
 
 
 def _chosen_state(folder: RunFolder, use: str) -> CheckpointState:

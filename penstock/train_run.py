@@ -22,12 +22,11 @@ from penstock.console import get_console
 from penstock.data.loader import Loader
 from penstock.files import atomic_write, canonical_json
 from penstock.hardware.process import loaded_openmp
-from penstock.models.families import FAMILIES
+from penstock.models.families import hf_config
 from penstock.parallel.environment import find_place, inherited_origins
 from penstock.parallel.parts import Part
 from penstock.parallel.replicas import Replicas
 from penstock.parallel.world import World
-from penstock.report.page import write_report
 from penstock.report.summary import RunSummary, environment
 from penstock.saving import AsyncSaver
 from penstock.train_setting import Setting, objective, require_same, settle
@@ -85,6 +84,9 @@ def _train(setting: Setting, origins: Mapping[str, str]) -> RunSummary:
             return summary
         summary.write()
         if setting.config.train.report:
+            # It loads matplotlib: 30 MiB and a good part of a second that no step needs.
+            from penstock.report.page import write_report  # noqa: PLC0415
+
             summary.report = write_report(run.path)
     return summary
 
@@ -201,9 +203,9 @@ def _check_openmp() -> None:
 def _write_provenance(setting: Setting, origins: Mapping[str, str]) -> None:
     """What the run is made of: resolved config, model config, plan, tokenizer."""
     run, architecture = setting.run, setting.plan.architecture
-    hf_config = FAMILIES[architecture.family].to_hf_config(architecture, setting.data.end_of_text)
+    described = hf_config(architecture, setting.data.end_of_text)
     atomic_write(run.config, dump_config(setting.config, origins))
-    atomic_write(run.path / "config.json", json.dumps(hf_config, indent=2))
+    atomic_write(run.path / "config.json", json.dumps(described, indent=2))
     atomic_write(run.plan, json.dumps(setting.plan.to_json(), indent=1))
     setting.data.tokenizer().save(run.tokenizer)
 

@@ -9,7 +9,7 @@ are lower bounds; of measured peaks the share is taken that whole steps were see
 
 import dataclasses
 
-from penstock.compiler.memory import ELEMENT_BYTES, OPTIMIZER_BYTES
+from penstock.compiler.sizes import ELEMENT_BYTES, OPTIMIZER_BYTES
 from penstock.config.recompute import recomputed_share
 from penstock.hardware.target import Target
 from penstock.models.architecture import Architecture

@@ -40,6 +40,25 @@ def check_objective(architecture: Architecture, objective: str, mode: str) -> No
         require_causal(architecture)
 
 
+def check_generic(architecture: Architecture, plan: PlanSection, attention: str) -> None:
+    """Refuse what a model that `transformers` computes has no part in."""
+    if architecture.generic is None:
+        return
+    asked = {
+        "data.attention": attention != "full",
+        "plan.stages": (plan.stages or 1) > 1,
+        "plan.recompute": plan.recompute not in (None, "none"),
+        "plan.shard": plan.shard != "none",
+    }
+    for key in (key for key, is_asked in asked.items() if is_asked):
+        raise ConfigError(
+            f"{key} is for Penstock's own families; {architecture.family} runs as transformers "
+            "computes it",
+            where=key,
+            do="leave it out",
+        )
+
+
 def require_causal(architecture: Architecture) -> None:
     """Refuse to generate with a model that fills in masked tokens."""
     if not architecture.is_causal:
@@ -47,6 +66,12 @@ def require_causal(architecture: Architecture) -> None:
             f"{architecture.family} is a masked language model: it generates no text",
             where="model",
             do="use a causal model, or evaluate this one",
+        )
+    if architecture.generic is not None:
+        raise ConfigError(
+            f"{architecture.family} is not one of Penstock's families: it generates no text here",
+            where="model",
+            do="write it with `convert checkpoint`, and generate with transformers",
         )
 
 

@@ -20,7 +20,7 @@ from penstock.compiler.plan import Plan
 from penstock.compiler.runtime import CompiledKernel
 from penstock.compiler.toolchains import PORTABLE, find_toolchain
 from penstock.errors import ExecutableError
-from penstock.files import atomic_write, canonical_json
+from penstock.files import atomic_write, canonical_json, sha256_file
 
 FORMAT_VERSION = 1
 _LARGEST_BYTES = 1 << 30
@@ -67,8 +67,6 @@ class Executable:
     """An opened executable whose integrity has been checked."""
 
     path: Path
-    sha256: str
-    """SHA-256 of the whole file: what `--trust` takes."""
     plan: Plan
     manifest: dict[str, Any]
     origin: str
@@ -100,11 +98,12 @@ class Executable:
         """Read and check an executable without running, or allowing to run, anything in it."""
         path = Path(path)
         data = _read(path)
-        digest = hashlib.sha256(data).hexdigest()
         members = _members(path, data)
         signed = members.pop(_MANIFEST)
         signature = members.pop(_SIGNATURE, None)
-        trusted = digest in {item.lower() for item in trust}
+        wanted = {item.lower() for item in trust}
+        # Each member is verified by its own digest: the whole file's is only for this.
+        trusted = bool(wanted) and hashlib.sha256(data).hexdigest() in wanted
         origin = "trusted" if trusted else _origin(path, signed, signature)
         try:
             manifest = json.loads(signed)
@@ -119,7 +118,12 @@ class Executable:
             plan = Plan.from_json(json.loads(members[_PLAN]))
         except (ValueError, KeyError, TypeError, AttributeError):
             raise _damaged(path, "its manifest does not read") from None
-        return Executable(path, digest, plan, manifest, origin, members)
+        return Executable(path, plan, manifest, origin, members)
+
+    @property
+    def sha256(self) -> str:
+        """SHA-256 of the whole file as it is now: what `--trust` takes."""
+        return sha256_file(self.path)
 
     @property
     def toolchain(self) -> str:

@@ -130,6 +130,25 @@ def trace_joint(
     return _cut(traced.module, len(inputs), output_count, tuple(differentiable), kept)
 
 
+def leave_rows(graph: Graph, output: int) -> Graph:
+    """A graph whose output of this number, a table's gradient, is left as the rows (…, E) float32
+    that would be added up in it, for whoever calls the kernel to add.
+    """
+    end = graph.module.graph.output_node()
+    outputs = list(end.args[0])  # type: ignore[arg-type]
+    table = outputs[output]
+    while _operator_name(table.target) == "_to_copy":
+        table = table.args[0]
+    if _operator_name(table.target) != "index_put":
+        raise ValueError(f"{table.target} adds up no rows")
+    with graph.module.graph.inserting_before(end):
+        rows = graph.module.graph.call_function(torch.ops.aten.clone.default, (table.args[2],))
+    rows.meta["val"] = table.args[2].meta["val"].clone()
+    outputs[output] = rows
+    end.args = (tuple(outputs),)
+    return _graph(graph.module)
+
+
 def _decompositions() -> dict[Any, Callable[..., Any]]:
     """Core ATen decompositions, less the ones that would take attention and matmul apart."""
     table = core_aten_decompositions()

@@ -5,6 +5,7 @@
 
 import os
 import shutil
+import subprocess
 import tempfile
 import warnings
 from collections.abc import Mapping
@@ -32,6 +33,7 @@ class Inductor:
             "compilers": list(_COMPILERS),
             "options": {
                 "aot_inductor.compile_wrapper_opt_level": "O0",
+                "aot_inductor.enable_line_tables": False,
                 "cpp.dynamic_threads": True,
             },
         }
@@ -49,7 +51,9 @@ class Inductor:
             output = {"aot_inductor.output_path": str(Path(scratch) / "kernel.so")}
             torch.use_deterministic_algorithms(True)
             given = {**self.settings()["options"], **output}
-            return Path(str(aot_compile(region.module, region.inputs, options=given))).read_bytes()
+            made = Path(str(aot_compile(region.module, region.inputs, options=given)))
+            _strip(made)
+            return made.read_bytes()
 
     def load(self, name: str, code: bytes) -> Run:
         """Open the library from memory."""
@@ -60,3 +64,13 @@ class Inductor:
             f"/proc/self/fd/{descriptor}", 1
         )
         return runner.run
+
+
+def _strip(library: Path) -> None:
+    """Leave out the names that only a debugger reads, half the file, where binutils can; every
+    start reads and verifies what is left.
+    """
+    program = shutil.which("strip")
+    if program is not None:
+        command = [program, "--strip-unneeded", str(library)]
+        subprocess.run(command, check=False, capture_output=True)  # noqa: S603 - no shell, own file

@@ -22,6 +22,11 @@ _DTYPES = {
 }
 
 
+TABLE = "tokens.weight"
+"""The embedding's parameter of whose gradient the backward kernel gives the rows (B, T, E) float32
+that are to be added up: whole, it would be the largest tensor of a step, nearly all zeros."""
+
+
 @dataclasses.dataclass(frozen=True)
 class TensorSpec:
     """Dtype, shape and strides (in elements) of one kernel argument; a size of -1 is any."""

@@ -6,22 +6,10 @@ allocate.
 
 import dataclasses
 
+from penstock.compiler.sizes import ELEMENT_BYTES, LIBRARY_BYTES, OPTIMIZER_BYTES, PROCESS_BYTES
 from penstock.config.recompute import is_recomputed, kept_values
 from penstock.models.architecture import WEIGHT_GROUP, Architecture
 from penstock.models.parameters import Frozen
-
-ELEMENT_BYTES = {"bf16": 2, "fp32": 4}
-"""Bytes per element of the compute formats."""
-
-PROCESS_BYTES = {"cpu": 430 << 20, "cuda": 900 << 20}
-"""Resident size of a process that has torch and Penstock loaded: measured on torch 2.13 CPU;
-the figure for CUDA is an estimate of the context. Other devices hold no process."""
-
-OPTIMIZER_BYTES = {
-    **{"adamw": 12, "nadam": 12, "radam": 12, "adamax": 12, "adadelta": 12},
-    **{"muon": 8, "sgd": 8, "rmsprop": 8, "adagrad": 8, "adafactor": 4},
-}
-"""Float32 state per parameter, the master counted; muon's is of the blocks' matrices."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -43,7 +31,7 @@ class MemoryModel:
       replicas are added in bf16;
     - optimizer: float32 moments, and float32 masters when the weights are not float32;
     - activations: what the blocks keep for the backward pass, of every micro-batch under way;
-    - logits: one piece of the loss in float32 and its gradient, and the projection's float32 sum;
+    - logits: one piece of the loss, and the float32 sum of the pieces' gradients;
     - workspace: the process itself, and the largest block's temporaries;
     - checkpoint: the copy that is written while training goes on, or, where there is none, what
       reading a checkpoint to resume from needs beyond a step.
@@ -86,6 +74,7 @@ class MemoryModel:
         held["activations"] = self._activations(block_passes, rows, element)
         held["logits"] = self._logits(rows, element) if head else 0
         held["workspace"] = PROCESS_BYTES.get(self.device, 0)
+        held["workspace"] += LIBRARY_BYTES.get(self.optimizer, 0) if held["workspace"] else 0
         held["workspace"] += self._temporaries(rows, element) if layers else 0
         held["workspace"] += self._gathered(embedding=embedding or head)
         outside = {kind: held.pop(kind) for kind in self.streams}
@@ -104,6 +93,8 @@ class MemoryModel:
     def parameters(self, layers: int, *, embedding: bool, head: bool) -> int:
         """Parameters of these regions, the padded vocabulary counted; a tied table once."""
         a = self.architecture
+        if a.generic is not None:  # never cut into stages
+            return a.parameter_count()
         count = a.distinct_blocks(layers) * (a.block_parameters() + a.adapter_parameters())
         if embedding:
             count += a.embedding_parameters(padded=True)
@@ -158,6 +149,9 @@ class MemoryModel:
     def _state_bytes(self, parameters: int, layers: int) -> int:
         """Masters and moments of one device: what a checkpoint holds of it."""
         a = self.architecture
+        if self.optimizer == "adamw_8bit":
+            size = OPTIMIZER_BYTES["adamw_8bit"] * parameters + parameters // 32
+            return size // self._optimizer_share()
         blocks, has_adapter = a.distinct_blocks(layers), a.adapter is not None
         matrices = blocks * (a.adapter_parameters() if has_adapter else a.block_matrix_elements())
         state = OPTIMIZER_BYTES[self.optimizer] * parameters
@@ -207,12 +201,18 @@ class MemoryModel:
         return element * ((norms + 4) * a.hidden_size + inner) + wide + statistics
 
     def _logits(self, rows: int, element: int) -> int:
-        """One piece's logits (compute format, float32) and gradient; the projection's sum."""
+        """One piece's logits, which become their gradient in place; without kernels they are in
+        float32 besides. Of several pieces, also one's gradient of the projection, and their sum.
+        """
         a = self.architecture
         piece = -(-rows // self.loss_chunks) * a.padded_vocab_size
-        projection = a.table_elements(padded=True)
-        sums = ELEMENT_BYTES[self.sums] if self.loss_chunks > 1 and a.adapter is None else 0
-        return piece * (4 + 2 * element) + sums * projection
+        has_sums = self.loss_chunks > 1 and a.adapter is None
+        several = a.table_elements(padded=True) if has_sums else 0
+        sums = ELEMENT_BYTES[self.sums] * several
+        if self.compiled:
+            part = several * element if self._has_sums(self.loss_chunks) else 0
+            return piece * element + sums + part
+        return piece * (4 + 2 * element) + sums
 
     def _temporaries(self, rows: int, element: int) -> int:
         """Gradients inside one block's backward pass: three of the residual's width, two the

@@ -15,6 +15,7 @@ from penstock.compiler.layout import DevicePlan, Layout, Layouter
 from penstock.compiler.memory import MemoryModel, generation_memory
 from penstock.compiler.plan import Plan
 from penstock.compiler.search import advise
+from penstock.compiler.sizes import ELEMENT_BYTES
 from penstock.config.planning import PlanSection
 from penstock.config.recompute import default_policy
 from penstock.config.schema import BatchSection
@@ -22,8 +23,12 @@ from penstock.hardware.target import Target
 from penstock.models.architecture import Architecture
 from penstock.models.parameters import Frozen
 
-_CHUNK_BYTES = 64 << 20
-"""Largest piece of float32 logits the loss works on at a time."""
+_EAGER_PIECE_BYTES = 64 << 20
+"""Largest piece of float32 logits the loss works on at a time without kernels."""
+_PIECE_BYTES = 256 << 20
+"""The same with kernels, in the compute format. One piece is fastest, and needs no sums."""
+_PIECE_SHARE = 32
+"""At most this part of a device's memory is one piece of the logits."""
 
 
 def make_plan(
@@ -191,7 +196,7 @@ class _Deciding:
             "architecture": self.architecture,
             "micro": batch.micro,
             "sequence_length": self.sequence_length,
-            "compute": self.compute or ("bf16" if self.target.fast_bf16 else "fp32"),
+            "compute": self._format,
             "recompute": plan.recompute,
             "compiled": self.compiled,
             "replicas": plan.replicas,
@@ -203,7 +208,7 @@ class _Deciding:
         return MemoryModel(
             **self._common(batch, plan),
             accumulation=accumulation,
-            loss_chunks=min(rows, plan.loss_chunks or _loss_chunks(self.architecture, rows)),
+            loss_chunks=min(rows, plan.loss_chunks or self._loss_chunks(rows)),
             device=self.target.device,
             optimizer=self.optimizer,
             saves=self.saves,
@@ -212,6 +217,21 @@ class _Deciding:
             frozen=self.frozen,
             sums=self.target.sums,
         )
+
+    def _loss_chunks(self, rows: int) -> int:
+        """Fewest equal pieces of rows whose logits are small enough; a generic model's one."""
+        if self.architecture.generic is not None:
+            return 1
+        limit, element = _EAGER_PIECE_BYTES, 4
+        if self.compiled:
+            limit = min(_PIECE_BYTES, self.target.memory_bytes // _PIECE_SHARE)
+            element = ELEMENT_BYTES[self._format]
+        largest = max(1, limit // (element * self.architecture.padded_vocab_size))
+        return -(-rows // largest)
+
+    @property
+    def _format(self) -> str:
+        return self.compute or ("bf16" if self.target.fast_bf16 else "fp32")
 
 
 def _plan(layouter: Layouter, layout: Layout, target: Target, size: int, *, timed: bool) -> Plan:
@@ -261,9 +281,3 @@ def _fits(devices: Sequence[DevicePlan], target: Target) -> bool:
         and sum(device.outside[kind] for kind in target.streams) <= target.streaming_memory_bytes
         for device in devices
     )
-
-
-def _loss_chunks(architecture: Architecture, rows: int) -> int:
-    """Fewest equal pieces of rows whose float32 logits stay under `_CHUNK_BYTES`."""
-    largest = max(1, _CHUNK_BYTES // (4 * architecture.padded_vocab_size))
-    return -(-rows // largest)

@@ -13,8 +13,8 @@ import torch
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 
-from penstock.compiler.graphs import Graph, trace, trace_joint
-from penstock.compiler.kernels import RegionContract
+from penstock.compiler.graphs import Graph, leave_rows, trace, trace_joint
+from penstock.compiler.kernels import TABLE, RegionContract
 from penstock.compiler.plan import Plan
 from penstock.config.recompute import kept_values
 from penstock.models.architecture import Architecture
@@ -140,22 +140,32 @@ def _trace_region(part: str, region: str, plan: Plan) -> TracedKernel:
         return TracedKernel(trace(function, inputs), RegionContract(names, 1))
     pair = trace_joint(function, inputs, differentiable, 1, kept_values(plan.recompute))
     contract = RegionContract(names, pair.output_count, pair.kept_inputs, pair.differentiable)
-    return TracedKernel(pair.forward if part == "forward" else pair.backward, contract)
+    if part == "forward":
+        return TracedKernel(pair.forward, contract)
+    backward = pair.backward
+    if region == "embed" and names.index(TABLE) in pair.differentiable:
+        backward = leave_rows(backward, pair.differentiable.index(names.index(TABLE)))
+    return TracedKernel(backward, contract)
 
 
 def _trace_head(part: str, plan: Plan) -> TracedKernel:
     """The head's forward and backward in one kernel (see `models/loss.py`), or, to evaluate,
-    losses of each token without gradients.
+    losses of each token without gradients; of one of `plan.loss_chunks` pieces of the tokens.
+
+    In one kernel for all pieces, Inductor puts off the projection's gradients to the end and keeps
+    every piece's logits until then.
     """
     with torch.device("meta"):
         parameters = _parameters(Head(plan.architecture), plan)
     names = tuple(parameters)
-    inputs = [*parameters.values(), _activations(plan), _tokens(plan)]
+    rows = -(-plan.micro * plan.sequence_length // plan.loss_chunks)
+    piece = dataclasses.replace(plan, micro=1, sequence_length=rows)
+    inputs = [*parameters.values(), _activations(piece), _tokens(piece)]
     if part == "train":
-        inputs.append(torch.empty(_shape(plan)[:2], dtype=torch.float32, device=plan.device))
+        inputs.append(torch.empty(_shape(piece)[:2], dtype=torch.float32, device=plan.device))
         inputs.append(torch.empty((), dtype=torch.float32, device=plan.device))
     a = plan.architecture
-    options = HeadOptions(a.norm_epsilon, a.activation, a.vocab_size, plan.loss_chunks)
+    options = HeadOptions(a.norm_epsilon, a.activation, a.vocab_size, 1)
 
     def function(*tensors: Tensor) -> tuple[Tensor, ...]:
         weights = head_weights(dict(zip(names, tensors, strict=False)))

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
-from penstock.compiler.kernels import Kernel, RegionContract
+from penstock.compiler.kernels import TABLE, Kernel, RegionContract
 from penstock.config.recompute import is_recomputed
 from penstock.errors import ExecutableError
 from penstock.models.transformer import Transformer
@@ -37,7 +37,10 @@ def attach(
     again in the backward pass; the others keep what the kernels were cut at. Afterwards the model
     takes exactly the shapes the kernels were compiled for.
     """
+    a = model.architecture
     embed = _Region(kernels, "embed", recompute=False)
+    embed.table_shape = (a.padded_vocab_size, a.embedding_width)
+    embed.is_tied = a.tie_embeddings
     blocks = {again: _Region(kernels, "block", recompute=again) for again in (False, True)}
     model.embed.forward = functools.partial(embed, model.embed)  # pyright: ignore[reportAttributeAccessIssue] - the point of attaching
     for index, module in enumerate(model.blocks):
@@ -64,9 +67,11 @@ class _Region:
         self.backward = kernels.get(f"{name}_backward")
         self.recompute = recompute
         self.has_dropout = self.forward is not self.evaluate
-        # Equal tokens add to one row of the embedding's gradient; torch's parallel sum of them
+        # Equal positions add to one row of the embedding's gradient; torch's parallel sum of them
         # changes its order from call to call.
         self.needs_ordered_sums = name == "embed"
+        self.table_shape: tuple[int, int] = (0, 0)
+        self.is_tied = False
 
     def __call__(
         self,
@@ -93,6 +98,22 @@ class _Region:
             return _RegionFunction.apply(self, self.backward, *inputs)
         kernel = self.forward if keys is not None else self.evaluate
         return kernel.run(inputs)[0]
+
+    def table_gradient(self, tokens: Tensor, rows: Tensor, dtype: torch.dtype) -> Tensor:
+        """The table's gradient (V, E) from rows (B, T, E) float32, equal tokens added in order.
+
+        Where the head's projection is the table too, it is sparse: autograd adds it to the head's
+        as it is, and no tensor of zeros is made.
+        """
+        distinct, places = torch.unique(tokens, return_inverse=True)
+        sums = rows.new_zeros(len(distinct), rows.shape[-1])
+        sums = sums.index_add_(0, places.flatten(), rows.flatten(0, 1)).to(dtype)
+        if self.is_tied:
+            return torch.sparse_coo_tensor(
+                distinct.unsqueeze(0), sums, self.table_shape,
+                check_invariants=False, is_coalesced=True,
+            )  # fmt: skip
+        return sums.new_zeros(self.table_shape).index_copy_(0, distinct, sums)
 
 
 @contextlib.contextmanager
@@ -148,11 +169,15 @@ class _RegionFunction(torch.autograd.Function):
         by_input: list[Tensor | None] = [None] * ctx.input_count
         for index, gradient in zip(contract.differentiable, results, strict=True):
             by_input[index] = gradient
+            if contract.parameters[index : index + 1] == (TABLE,):
+                tokens = saved[contract.kept_inputs.index(len(contract.parameters))]
+                dtype = grad_outputs[0].dtype
+                by_input[index] = region.table_gradient(tokens, gradient, dtype)
         return (None, None, *by_input)
 
 
 class _Head:
-    """The head: loss with gradients in one kernel, and losses per token."""
+    """The head: loss with gradients in one kernel, and losses per token; both piece by piece."""
 
     def __init__(self, kernels: Mapping[str, CompiledKernel]) -> None:
         self.train = kernels.get("head_train")
@@ -170,15 +195,31 @@ class _Head:
         z_loss = x.new_zeros((), dtype=torch.float32) if z_loss is None else z_loss
         if torch.is_grad_enabled() and self.train is not None:
             parameters = parameters_of(module, self.train.contract)
-            return _HeadFunction.apply(
-                self.train.run, targets, loss_weights, z_loss, x, *parameters
-            )
+            return _HeadFunction.apply(self.train, targets, loss_weights, z_loss, x, *parameters)
         losses = self.token_losses(module, x, targets)
         return (losses * loss_weights).sum()
 
     def token_losses(self, module: nn.Module, x: Tensor, targets: Tensor) -> Tensor:
         """What `Head.token_losses` computes: (B, T) float32."""
-        return self.evaluate.run([*parameters_of(module, self.evaluate.contract), x, targets])[0]
+        parameters = parameters_of(module, self.evaluate.contract)
+        pieces = _pieces(self.evaluate, x, targets)
+        losses = [self.evaluate.run([*parameters, *piece])[0] for piece in pieces]
+        return torch.cat(losses, 1)[:, : targets.numel()].view(targets.shape)
+
+
+def _pieces(kernel: CompiledKernel, *tensors: Tensor) -> list[tuple[Tensor, ...]]:
+    """Tensors (B, T, …) cut into pieces (1, n, …) of the size the kernel takes; what the last one
+    lacks is zero, weights included.
+    """
+    size = kernel.run.spec.inputs[len(kernel.contract.parameters)].shape[1]
+    cut: list[tuple[Tensor, ...]] = []
+    for tensor in tensors:
+        rows = tensor.flatten(0, 1)
+        lacking = -len(rows) % size
+        if lacking:
+            rows = torch.cat([rows, rows.new_zeros(lacking, *rows.shape[1:])])
+        cut.append(tuple(piece.unsqueeze(0) for piece in rows.split(size)))
+    return list(zip(*cut, strict=True))
 
 
 class _HeadFunction(torch.autograd.Function):
@@ -187,18 +228,36 @@ class _HeadFunction(torch.autograd.Function):
     @staticmethod
     def forward(
         ctx: Any,  # noqa: ANN401 - torch's context type is not public
-        kernel: Kernel,
+        kernel: CompiledKernel,
         targets: Tensor,
         loss_weights: Tensor,
         z_loss: Tensor,
         x: Tensor,
         *parameters: Tensor,
     ) -> Tensor:
-        results = kernel([*parameters, x, targets, loss_weights, z_loss])
-        loss, _cross_entropy, *gradients = results
+        pieces = _pieces(kernel, x, targets, loss_weights)
+        total = torch.zeros((), device=x.device)
+        for_x: list[Tensor] = []
+        sums: list[Tensor] = []
+        for piece in pieces:
+            loss, _cross_entropy, for_rows, *parts = kernel.run([*parameters, *piece, z_loss])
+            total += loss
+            for_x.append(for_rows)
+            if len(pieces) == 1:
+                sums = parts
+            elif not sums:
+                # Summed in float32: bf16 sums would lose the small ones.
+                sums = [part.float() for part in parts]
+            else:
+                torch._foreach_add_(sums, parts)
+            del parts
+        rows = for_x[0] if len(for_x) == 1 else torch.cat(for_x, 1)
+        gradients = [rows[:, : targets.numel()].view(x.shape)]
+        while sums:
+            gradients.append(sums.pop(0).to(x.dtype))
         ctx.gradients = gradients
         ctx.frozen = 1 + len(parameters) - len(gradients)
-        return loss
+        return total
 
     @staticmethod
     @once_differentiable

@@ -18,11 +18,14 @@ def _as_texts(value: Any) -> Any:  # noqa: ANN401 - what a user has given
 class SourceSection(Section):
     """What `prepare` reads."""
 
-    kind: Literal["stdlib", "text", "jsonl", "csv", "parquet", "wikipedia"] = "text"
+    kind: Literal["stdlib", "text", "jsonl", "csv", "parquet", "wikipedia", "hub"] = "text"
     """text: plain; jsonl, csv, parquet: a record a line or row; wikipedia: a MediaWiki XML dump, or
-    WikiExtractor's folders; stdlib: Python's own source."""
+    WikiExtractor's folders; hub: a Hugging Face data set; stdlib: Python's own source."""
     path: str | list[str] | None = None
-    """File, folder or glob (or a list of them): plain, .gz, .bz2, .xz or .zst."""
+    """File, folder or glob (or a list of them): plain, .gz, .bz2, .xz or .zst; kind=hub: a name, or
+    a local folder in the hub's layout or saved by `datasets`."""
+    name: str | None = None
+    """Configuration of a kind=hub data set, where it has several."""
     documents: Literal["file", "line", "blank_line"] | None = None
     """What one document of kind=text is: a whole file (when not given), a line (when not given for
     data.format=sambanova), or a paragraph between blank lines."""
@@ -140,5 +143,6 @@ class PrepareSection(Section):
 
     workers: int | None = Field(default=None, ge=1)
     """Processes; all cores when not given. The bytes written do not depend on it."""
-    shard_bytes: int = Field(default=16_777_216, ge=1024)
-    """Text per unit of work and of resuming, in bytes."""
+    shard_bytes: int | None = Field(default=None, ge=1024)
+    """Source per unit of work and of resuming, in bytes; when not given a 64th of the source, from
+    1 to 64 MiB. The bytes written do not depend on it."""

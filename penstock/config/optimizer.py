@@ -14,12 +14,13 @@ class OptimizerSection(Section):
     """The optimizer."""
 
     name: Literal[
-        "adamw", "muon", "sgd", "rmsprop", "adagrad", "adadelta", "adamax", "nadam", "radam",
-        "adafactor",
+        "adamw", "adamw_8bit", "muon", "sgd", "rmsprop", "adagrad", "adadelta", "adamax", "nadam",
+        "radam", "adafactor",
     ] = "adamw"  # fmt: skip
-    """adamw: Adam with decoupled weight decay (arXiv 1711.05101); muon: orthogonalized momentum
-    for the blocks' matrices (arXiv 2502.16982), AdamW for the rest; the others: torch.optim's,
-    with decoupled weight decay too, but slower."""
+    """adamw: Adam with decoupled weight decay (arXiv 1711.05101); adamw_8bit: the same with moments
+    of 8 bits (arXiv 2110.02861; needs bitsandbytes); muon: orthogonalized momentum for the blocks'
+    matrices (arXiv 2502.16982), AdamW for the rest; the others: torch.optim's, with decoupled
+    weight decay too, but slower."""
     lr: float = Field(default=6e-4, ge=0, allow_inf_nan=False)
     """Peak learning rate, per optimizer step."""
     weight_decay: float = Field(default=0.1, ge=0)

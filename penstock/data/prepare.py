@@ -53,9 +53,10 @@ _TRAINING_BYTES = 256 << 20
 """Text a tokenizer is trained on at most; a stable sample of the documents beyond."""
 
 
+_SHARDS, _SMALLEST_SHARD, _LARGEST_SHARD = 64, 1 << 20, 64 << 20
 _NOTHING = CleanSection()
-_THIS_MACHINE = RaySection()
 """Cleaning that changes nothing."""
+_THIS_MACHINE = RaySection()
 
 
 @dataclasses.dataclass(frozen=True)
@@ -105,13 +106,14 @@ def prepare(
     found = _existing(folder, manifest_name(data), key)
     if found is not None:
         return PrepareResult(found, True, time.monotonic() - started)
+    shard_bytes = work.shard_bytes or _shard_bytes(files)
     # Absolute: processes on other machines stand elsewhere.
-    work_folder = folder.absolute() / _WORK / f"{key[:16]}-{work.shard_bytes}"
+    work_folder = folder.absolute() / _WORK / f"{key[:16]}-{shard_bytes}"
     work_folder.mkdir(parents=True, exist_ok=True)
     job = Job(source, tuple(data.splits), cleaning, str(work_folder))
     tokens = _tokenizer(tokenizer, job, files)
     shards = make_shards(
-        files, source, work.shard_bytes, work_folder, cleaning=cleaning, unpack=work_folder
+        files, source, shard_bytes, work_folder, cleaning=cleaning, unpack=work_folder
     )
     tokenize_shards(shards, job, _engine(work, ray))
     totals = total_facts(shards)
@@ -124,6 +126,11 @@ def prepare(
     return PrepareResult(
         Dataset.open(folder, name=manifest_name(data)), False, time.monotonic() - started
     )
+
+
+def _shard_bytes(files: Sequence[SourceFile]) -> int:
+    """Units small enough that no worker is left with one alone for long, and not too many."""
+    return min(_LARGEST_SHARD, max(_SMALLEST_SHARD, sum(file.size for file in files) // _SHARDS))
 
 
 def _engine(work: PrepareSection, ray: RaySection) -> Engine:

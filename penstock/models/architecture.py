@@ -97,6 +97,10 @@ class Architecture(DropoutRates):
     """Rows of the position table before the one of the first position."""
     head_transform: bool = False
     """Whether the head has a dense layer with an activation before its norm."""
+    generic: str | None = None
+    """The config.json of a model that `transformers` computes (`models/generic.py`), as text."""
+    generic_parameters: int = 0
+    """All it has."""
 
     def __post_init__(self) -> None:
         """Refuse impossible shapes, naming the configuration key."""
@@ -258,6 +262,8 @@ class Architecture(DropoutRates):
 
     def parameter_count(self, *, padded: bool = False) -> int:
         """All trainable parameters; tied embeddings and shared layers count once."""
+        if self.generic is not None:
+            return self.generic_parameters
         tied = self.table_elements(padded=padded) if self.tie_embeddings else 0
         ends = self.embedding_parameters(padded=padded) + self.head_parameters(padded=padded)
         return ends - tied + self.distinct_blocks(self.layers) * self.block_parameters()
@@ -281,6 +287,10 @@ class Architecture(DropoutRates):
         causal half of attention is not discounted, as is the custom (PaLM, arXiv 2204.02311,
         appendix B; nanoGPT `estimate_mfu`).
         """
+        if self.generic is not None:
+            looked_up = 0 if self.tie_embeddings else self.table_elements(padded=False)
+            multiplied = self.generic_parameters - looked_up
+            return 6 * multiplied + 12 * self.layers * self.hidden_size * sequence_length
         ends = self.embedding_multiplied() + self.head_parameters()
         multiplied = self.layers * self.block_parameters() + ends
         weights = 6 * multiplied

@@ -44,6 +44,12 @@ def adapted(architecture: Architecture, section: LoraSection) -> Architecture:
         CheckpointError: `lora.from` is no adapter, or not one for this architecture.
     """
     given = [name for name in ("rank", "alpha", "targets") if getattr(section, name)]
+    if architecture.generic is not None and (given or section.from_ is not None):
+        raise ConfigError(
+            f"{architecture.family} is not one of Penstock's families: it takes no adapters",
+            where="lora",
+            do="leave lora out",
+        )
     if section.from_ is not None:
         if given:
             raise ConfigError(

@@ -28,6 +28,8 @@ def resolve_architecture(section: ModelSection, vocab_size: int | None = None) -
     names = {field.name for field in dataclasses.fields(Architecture)}
     given = {k: v for k, v in section.model_dump().items() if k in names and v is not None}
     given.pop("family", None)
+    if fields.get("generic") is not None:
+        _require_its_own(family, given)
     if "dropout" in given:  # one rate for all places, but for those that have their own
         fields = {k: v for k, v in fields.items() if not k.endswith("_dropout")}
     fields = {**fields, **given}
@@ -41,6 +43,17 @@ def resolve_architecture(section: ModelSection, vocab_size: int | None = None) -
         )
     fields.setdefault("mlp_size", 4 * fields["hidden_size"])
     return Architecture(family=family, **fields)
+
+
+def _require_its_own(family: str, given: dict[str, Any]) -> None:
+    """Refuse to change a generic model, but for its dropout: on as configured, or off."""
+    for name, value in given.items():
+        if (name, value) != ("dropout", 0.0):
+            raise ConfigError(
+                f"model.{name} cannot change {family}: it is not one of Penstock's families",
+                where=f"model.{name}",
+                do="change its config.json",
+            )
 
 
 def _base(section: ModelSection) -> tuple[str, dict[str, Any], bool]:
@@ -85,7 +98,13 @@ def read_hf_config(folder: Path) -> tuple[str, dict[str, Any]]:
     try:
         config = json.loads(path.read_bytes())
         family = str(config["model_type"])
-        fields = FAMILIES[family].from_hf_config(config)
+        if family in FAMILIES:
+            fields = FAMILIES[family].from_hf_config(config)
+        else:
+            # Loaded for these models alone: it brings torch and transformers.
+            from penstock.models.generic import generic_fields  # noqa: PLC0415
+
+            fields = generic_fields(config)
     except FileNotFoundError:
         raise CheckpointError(
             f"{folder} is not a folder with a config.json",
@@ -96,6 +115,6 @@ def read_hf_config(folder: Path) -> tuple[str, dict[str, Any]]:
         raise CheckpointError(
             f"{path} does not describe a model Penstock knows ({error})",
             where="model.from",
-            do=f"use a model of {', '.join(FAMILIES)}",
+            do=f"use a model of {', '.join(FAMILIES)}, or another language model of transformers",
         ) from None
     return family, fields

@@ -16,6 +16,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from penstock.errors import ConfigError
+from penstock.parallel.network import interface_of, own_address
 
 
 @dataclasses.dataclass(frozen=True)
@@ -128,6 +129,17 @@ def _first_host(hosts: str) -> str:
     if first is None:
         return hosts
     return first[1] + re.split(r"[-,]", first[2] or "")[0]
+
+
+def use_interface_to(place: Place) -> None:
+    """Have gloo and NCCL use the network interface to rank 0's host, unless the user chose one."""
+    if place.hosts == 1:
+        return
+    address = own_address(place.address, place.port)
+    interface = None if address is None else interface_of(address)
+    if interface is not None:
+        os.environ.setdefault("GLOO_SOCKET_IFNAME", interface)
+        os.environ.setdefault("NCCL_SOCKET_IFNAME", interface)
 
 
 def was_launched() -> bool:

@@ -13,9 +13,11 @@ import sys
 import tempfile
 from collections.abc import Generator, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from torch.distributed.elastic.multiprocessing import DefaultLogsSpecs, SignalException
 from torch.distributed.elastic.multiprocessing.errors import ChildFailedError, ProcessFailure
+from torch.distributed.elastic.rendezvous import RendezvousError
 from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
 from penstock.config.launch import LaunchSection
@@ -23,6 +25,7 @@ from penstock.config.schema import Config
 from penstock.console import get_console
 from penstock.errors import ConfigError, UserError
 from penstock.parallel.environment import CHILD_MARK, ORIGINS
+from penstock.parallel.network import is_this_host, own_address
 
 _GRACE_SECONDS = 30
 """From SIGTERM to SIGKILL: what preemptible machines give."""
@@ -57,6 +60,12 @@ def launch(words: Sequence[str], section: LaunchSection, folder: str) -> None:
             name = signal.Signals(stop.sigval).name
             get_console().warning(f"{name}: stopped; the same command goes on where it stood")
             return
+        except RendezvousError as error:
+            raise LaunchError(
+                f"the hosts did not meet at {section.address}: {' '.join(str(error).split())}",
+                where="launch.address",
+                do="start the same command on every host; the port must be free on the first",
+            ) from None
         except ChildFailedError as error:
             failure = _cause(error.failures)
             if failure.exitcode == _MISTAKE:
@@ -117,6 +126,10 @@ def _config(section: LaunchSection, attempt: int, logs: str) -> LaunchConfig:
             where="launch.address",
             do="set launch.address=HOST:PORT, one of the hosts and a free port, on all of them",
         )
+    meeting = None if section.address is None else _meeting_place(section.address)
+    settings: dict[str, Any] = {"timeout": section.timeout_seconds}
+    if meeting is not None:
+        settings["is_host"] = is_this_host(*meeting)
     return LaunchConfig(
         min_nodes=section.hosts,
         max_nodes=section.hosts,
@@ -124,12 +137,30 @@ def _config(section: LaunchSection, attempt: int, logs: str) -> LaunchConfig:
         run_id=f"penstock-{attempt}" if section.hosts > 1 else f"penstock-{os.getpid()}-{attempt}",
         rdzv_backend="c10d",
         rdzv_endpoint=section.address or "localhost:0",
-        rdzv_configs={"timeout": section.timeout_seconds},
-        local_addr=None if section.address else "localhost",
+        rdzv_configs=settings,
+        local_addr="localhost" if meeting is None else own_address(*meeting),
         max_restarts=0,
         logs_specs=DefaultLogsSpecs(log_dir=logs),
         shutdown_timeout=_GRACE_SECONDS,
     )
+
+
+def _meeting_place(address: str) -> tuple[str, int]:
+    """Host and port, checked for a way there."""
+    host, _, port = address.rpartition(":")
+    if not host or not port.isdigit():
+        raise ConfigError(
+            f"{address} is not HOST:PORT",
+            where="launch.address",
+            do="name one of the hosts and a free port, such as node1:29500",
+        )
+    if own_address(host, int(port)) is None:
+        raise ConfigError(
+            f"{host} is not known, or there is no way to it",
+            where="launch.address",
+            do="check the name, or use an address",
+        )
+    return host, int(port)
 
 
 def _cause(failures: dict[int, ProcessFailure]) -> ProcessFailure:

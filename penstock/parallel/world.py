@@ -20,7 +20,7 @@ import torch.distributed
 from torch import Tensor
 
 from penstock.errors import ConfigError, UserError
-from penstock.parallel.environment import Place
+from penstock.parallel.environment import Place, use_interface_to
 
 
 class PeerLostError(UserError):
@@ -85,6 +85,7 @@ class World:
         place = self.place
         if device == "cuda":
             torch.cuda.set_device(place.local_rank)
+        use_interface_to(place)
         try:
             torch.distributed.init_process_group(
                 "cpu:gloo,cuda:nccl" if device == "cuda" else "gloo",

@@ -8,8 +8,8 @@ import dataclasses
 from collections.abc import Sequence
 
 from penstock.compiler.cost import CostModel, Seconds
-from penstock.compiler.memory import ELEMENT_BYTES
 from penstock.compiler.plan import Plan
+from penstock.compiler.sizes import ELEMENT_BYTES
 from penstock.hardware.target import Target
 from penstock.models.architecture import Architecture
 

@@ -9,13 +9,15 @@ from torch import Tensor
 from torch.nn import Parameter
 
 from penstock.config.schema import OptimizerSection
+from penstock.errors import ConfigError
+from penstock.training.adamw_8bit import AdamW8bit
 from penstock.training.muon import Muon
 from penstock.training.optimizer import AdamW
 from penstock.training.torch_optimizer import TorchOptimizer
 
 Optimizer = AdamW | Muon | TorchOptimizer
 
-_OWN = {"adamw": AdamW, "muon": Muon}
+_OWN = {"adamw": AdamW, "adamw_8bit": AdamW8bit, "muon": Muon}
 
 
 def make_optimizer(
@@ -24,6 +26,16 @@ def make_optimizer(
     *,
     masters: Mapping[str, Tensor] | None = None,
 ) -> Optimizer:
-    """The optimizer `section` names, with its state; see `AdamW`."""
+    """The optimizer `section` names, with its state; see `AdamW`.
+
+    Raises:
+        ConfigError: it needs a library that is not installed, or cannot do what is asked.
+    """
+    if section.name == "adamw_8bit" and section.layer_decay != 1.0:
+        raise ConfigError(
+            "optimizer.name=adamw_8bit has one learning rate for all layers",
+            where="optimizer.layer_decay",
+            do="leave it out, or use optimizer.name=adamw",
+        )
     make = _OWN.get(section.name, TorchOptimizer)
     return make(named_parameters, section, masters=masters)

@@ -47,7 +47,9 @@ def run(model: Transformer, rows: int = 4) -> tuple[torch.Tensor, list[torch.Ten
 
 @pytest.fixture(scope="module")
 def keeping_executable(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The session's tiny executable, but for what its blocks keep."""
+    """The session's tiny executable, but for what its blocks keep: as graphs, which run without a
+    compiler.
+    """
     path = tmp_path_factory.mktemp("executable") / "keeping.penstock"
     penstock.compile(
         model={"preset": "gpt2-tiny"},
@@ -55,6 +57,7 @@ def keeping_executable(tmp_path_factory: pytest.TempPathFactory) -> Path:
         data={"sequence_length": 64},
         precision={"compute": "fp32"},
         plan={"recompute": "none"},
+        compile={"toolchain": "eager"},
         executable=path,
     )
     return path
@@ -72,6 +75,36 @@ def test_kernels_give_the_gradients_of_plain_autograd(
     assert_matches(compiled_loss, loss, 1e-5)
     for ours, theirs in zip(compiled_gradients, gradients, strict=True):
         assert_matches(ours, theirs, 1e-4)
+
+
+@pytest.mark.parametrize(
+    ("preset", "pieces"), [("gpt2-tiny", 1), ("gpt2-tiny", 3), ("llama-tiny", 5)]
+)
+def test_pieces_of_the_loss_change_neither_it_nor_a_gradient(
+    preset: str, pieces: int, tmp_path: Path
+) -> None:
+    # 256 tokens in 3 or 5 pieces: the last one is not full. One model has its table tied.
+    penstock.compile(
+        model={"preset": preset},
+        batch={"micro": 4},
+        data={"sequence_length": 64},
+        precision={"compute": "fp32"},
+        plan={"loss_chunks": pieces},
+        compile={"toolchain": "eager"},
+        executable=tmp_path / "x.penstock",
+    )
+    executable = Executable.open(tmp_path / "x.penstock")
+    plain, model = model_of(preset), model_of(preset)
+    attach(model, executable.kernels())
+    loss, gradients = run(plain)
+    same_loss, same_gradients = run(model)
+    assert_matches(same_loss, loss, 1e-6)
+    for ours, theirs in zip(same_gradients, gradients, strict=True):
+        assert_matches(ours, theirs, 1e-5)
+    tokens = torch.arange(256).view(4, 64)
+    assert_matches(
+        model.token_losses(tokens, tokens.flip(1)), plain.token_losses(tokens, tokens.flip(1)), 1e-6
+    )
 
 
 @pytest.mark.parametrize("policy", POLICIES)

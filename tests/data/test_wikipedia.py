@@ -79,7 +79,7 @@ def test_a_real_dump_is_prose_with_headings_and_lists(test_data: Path, tmp_path:
 
 MARKUP = """{{Infobox|a=[[x]]|b={{c|}}|d=|}}<!-- a {{ comment -->'''Bold''' and ''italic'' [[link|text]]s,
 [[plain]]{{cite|x}}<ref name="a">gone {{x}}</ref><ref name="a" /> &amp; more ({{IPA|x}}; ).
-[[Datei:pic.jpg|thumb|a [[nested]] caption]][[File:b.jpg]] [[:Kategorie:shown]] {{lang|grc|λόγος}}
+[[Datei:pic.jpg|thumb|a [[nested]] caption]][[File:b.jpg]] [[:Kategorie:shown]] {{lang|grc|λόγος}} {{lang|ja|[[wikt:en:合|合]]}}
 {| class="wikitable"
 | gone || {{x}}
 |}
@@ -96,7 +96,7 @@ MARKUP = """{{Infobox|a=[[x]]|b={{c|}}|d=|}}<!-- a {{ comment -->'''Bold''' and 
 __NOTOC__ <math>\\frac{{a}}{b}</math><br/>end"""
 PROSE = """Bold and italic texts,
 plain & more.
-:Kategorie:shown λόγος
+:Kategorie:shown λόγος 合
 
 Heading one
 

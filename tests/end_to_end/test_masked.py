@@ -53,7 +53,7 @@ def test_a_small_roberta_learns_and_kernels_equal_eager(dataset: Path, tmp_path:
         losses[mode] = [value["loss"] for value in found]
     # From knowing nothing, ln 512 = 6.24, to the frequencies of tokens.
     assert losses["auto"][0] > 6.0
-    assert sum(losses["auto"][-5:]) / 5 < 5.2
+    assert sum(losses["auto"][-5:]) / 5 < 5.5
     for ours, theirs in zip(losses["auto"], losses["off"], strict=True):
         assert ours == pytest.approx(theirs, rel=1e-3)
     given = {"data": {"path": str(dataset)}, "evaluate": {"split": "validation"}}

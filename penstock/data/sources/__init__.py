@@ -10,6 +10,7 @@ from pathlib import Path
 
 from penstock.config.data import SourceSection
 from penstock.data.sources.files import SourceFile, list_files
+from penstock.data.sources.hub import list_hub, read_hub
 from penstock.data.sources.piece import Piece, Tally
 from penstock.data.sources.reading import cut_text, read_text
 from penstock.data.sources.stdlib import list_stdlib
@@ -52,6 +53,7 @@ SOURCES: dict[str, Source] = {
     "csv": Source(read_csv, records=True),
     "parquet": Source(read_parquet, cut=_in_place(cut_parquet), records=True),
     "wikipedia": Source(read_articles, cut=cut_dump),
+    "hub": Source(read_hub, files=list_hub, records=True),
 }
 """By source.kind."""
 

@@ -28,7 +28,7 @@ between two printing characters is a word of its own."""
 _FILE_CUT = {
     "file": re.compile(rb"[!-~]\r?\n(?=[!-~])"),
     "line": re.compile(rb"\n"),
-    "blank_line": re.compile(rb"[!-~]\r?\n\r?\n(?=[!-~])"),
+    "blank_line": re.compile(rb"\n[ \t]*\r?\n(?=[!-~])"),
 }
 """Where a file may be cut, by kind of document: the same for bytes, none of them above ASCII."""
 _LINE_END = re.compile("\n")

@@ -58,7 +58,9 @@ _CLOSERS = {"<!--": "-->", "{{": "}}", "{|": "|}"}
 _LITERAL = ("-->", "math", "timeline")
 """Inside these nothing but their own end is markup."""
 _FOREIGN = re.compile(
-    r"\{\{\s*(?:lang|transl|nowrap)\s*\|(?:[^{}|=]{0,40}\|)*([^{}|=]{1,500})\}\}", re.I
+    r"\{\{\s{0,9}(?:lang|transl|nowrap)\s{0,9}\|(?:[^{}|=\[\]]{0,40}\|){0,3}"
+    r"((?:[^{}|=\[\]]|\[\[[^{}\[\]]{1,200}\]\]){1,500})\}\}",
+    re.IGNORECASE,
 )
 """Templates that only say how their last part is to be shown."""
 _ONLY_PARSED = re.compile(r"\{\{\{|<(?:nowiki|pre|source|syntaxhighlight|code)\b", re.I)

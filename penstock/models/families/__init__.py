@@ -1,7 +1,10 @@
 """The families a model can belong to: a closed registry, looked up by name."""
 
+import json
 from types import ModuleType
+from typing import Any
 
+from penstock.models.architecture import Architecture
 from penstock.models.families import (
     albert,
     bert,
@@ -25,6 +28,14 @@ FAMILIES: dict[str, ModuleType] = {
 }
 """Family name → module with PRESETS, SCALES_RESIDUAL, from_hf_config, to_hf_config, hf_names,
 PREFIX, RENAMED and IGNORED_SUFFIXES."""
+
+
+def hf_config(architecture: Architecture, end_of_text: int | None) -> dict[str, Any]:
+    """The config.json `transformers` reads for an architecture."""
+    if architecture.generic is not None:
+        return json.loads(architecture.generic)
+    return FAMILIES[architecture.family].to_hf_config(architecture, end_of_text)
+
 
 PRESETS = {
     name: (family, fields) for family, m in FAMILIES.items() for name, fields in m.PRESETS.items()

@@ -1,0 +1,140 @@
+"""Speed and memory of `penstock prepare`, beside `tokenizers` alone on the same text and cores.
+
+    python benchmarks/prepare.py --megabytes 64 --rounds 3
+    python benchmarks/prepare.py --megabytes 5120 --rounds 1 --memory-only
+
+Rounds are interleaved: first `tokenizers`' own `encode_batch` over the text, in memory already, with all
+cores; then the whole of `prepare`: start of the processes, reading, cleaning, tokenizing, writing, checksums.
+Memory is the largest sum of resident sets (proportional sets where the system tells) of the process and
+all it starts. The text is real text, lines shuffled and numbered until there is as much as is wanted.
+"""
+
+import argparse
+import json
+import os
+import random
+import shutil
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+import psutil
+import tokenizers
+
+LINES = 40
+
+
+def make_text(path: Path, source: Path, megabytes: int) -> None:
+    """Documents of forty lines of a real text, in a random order that is always the same."""
+    lines = source.read_text(encoding="utf-8").splitlines()
+    generator = random.Random(0)
+    wanted, written = megabytes << 20, 0
+    with path.open("w", encoding="utf-8") as handle:
+        number = 0
+        while written < wanted:
+            text = "\n".join(line for line in generator.choices(lines, k=LINES) if line.strip())
+            written += handle.write(f"Document {number}\n{text}\n\n")
+            number += 1
+
+
+def encode_alone(path: Path, tokenizer: Path) -> float:
+    """Seconds that `encode_batch` takes over the documents, on all cores."""
+    program = (
+        "import sys, time, tokenizers\n"
+        "t = tokenizers.Tokenizer.from_file(sys.argv[2])\n"
+        "text = open(sys.argv[1], encoding='utf-8').read().split('\\n\\n')\n"
+        "seconds = 0.0\n"
+        "for first in range(0, len(text), 500):\n"
+        "    batch = text[first : first + 500]\n"
+        "    begun = time.perf_counter()\n"
+        "    t.encode_batch(batch, add_special_tokens=False)\n"
+        "    seconds += time.perf_counter() - begun\n"
+        "print(seconds)\n"
+    )
+    run = subprocess.run(
+        [sys.executable, "-c", program, str(path), str(tokenizer)],
+        check=True,
+        capture_output=True,
+        text=True,
+        env={**os.environ, "TOKENIZERS_PARALLELISM": "true"},
+    )
+    return float(run.stdout)
+
+
+def prepare(path: Path, tokenizer: Path, out: Path) -> tuple[float, int]:
+    """Seconds and peak bytes of `penstock prepare`."""
+    shutil.rmtree(out, ignore_errors=True)
+    command = [
+        *(sys.executable, "-m", "penstock", "prepare", f"source.path={path}"),
+        *("source.documents=blank_line", f"tokenizer.from={tokenizer.parent}"),
+        f"data.path={out}",
+    ]
+    begun = time.perf_counter()
+    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    largest = 0
+    while process.poll() is None:
+        largest = max(largest, resident(process.pid))
+        time.sleep(0.1)
+    seconds = time.perf_counter() - begun
+    if process.returncode:
+        raise SystemExit(f"prepare ended with {process.returncode}")
+    return seconds, largest
+
+
+def resident(pid: int) -> int:
+    """Bytes that a process and its children hold, memory they share counted once."""
+    total = 0
+    try:
+        for one in [psutil.Process(pid), *psutil.Process(pid).children(recursive=True)]:
+            try:
+                total += one.memory_full_info().pss
+            except (psutil.Error, AttributeError):
+                continue
+    except psutil.Error:
+        pass
+    return total
+
+
+def main() -> None:
+    """Measure, and print one JSON object."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--megabytes", type=int, default=64)
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--text", type=Path, required=True, help="a real text to take lines from")
+    parser.add_argument("--tokenizer", type=Path, required=True, help="folder of GPT-2's tokenizer")
+    parser.add_argument("--memory-only", action="store_true")
+    arguments = parser.parse_args()
+    from penstock.data.tokenizer import Tokenizer
+
+    folder = Path(tempfile.mkdtemp(prefix="penstock-prepare-"))
+    try:
+        text, tokenizer = folder / "text.txt", folder / "tokenizer" / "tokenizer.json"
+        Tokenizer.load(arguments.tokenizer).save(tokenizer)
+        make_text(text, arguments.text, arguments.megabytes)
+        alone: list[float] = []
+        ours: list[tuple[float, int]] = []
+        for _ in range(arguments.rounds):
+            if not arguments.memory_only:
+                alone.append(encode_alone(text, tokenizer))
+            ours.append(prepare(text, tokenizer, folder / "out"))
+        megabytes = text.stat().st_size / 1e6
+        ratios = [a / s for a, (s, _) in zip(alone, ours, strict=False)]
+        result = {
+            "megabytes": round(megabytes),
+            "cores": os.cpu_count(),
+            "tokenizers": tokenizers.__version__,
+            "encode_batch_mb_per_second": [round(megabytes / s, 2) for s in alone],
+            "prepare_mb_per_second": [round(megabytes / s, 2) for s, _ in ours],
+            "ratio_median": round(statistics.median(ratios), 3) if ratios else None,
+            "peak_megabytes": round(max(peak for _, peak in ours) / 1e6),
+        }
+        print(json.dumps(result))
+    finally:
+        shutil.rmtree(folder)
+
+
+if __name__ == "__main__":
+    main()
