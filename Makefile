@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: setup demo test test-all lint check format docs bench clean
+.PHONY: setup demo test test-all lint check format docs bench llama-cpp clean
 
 setup: $(STAMP)
 
@@ -44,6 +44,13 @@ bench: setup
 	$(BIN)/python benchmarks/training.py
 	$(BIN)/python benchmarks/startup.py
 	$(BIN)/python benchmarks/generation.py
+
+# A peer of the generation benchmark, compiled from its source package in an environment of its own.
+llama-cpp:
+	$(PYTHON) -m venv build/benchmarks/llama-cpp
+	build/benchmarks/llama-cpp/bin/python -m pip install --quiet --disable-pip-version-check gguf==0.19.0
+	CMAKE_ARGS=-DGGML_NATIVE=ON build/benchmarks/llama-cpp/bin/python -m pip install --quiet --disable-pip-version-check \
+		--no-binary llama-cpp-python llama-cpp-python==0.3.36
 
 clean:
 	rm -rf build

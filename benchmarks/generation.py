@@ -1,8 +1,9 @@
-"""Generating with GPT-2 124M in bf16: Penstock from an executable against `transformers` generate.
+"""Generating with GPT-2 124M: Penstock from an executable against `transformers` and llama.cpp.
 
-One prompt of 32 tokens and 128 more, and sixteen prompts of 8 to 64 tokens and 64 more. Both run the
+One prompt of 32 tokens and 128 more, and sixteen prompts of 8 to 64 tokens and 64 more. All run the
 same weights, greedily, in a process of their own; rounds are interleaved and the medians compared.
-Run `benchmarks/training.py` once before: it makes the dataset whose text the prompts are cut from.
+Run `benchmarks/training.py` once before: it makes the dataset whose text the prompts are cut from,
+and `make llama-cpp`, which compiles llama.cpp; without it that contender is left out.
 
     python benchmarks/generation.py --rounds 5
 """
@@ -17,9 +18,15 @@ from pathlib import Path
 
 FOLDER = Path(__file__).resolve().parent.parent / "build" / "benchmarks"
 MODEL = FOLDER / "gpt2-weights"
-EXECUTABLE = FOLDER / "generate.penstock"
+LLAMA_CPP = FOLDER / "llama-cpp" / "bin" / "python"
 JOBS = {"one prompt": ([32], 128), "sixteen prompts": ([*range(8, 68, 4), 64], 64)}
-CONTENDERS = ("penstock bf16", "transformers bf16")
+CONTENDERS = (
+    "penstock bf16", "transformers bf16", "llama.cpp BF16", "penstock int8", "llama.cpp Q8_0",
+)  # fmt: skip
+PAIRS = (
+    ("penstock bf16", "transformers bf16"), ("penstock bf16", "llama.cpp BF16"),
+    ("penstock int8", "penstock bf16"), ("penstock int8", "llama.cpp Q8_0"),
+)  # fmt: skip
 
 
 def prompts(lengths: list[int]) -> list[list[int]]:
@@ -30,7 +37,12 @@ def prompts(lengths: list[int]) -> list[list[int]]:
     return [tokens[i * 1000 : i * 1000 + length].tolist() for i, length in enumerate(lengths)]
 
 
-def penstock_bf16() -> dict:
+def executable(weights: str) -> Path:
+    """File for weights in bf16 or int8."""
+    return FOLDER / f"generate-{weights}.penstock"
+
+
+def penstock(weights: str) -> dict:
     """`penstock generate` with an executable; the model is loaded once."""
     from penstock.hardware.process import prepare_process
 
@@ -42,7 +54,7 @@ def penstock_bf16() -> dict:
     from penstock.data.tokenizer import Tokenizer
 
     config = as_config(
-        executable=str(EXECUTABLE),
+        executable=str(executable(weights)),
         model={"from": str(MODEL)},
         tokenizer={"from": str(FOLDER / "dataset" / "tokenizer.json")},
     )
@@ -63,8 +75,8 @@ def penstock_bf16() -> dict:
         started = time.perf_counter()
         values.sum()
         times.append(time.perf_counter() - started)
-    figures["read bytes per second"] = values.numel() * 4 / statistics.median(times)
-    figures["weight bytes"] = 2 * (sum(p.numel() for p in engine._model.parameters()) - 1024 * 768)
+    read_seconds = engine._decoder._weights.numel() * statistics.median(times) / values.nbytes
+    figures["share of the reading bandwidth"] = figures["one prompt"] * read_seconds
     return figures
 
 
@@ -90,28 +102,40 @@ def transformers_bf16() -> dict:
     return figures
 
 
+def llama_cpp(kind: str) -> dict:
+    """llama.cpp through its own Python bindings, in their own environment."""
+    jobs = {name: (prompts(lengths), count) for name, (lengths, count) in JOBS.items()}
+    script = Path(__file__).with_name("llama_cpp_generation.py")
+    command = [str(LLAMA_CPP), str(script), str(MODEL), str(FOLDER), kind]
+    done = subprocess.run(
+        command, input=json.dumps(jobs), capture_output=True, text=True, check=True
+    )
+    return json.loads(done.stdout.splitlines()[-1])
+
+
 def prepare() -> None:
-    """Weights in the Hugging Face layout, and the executable."""
+    """Weights in the Hugging Face layout, and the executables."""
     from penstock.hardware.process import prepare_process
 
     prepare_process()
     import torch
     import transformers
 
-    import penstock
+    from penstock.api import compile as compile_executable
 
     if not MODEL.is_dir():
         torch.manual_seed(0)
         model = transformers.GPT2LMHeadModel(transformers.GPT2Config(eos_token_id=None))
         model.save_pretrained(MODEL)
-    penstock.compile(
-        mode="generate",
-        model={"from": str(MODEL)},
-        precision={"compute": "bf16"},
-        generate={"batch": 16},
-        data={"sequence_length": 256},
-        executable=str(EXECUTABLE),
-    )
+    for weights in ("bf16", "int8"):
+        compile_executable(
+            mode="generate",
+            model={"from": str(MODEL)},
+            precision={"compute": "bf16", "weights": "int8" if weights == "int8" else None},
+            generate={"batch": 16},
+            data={"sequence_length": 256},
+            executable=str(executable(weights)),
+        )
 
 
 def run_apart(name: str) -> dict:
@@ -129,25 +153,34 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=5)
     options = parser.parse_args()
     if options.one:
-        run = penstock_bf16 if options.one.startswith("penstock") else transformers_bf16
-        print(json.dumps(run()))
+        program, kind = options.one.split()
+        run = {"penstock": penstock, "llama.cpp": llama_cpp}.get(program)
+        print(json.dumps(transformers_bf16() if run is None else run(kind)))
         return
     prepare()
-    results: dict[str, list[dict]] = {name: [] for name in CONTENDERS}
+    contenders = [name for name in CONTENDERS if LLAMA_CPP.exists() or "llama" not in name]
+    results: dict[str, list[dict]] = {name: [] for name in contenders}
     for number in range(options.rounds):
-        for name in CONTENDERS:
+        for name in contenders:
             results[name].append(run_apart(name))
             print(f"round {number + 1}: {name}: {results[name][-1]}", flush=True)
     medians = {
         name: {k: statistics.median(run[k] for run in runs) for k in runs[0]}
         for name, runs in results.items()
     }
-    ours, theirs = (medians[name] for name in CONTENDERS)
-    print("\n| | Penstock, tokens/s | transformers, tokens/s | ratio |\n|---|---|---|---|")
+    print("\n| job | contender | tokens/s |\n|---|---|---|")
     for job in JOBS:
-        print(f"| {job} | {ours[job]:.1f} | {theirs[job]:.1f} | {ours[job] / theirs[job]:.2f}× |")
-    used = ours["one prompt"] * ours["weight bytes"] / ours["read bytes per second"]
-    print(f"\nshare of the measured reading bandwidth, one prompt: {used:.0%}")
+        for name in contenders:
+            print(f"| {job} | {name} | {medians[name][job]:.1f} |")
+    print("\n| job | | ratio |\n|---|---|---|")
+    for job in JOBS:
+        for ours, theirs in PAIRS:
+            if theirs in medians:
+                ratio = medians[ours][job] / medians[theirs][job]
+                print(f"| {job} | {ours} to {theirs} | {ratio:.2f}× |")
+    for name in ("penstock bf16", "penstock int8"):
+        share = medians[name]["share of the reading bandwidth"]
+        print(f"\n{name}, one prompt: {share:.0%} of the reading bandwidth measured beside it")
     (FOLDER / "generation.json").write_text(
         json.dumps({"medians": medians, "runs": results}, indent=1)
     )

@@ -18,17 +18,18 @@ from penstock.config.load import as_config
 from penstock.config.schema import Config
 from penstock.console import get_console
 from penstock.errors import CheckpointError, ConfigError
+from penstock.hardware.process import quiet_profiler
 
 if TYPE_CHECKING:
     from penstock.bench.report import BenchResult
     from penstock.compiler.plan import Plan
     from penstock.data.convert import DatasetConversion
-    from penstock.data.dataset import Dataset
     from penstock.data.prepare import PrepareResult
-    from penstock.data.training_data import TrainingData
     from penstock.migrate.translate import ImportedConfig
+    from penstock.profiling.report import ProfileResult
     from penstock.report.doctor import DoctorReport
     from penstock.report.inspection import Inspection
+    from penstock.report.inspection_data import DataInspection
     from penstock.report.page import ReportFiles
     from penstock.report.summary import RunSummary
     from penstock.results import (
@@ -56,7 +57,7 @@ def plan(config: ConfigLike = None, **sections: Any) -> "Plan":  # noqa: ANN401 
     With `out`, also write plan.json, its pictures and a page there.
     """
     c = as_config(config, **sections)
-    data = _data_if_there(c)
+    data = planning.named_training_data(c)
     result = planning.plan_of(c, data, c.mode)
     if data is not None:
         data.announce(c.data.split, result.sequence_length)
@@ -73,7 +74,7 @@ def compile(config: ConfigLike = None, **sections: Any) -> "CompileResult":  # n
     """Compile the plan's regions into the file `executable`."""
     from penstock.compiler.build import build_kernels, trace_graphs
     from penstock.compiler.executable import write_executable
-    from penstock.compiler.toolchains import PORTABLE
+    from penstock.compiler.toolchains import PORTABLE, toolchain_for
     from penstock.results import CompileResult
 
     started = time.monotonic()
@@ -81,7 +82,7 @@ def compile(config: ConfigLike = None, **sections: Any) -> "CompileResult":  # n
     if c.executable is None:
         raise ConfigError("no file to write", where="executable", do="set executable=FILE.penstock")
     path = Path(c.executable)
-    wanted = planning.plan_of(c, _data_if_there(c), c.mode)
+    wanted = planning.plan_of(c, planning.named_training_data(c), c.mode)
     planning.require_fit(wanted)
     if wanted.architecture.generic is not None:
         raise ConfigError(
@@ -98,12 +99,11 @@ def compile(config: ConfigLike = None, **sections: Any) -> "CompileResult":  # n
         return CompileResult(path, wanted, time.monotonic() - started, False, PORTABLE)
     section = c.compile
     cache = Path(section.cache) if section.cache else None
-    kernels = build_kernels(
-        wanted, toolchain=section.toolchain, workers=section.workers, cache=cache
-    )
+    toolchain = toolchain_for(wanted.mode, section.toolchain)
+    kernels = build_kernels(wanted, toolchain=toolchain, workers=section.workers, cache=cache)
     reused = all(kernel.reused for kernel in kernels.values())
-    write_executable(path, wanted, kernels, section.toolchain)
-    return CompileResult(path, wanted, time.monotonic() - started, reused, section.toolchain)
+    write_executable(path, wanted, kernels, toolchain)
+    return CompileResult(path, wanted, time.monotonic() - started, reused, toolchain)
 
 
 def train(
@@ -119,13 +119,6 @@ def train(
     from penstock.train_run import train_run
 
     return train_run(as_config(config, **sections), origins or {})
-
-
-def _data_if_there(config: Config) -> "TrainingData | None":
-    """The data to train on, for its vocabulary, where any is named."""
-    data = config.data
-    is_named = data.path is not None or data.mixture is not None or data.streaming
-    return planning.open_training_data(config) if is_named else None
 
 
 def evaluate(
@@ -228,24 +221,31 @@ def import_config(
     return translate(Path(path), c.from_, Path(c.out) if c.out is not None else None)
 
 
-def inspect(path: str | Path, config: ConfigLike = None, **sections: Any) -> "Inspection | Dataset":  # noqa: ANN401 - sections of any kind
-    """What an executable, a dataset in any format, or a run holds. Runs nothing in it."""
+def inspect(
+    path: str | Path,
+    config: ConfigLike = None,
+    **sections: Any,  # noqa: ANN401 - sections of any kind
+) -> "Inspection | DataInspection":
+    """What an executable, a dataset in any format, or a run holds. Runs nothing in it.
+
+    With `out`, also write a page about a dataset there.
+    """
     from penstock.compiler.executable import Executable
-    from penstock.data.dataset import MANIFEST, Dataset
+    from penstock.data.dataset import MANIFEST
     from penstock.data.formats.recognize import is_data_file
     from penstock.report.inspection import inspect_executable, inspect_run
     from penstock.report.inspection_data import inspect_data
+    from penstock.report.inspection_page import write_inspection
     from penstock.training.run_folder import RunFolder
 
     c = as_config(config, **sections)
     path = Path(path)
     if path.is_file() and not is_data_file(path):
         return inspect_executable(Executable.inspect(path, c.trust))
-    if (path / MANIFEST).is_file():
-        return Dataset.open(path)
-    if RunFolder(path).config.is_file():
+    if RunFolder(path).config.is_file() and not (path / MANIFEST).is_file():
         return inspect_run(RunFolder(path))
-    return inspect_data(path)
+    found = inspect_data(path, c.tokenizer)
+    return found if c.out is None else write_inspection(found, Path(c.out))
 
 
 def report(config: ConfigLike = None, **sections: Any) -> "ReportFiles":  # noqa: ANN401 - sections of any kind
@@ -278,18 +278,19 @@ def bench(
     compare: str | Path | None = None,
     **sections: Any,  # noqa: ANN401 - sections of any kind
 ) -> "BenchResult":
-    """Run the benchmarks of a specification, all or those named, and write results into `out`.
+    """Run the benchmarks of a file, all or those named, into `out`; see `bench/verb.py`."""
+    from penstock.bench.verb import run_file
 
-    `compare`: an earlier results.json; what changed beyond the noise is flagged.
-    """
-    from penstock.bench.jobs import read_spec
-    from penstock.bench.results import read_results
+    return run_file(Path(spec), as_config(config, **sections).out, benchmarks, compare)
 
+
+def profile(config: ConfigLike = None, **sections: Any) -> "ProfileResult":  # noqa: ANN401 - sections of any kind
+    """Record some steps of training or generation, as `mode` says, and report them in `out`."""
     c = as_config(config, **sections)
-    chosen = read_spec(Path(spec), benchmarks)
-    # Read first: it may be the very file that is about to be replaced.
-    earlier = None if compare is None else read_results(Path(compare))
-    from penstock.bench.runner import run_benchmarks
+    if c.out is None:
+        raise ConfigError("no folder to write", where="out", do="set out=FOLDER")
+    quiet_profiler()
+    from penstock.profiling.report import write_profile
+    from penstock.profiling.session import record
 
-    folder = Path(c.out) if c.out is not None else Path("bench-results", Path(spec).stem)
-    return run_benchmarks(Path(spec), chosen, folder, earlier)
+    return write_profile(record(c), Path(c.out))

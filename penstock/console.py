@@ -120,6 +120,12 @@ class Console:
             table.add_row(*(Text(str(cell)) for cell in row))
         self._err.print(table)
 
+    def passage(self, parts: Sequence[tuple[str, str]], end: str = "") -> None:
+        """A text in several styles, unless quiet; what would move the cursor is shown as a sign."""
+        if not self.quiet:
+            safe = [(_printable(text), style) for text, style in parts]
+            self._err.print(Text.assemble(*safe, end))
+
     @contextlib.contextmanager
     def stage(self, name: str) -> Generator[None]:
         """Frame a stage of work with its name and, at the end, its elapsed time."""
@@ -155,6 +161,11 @@ class Console:
         """A verb's result, on standard output, exactly as it is."""
         sys.stdout.write(text + end)
         sys.stdout.flush()
+
+
+def _printable(text: str) -> str:
+    """Text of others without control characters, which could do things to a terminal."""
+    return "".join(c if c in "\n\t" or c.isprintable() else "·" for c in text)
 
 
 def _clock(seconds: float) -> str:

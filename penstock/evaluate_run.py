@@ -25,6 +25,7 @@ from penstock.evaluation.tasks.registry import PERPLEXITY, make_tasks
 from penstock.evaluation.tasks.task import Subject, Task, TaskScores
 from penstock.files import atomic_write
 from penstock.models.hub import model_folder
+from penstock.models.quantization import round_weights
 from penstock.report.page import write_report
 from penstock.report.summary import RunSummary
 from penstock.results import ComparisonResult, EvaluationResult
@@ -120,7 +121,7 @@ def _masked(config: Config, dataset: Dataset, subject: Subject, plan: Plan) -> T
 
 def _subject(config: Config, dataset: Dataset | None) -> tuple[Subject, Plan]:
     """The model, its tokenizer, kernels where there are any for it, and what it was planned by."""
-    source = config.model.from_
+    source, is_rounded = config.model.from_, config.precision.weights == "int8"
     if source is not None:
         # The figures of weights that others publish are those of float32.
         exact = config.precision.model_copy(update={"compute": config.precision.compute or "fp32"})
@@ -135,9 +136,10 @@ def _subject(config: Config, dataset: Dataset | None) -> tuple[Subject, Plan]:
         if dataset is not None:
             runs.require_same_tokenizer(loaded.tokenizer.sha256, dataset, f"the run {config.run}")
         tokenizer, plan = loaded.tokenizer, loaded.plan
-        model = loaded.model(config.precision.compute or plan.compute, planning.device_of(config))
+        compute, device = config.precision.compute or plan.compute, planning.device_of(config)
+        model = loaded.model(compute, device, merged=is_rounded)
         length = config.data.sequence_length or plan.sequence_length
-        fits = length == plan.sequence_length
+        fits = length == plan.sequence_length and not is_rounded
         rows = runs.attach_for_evaluation(config, loaded, model) if fits else None
     if length > model.architecture.max_positions:
         raise ConfigError(
@@ -146,6 +148,8 @@ def _subject(config: Config, dataset: Dataset | None) -> tuple[Subject, Plan]:
             do="evaluate with a shorter length",
         )
     model.requires_grad_(False)
+    if is_rounded:
+        round_weights(model)
     batch = rows or config.evaluate.batch
     scorer = Scorer(
         model,

@@ -16,7 +16,7 @@ from penstock.compiler.eager_recompute import recompute_eagerly
 from penstock.compiler.executable import Executable, load_built, write_executable
 from penstock.compiler.plan import Plan
 from penstock.compiler.runtime import CompiledKernel, attach
-from penstock.compiler.toolchains import find_toolchain
+from penstock.compiler.toolchains import find_toolchain, toolchain_for
 from penstock.config.checksums import remembered_sha256
 from penstock.config.lora import LoraSection
 from penstock.config.schema import Config, ModelSection
@@ -26,6 +26,7 @@ from penstock.models.architecture import Architecture
 from penstock.models.hub import model_folder
 from penstock.models.huggingface import load_model
 from penstock.models.initialization import initial_adapter, initialize
+from penstock.models.parameters import frozen_names
 from penstock.models.peft_format import read_adapter
 from penstock.models.projection import is_trained
 from penstock.models.transformer import Transformer
@@ -56,7 +57,7 @@ def compiled_kernels(
     if config.compile.mode == "off":
         console.info("compile.mode=off: running eagerly")
         return None
-    section, toolchain = config.compile, config.compile.toolchain
+    section, toolchain = config.compile, toolchain_for(plan.mode, config.compile.toolchain)
     problem = find_toolchain(toolchain).problem()
     if problem is not None:
         console.warning(f"{problem}; running eagerly")
@@ -103,14 +104,25 @@ def new_model(
 ) -> tuple[Transformer, dict[str, Tensor]]:
     """A model in the compute format with its kernels, and its weights in float32 by name."""
     has_adapters = plan.architecture.adapter is not None
+    if has_adapters and config.train.freeze:
+        raise ConfigError(
+            "train.freeze and lora are both given: adapters freeze everything else",
+            where="train.freeze",
+            do="leave train.freeze out",
+        )
     # Frozen weights have no masters: they come straight in the format they are used in.
     exact = DTYPES[plan.compute] if has_adapters else torch.float32
     model = base_model(config.model, plan.architecture, config.seed, exact)
     masters: dict[str, Tensor] = {}
     if has_adapters:
         masters = start_adapters(model, config.lora, config.seed)
+    else:
+        named = dict(model.named_parameters())
+        for name in frozen_names(named, config.train.freeze):
+            named[name].requires_grad_(False)
     if plan.compute != "fp32":
-        masters = masters or {name: value.detach() for name, value in model.named_parameters()}
+        trained = ((n, p) for n, p in model.named_parameters() if p.requires_grad)
+        masters = masters or {name: value.detach() for name, value in trained}
         for parameter in model.parameters():
             parameter.data = parameter.data.to(plan.device, DTYPES[plan.compute])
     else:

@@ -18,6 +18,7 @@ from penstock.errors import ConfigError, DoesNotFitError
 from penstock.hardware.detect import free_memory_bytes, gpus
 from penstock.hardware.target import Target, load_target
 from penstock.models.lora import adapted
+from penstock.models.parameters import count_frozen
 from penstock.models.resolve import resolve_architecture
 
 
@@ -64,21 +65,29 @@ def open_training_data(config: Config) -> TrainingData:
                 where="data.path",
                 do="set data.path=FOLDER, data.mixture or data.streaming",
             )
-        if (Path(data.path) / MANIFEST).is_file():
-            return Dataset.open(data.path, data.verify)
-        from penstock.data.members import open_any  # noqa: PLC0415 - formats' libraries are heavy
-
-        return open_any(Path(data.path), data, config.tokenizer)
+        return open_dataset(config)
     from penstock.data.mixture import open_mixture  # noqa: PLC0415 - as above
 
     return open_mixture(data, config.tokenizer)
 
 
+def named_training_data(config: Config) -> TrainingData | None:
+    """What there is to train on, where anything is named."""
+    data = config.data
+    is_named = data.path is not None or data.mixture is not None or data.streaming
+    return open_training_data(config) if is_named else None
+
+
 def open_dataset(config: Config) -> Dataset:
-    """The dataset `data.path` names."""
-    if config.data.path is None:
+    """The dataset `data.path` names, in any format."""
+    data = config.data
+    if data.path is None:
         raise ConfigError("no dataset", where="data.path", do="set data.path=FOLDER")
-    return Dataset.open(config.data.path, config.data.verify)
+    if (Path(data.path) / MANIFEST).is_file():
+        return Dataset.open(data.path, data.verify)
+    from penstock.data.members import open_any  # noqa: PLC0415 - formats' libraries are heavy
+
+    return open_any(Path(data.path), data, config.tokenizer)
 
 
 def plan_of(config: Config, dataset: TrainingData | None, mode: str = "train") -> Plan:
@@ -102,7 +111,12 @@ def plan_of(config: Config, dataset: TrainingData | None, mode: str = "train") -
     if mode == "generate":
         rows = config.generate.batch
         return make_generation_plan(
-            architecture, batch=rows, compute=compute, capacity=length, target=target
+            architecture,
+            batch=rows,
+            compute=compute,
+            weights=config.precision.weights,
+            capacity=length,
+            target=target,
         )
     plan = make_plan(
         architecture,
@@ -115,6 +129,7 @@ def plan_of(config: Config, dataset: TrainingData | None, mode: str = "train") -
         saves=mode == "train" and config.checkpoint.every is not None,
         resumes=mode == "train" and _has_checkpoint(config),
         compiled=config.compile.mode != "off" and architecture.generic is None,
+        frozen=count_frozen(architecture, config.train.freeze),
         attention=config.data.attention if run is None else run.attention,
     )
     is_here = config.plan.target in ("detect", "cpu")

@@ -20,6 +20,7 @@ from penstock.checkpoint import (
 )
 from penstock.compiler.demands import require_causal
 from penstock.compiler.executable import Executable
+from penstock.compiler.native import STEP_KERNEL
 from penstock.compiler.plan import Plan
 from penstock.compiler.runtime import attach
 from penstock.config.load import load_config
@@ -31,6 +32,7 @@ from penstock.errors import CheckpointError
 from penstock.files import atomic_write
 from penstock.inference.decoding import CompiledDecoder
 from penstock.inference.engine import Engine
+from penstock.inference.native import NativeDecoder
 from penstock.jobs import (
     DTYPES,
     base_identity,
@@ -44,7 +46,8 @@ from penstock.models.hub import model_folder
 from penstock.models.huggingface import save_weights
 from penstock.models.lora import adapted
 from penstock.models.peft_format import write_adapter
-from penstock.models.projection import is_trained, merge_adapters
+from penstock.models.projection import merge_adapters
+from penstock.models.quantization import round_weights
 from penstock.models.resolve import resolve_architecture
 from penstock.models.transformer import Transformer
 from penstock.planning import device_of
@@ -72,7 +75,7 @@ class LoadedRun:
 
     def weights(self) -> dict[str, Tensor]:
         """All float32 weights by parameter name; adapters are merged."""
-        if self.plan.architecture.adapter is None:
+        if not self._needs_base:
             return self.trained()
         return dict(self.model("fp32", "cpu", merged=True).named_parameters())
 
@@ -84,7 +87,7 @@ class LoadedRun:
             CheckpointError: the weights its adapters stand on are gone, or others.
         """
         architecture, trained = self.plan.architecture, self.trained()
-        if architecture.adapter is None:
+        if not self._needs_base:
             model = empty_model(architecture)
         else:
             self._require_base()
@@ -92,20 +95,25 @@ class LoadedRun:
             model = base_model(self.config.model, architecture, self.config.seed, exact)
         with torch.no_grad():
             for name, parameter in model.named_parameters():
-                if is_trained(architecture, name):
+                if name in trained:
                     parameter.copy_(trained[name])
         if merged:
             merge_adapters(model)
         return model.to(device, DTYPES[compute]).requires_grad_(False)
 
+    @property
+    def _needs_base(self) -> bool:
+        """Whether some weights are not the run's own, but those it was started from."""
+        return "base" in self.state.values["identity"]
+
     def _require_base(self) -> None:
-        """Refuse adapters on other weights than those they were trained on."""
+        """Refuse other weights than those the run was started from."""
         if self.state.values["identity"].get("base") != base_identity(self.config):
             raise CheckpointError(
                 f"the weights in {self.config.model.from_} have changed since "
                 f"{self.folder.path} was trained on them",
                 where="model.from",
-                do="put the weights back that its adapters belong to",
+                do="put the weights back that it was started from",
             )
 
 
@@ -261,11 +269,20 @@ def open_engine(config: Config) -> Engine:
         tokenizer = Tokenizer.load(config.tokenizer.from_ or folder)
     require_causal(model.architecture)
     if executable is None:
+        if config.precision.weights == "int8":
+            round_weights(model)
         return Engine(model, tokenizer)
     architecture = model.architecture.for_generation()
     wanted = dataclasses.replace(
-        executable.plan, architecture=architecture, device=device, compute=compute
+        executable.plan,
+        architecture=architecture,
+        device=device,
+        compute=compute,
+        weights=config.precision.weights or executable.plan.weights,
     )
     executable.require(wanted)
-    decoder = CompiledDecoder(model, executable.kernels(), wanted.generation_shapes())
+    kernels = executable.kernels()
+    if STEP_KERNEL in kernels:
+        return Engine(model, tokenizer, NativeDecoder(model, kernels, wanted, release=True))
+    decoder = CompiledDecoder(model, kernels, wanted.generation_shapes())
     return Engine(model, tokenizer, decoder)

@@ -13,6 +13,7 @@ from typing import Any
 
 from penstock import jobs, planning, runs
 from penstock.checkpoint import CheckpointState
+from penstock.compiler.plan import Plan
 from penstock.compiler.probe import measured_speeds
 from penstock.compiler.runtime import CompiledKernel
 from penstock.config.load import dump_config
@@ -31,13 +32,9 @@ from penstock.report.summary import RunSummary, environment
 from penstock.saving import AsyncSaver
 from penstock.train_setting import Setting, objective, require_same, settle
 from penstock.training.metrics import MetricsLog, peak_memory_bytes
-from penstock.training.muon import Muon
-from penstock.training.optimizer import AdamW
+from penstock.training.optimizers import make_optimizer
 from penstock.training.trainer import Trainer, TrainingJob
 from penstock.training.validation import Validation
-
-OPTIMIZERS = {"adamw": AdamW, "muon": Muon}
-"""optimizer.name → class."""
 
 
 def train_run(config: Config, origins: Mapping[str, str]) -> RunSummary:
@@ -92,6 +89,17 @@ def _train(setting: Setting, origins: Mapping[str, str]) -> RunSummary:
     return summary
 
 
+def prepare_job(config: Config) -> tuple[Plan, TrainingJob, bool]:
+    """A plan and a job from fresh weights, before its first step, and whether it has kernels.
+
+    For whoever makes steps without a trainer, in one process; the run folder must be new.
+    """
+    setting = settle(config, World(find_place()))
+    chosen, run = setting.plan, setting.run
+    kernels = jobs.training_kernels(setting.config, chosen, setting.executable, run, None)
+    return chosen, _job(setting, kernels, None), kernels is not None
+
+
 def _check_resumed(setting: Setting, resume: CheckpointState) -> RunSummary | None:
     """Refuse another job's checkpoint; the summary, if there is nothing left to train."""
     where = setting.run.path
@@ -114,12 +122,13 @@ def _job(
     """Model, optimizer and everything else the trainer works with."""
     c, chosen, world = setting.config, setting.plan, setting.world
     model, masters = jobs.new_model(c, chosen, kernels)
-    make = OPTIMIZERS[c.optimizer.name]
     speeds = measured_speeds(chosen.device)
     replicas = Replicas(model, world, chosen.shard)
     return TrainingJob(
         model=model,
-        optimizer=make(model.named_parameters(), c.optimizer, masters=replicas.rows_of(masters)),
+        optimizer=make_optimizer(
+            model.named_parameters(), c.optimizer, masters=replicas.rows_of(masters)
+        ),
         loader=setting.loader,
         validation=_validation(setting),
         train=c.train,
@@ -206,7 +215,7 @@ def _results(setting: Setting, trainer: Trainer, *, compiled: bool) -> dict[str,
     config = canonical_json(setting.config.model_dump(mode="json"))
     return {
         **{name: before[name] for name in ("evaluation", "compressors", "tasks") if name in before},
-        "complete": totals.step >= setting.total_steps or totals.reached_target,
+        "complete": totals.step >= setting.total_steps or totals.has_stopped,
         "steps": totals.step,
         "tokens": totals.tokens,
         "seconds": round(totals.seconds, 3),

@@ -80,16 +80,29 @@ def settle(config: Config, world: World) -> Setting:
         share=(world.rank, world.size),
     )
     total_steps = _total_steps(config, loader)
+    _check_patience(config)
     check_schedule(config.schedule, config.optimizer.lr, total_steps)
     identity: dict[str, Any] = {
         "architecture": dataclasses.asdict(chosen.architecture),
         "tokenizer": data.tokenizer_sha256,
     }
-    if chosen.architecture.adapter is not None:
+    if config.train.freeze:
+        identity["frozen"] = config.train.freeze
+    if config.train.freeze or chosen.architecture.adapter is not None:
         config = _with_whole_path(config)
         identity["base"] = jobs.base_identity(config)
     data.announce(config.data.split, chosen.sequence_length)
     return Setting(config, world, run, chosen, data, executable, loader, total_steps, identity)
+
+
+def _check_patience(config: Config) -> None:
+    """Refuse to wait for validations that there are none of."""
+    if config.train.patience is not None and config.train.evaluate_every is None:
+        raise ConfigError(
+            "train.patience needs validations to count",
+            where="train.patience",
+            do="set train.evaluate_every",
+        )
 
 
 def objective(config: Config, chosen: Plan, data: TrainingData) -> Objective:

@@ -17,12 +17,14 @@ from typing import Any
 
 from penstock.compiler import signing
 from penstock.compiler.fingerprint import toolchain_fingerprint
+from penstock.compiler.generation import decode_kernel
 from penstock.compiler.kernels import BuiltKernel, KernelSpec, RegionContract, TensorSpec
+from penstock.compiler.native import STEP_KERNEL, step_tensors
 from penstock.compiler.plan import Plan
-from penstock.compiler.toolchains import Region, find_toolchain
+from penstock.compiler.toolchains import PORTABLE, Region, find_toolchain
 from penstock.config.folders import user_cache_folder
 from penstock.console import get_console
-from penstock.errors import ExecutableError
+from penstock.errors import ConfigError, ExecutableError
 from penstock.files import atomic_write, canonical_json
 from penstock.workers import worker_pool
 
@@ -37,11 +39,12 @@ def build_kernels(
     """Return every kernel the plan's regions need, building those the cache does not have.
 
     Raises:
-        ConfigError: there is no such toolchain.
+        ConfigError: there is no such toolchain, or it has no kernels for the plan.
         ExecutableError: it cannot build on this machine.
     """
+    _require_kernels(plan, toolchain)
     folder = _cache_folder(cache)
-    names = kernel_names(plan)
+    names = kernel_names(plan, toolchain)
     keys = {name: _cache_key(plan, name, toolchain) for name in names}
     built = {name: found for name, key in keys.items() if (found := _from_cache(folder / key))}
     missing = [name for name in names if name not in built]
@@ -60,8 +63,10 @@ def build_kernels(
     return {name: built[name] for name in names}
 
 
-def kernel_names(plan: Plan) -> tuple[str, ...]:
+def kernel_names(plan: Plan, toolchain: str) -> tuple[str, ...]:
     """The kernels the plan's mode needs, those slow to compile first."""
+    if plan.mode == "generate" and toolchain == "native":
+        return (STEP_KERNEL,)
     if plan.mode == "generate":
         return tuple(plan.generation_shapes().kernels())
     if plan.mode == "evaluate":
@@ -75,10 +80,29 @@ def kernel_names(plan: Plan) -> tuple[str, ...]:
     return tuple(names)
 
 
+def _require_kernels(plan: Plan, toolchain: str) -> None:
+    """Refuse a toolchain that has nothing for the plan."""
+    is_native = toolchain == "native"
+    if is_native and plan.mode != "generate":
+        raise ConfigError(
+            f"the native toolchain makes executables for generating, not for mode={plan.mode}",
+            where="compile.toolchain",
+            do="leave compile.toolchain out, or set mode=generate",
+        )
+    if plan.weights is not None and not is_native:
+        raise ConfigError(
+            f"the {toolchain} toolchain has no kernels for {plan.weights} weights",
+            where="precision.weights",
+            do="leave precision.weights or compile.toolchain out"
+            if find_toolchain("native").problem() is None
+            else "leave precision.weights out, or generate without an executable",
+        )
+
+
 def trace_graphs(plan: Plan) -> dict[str, BuiltKernel]:
     """Every kernel's description and graph, without code: for a machine with no toolchain here."""
     here = dataclasses.replace(plan, device="cpu")  # graphs name no device they must run on
-    return {name: _trace(here, name)[0] for name in kernel_names(plan)}
+    return {name: _trace(here, name)[0] for name in kernel_names(plan, PORTABLE)}
 
 
 def _build_missing(
@@ -114,7 +138,13 @@ def _build(plan_json: str, name: str, folder: Path, toolchain: str) -> BuiltKern
         kernel, region = _trace(plan, name)
         workspace = folder / toolchain
         workspace.mkdir(mode=0o700, exist_ok=True)
-        code = find_toolchain(toolchain).build(region, {"workspace": str(workspace)})
+        options = {
+            "workspace": str(workspace),
+            "architecture": plan.architecture,
+            "compute": plan.compute,
+            "weights": plan.weights or plan.compute,
+        }
+        code = find_toolchain(toolchain).build(region, options)
         built = dataclasses.replace(kernel, code=code, seconds=time.monotonic() - started)
         _to_cache(folder / key, built)
     return built
@@ -125,14 +155,26 @@ def _trace(plan: Plan, name: str) -> tuple[BuiltKernel, Region]:
     from penstock.compiler.portable import write_graph  # noqa: PLC0415 - loads torch's tracer
     from penstock.compiler.regions import trace_kernel  # noqa: PLC0415 - as above
 
-    traced = trace_kernel(plan, name)
+    shapes = plan.generation_shapes()
+    # The native kernel is no graph: it carries that of one block, for reading.
+    graph_of = decode_kernel(1, shapes.capacity) if name == STEP_KERNEL else name
+    traced = trace_kernel(plan, graph_of)
     graph = traced.graph
     region = Region(name, graph.module, graph.inputs, graph.outputs)
-    spec = KernelSpec(
-        name,
-        tuple(TensorSpec.of(tensor) for tensor in graph.inputs),
-        tuple(TensorSpec.of(tensor) for tensor in graph.outputs),
+    inputs, outputs = (
+        tuple(TensorSpec.of(tensor) for tensor in tensors)
+        for tensors in (graph.inputs, graph.outputs)
     )
+    if name == STEP_KERNEL:
+        tensors = step_tensors(
+            plan.architecture,
+            compute=plan.compute,
+            texts=plan.micro,
+            capacity=plan.sequence_length,
+        )
+        inputs = tuple(TensorSpec.contiguous(dtype, shape) for dtype, shape in tensors)
+        outputs = inputs[-1:]
+    spec = KernelSpec(name, inputs, outputs)
     kernel = BuiltKernel(spec, traced.contract, b"", write_graph(graph.module), 0.0, False)
     return kernel, region
 

@@ -3,7 +3,6 @@
 `compiler/toolchains.py` finds it. Loading needs neither of the two, and must never import them.
 """
 
-import fcntl
 import os
 import shutil
 import tempfile
@@ -12,12 +11,10 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from penstock.compiler.sealed import sealed_file
 from penstock.compiler.toolchains import Region, Run
 
 _COMPILERS = ("g++", "clang++")
-_SEALS = 0x1 | 0x2 | 0x4 | 0x8
-"""F_SEAL_SEAL | F_SEAL_SHRINK | F_SEAL_GROW | F_SEAL_WRITE (linux/fcntl.h)."""
-_F_ADD_SEALS = 1033
 
 
 class Inductor:
@@ -58,21 +55,8 @@ class Inductor:
         """Open the library from memory."""
         import torch  # noqa: PLC0415 - settings are asked for without it
 
-        descriptor = _sealed_file(name, code)
+        descriptor = sealed_file(name, code)
         runner: Any = torch._C._aoti.AOTIModelContainerRunnerCpu(  # pyright: ignore[reportAttributeAccessIssue] - torch's stubs lack it
             f"/proc/self/fd/{descriptor}", 1
         )
         return runner.run
-
-
-def _sealed_file(name: str, code: bytes) -> int:
-    """Put verified code into an anonymous file nobody can change, so that what was verified is
-    what runs. The descriptor stays open for good: the loader tells libraries apart by their path,
-    and the path names the descriptor.
-    """
-    descriptor = os.memfd_create(f"penstock-{name}", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
-    view = memoryview(code)
-    while view:
-        view = view[os.write(descriptor, view) :]
-    fcntl.fcntl(descriptor, _F_ADD_SEALS, _SEALS)
-    return descriptor

@@ -5,6 +5,7 @@
 """
 
 import dataclasses
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -13,16 +14,17 @@ from torch import Tensor
 
 from penstock.compiler.toolchains import Toolchain
 from penstock.errors import ExecutableError
+from penstock.spans import span
 
 _DTYPES = {
     name: getattr(torch, name)
-    for name in ("float32", "bfloat16", "float16", "int64", "int32", "bool")
+    for name in ("float32", "bfloat16", "float16", "int64", "int32", "uint8", "bool")
 }
 
 
 @dataclasses.dataclass(frozen=True)
 class TensorSpec:
-    """Dtype, shape and strides (in elements) of one kernel argument."""
+    """Dtype, shape and strides (in elements) of one kernel argument; a size of -1 is any."""
 
     dtype: str
     shape: tuple[int, ...]
@@ -35,10 +37,16 @@ class TensorSpec:
             str(tensor.dtype).removeprefix("torch."), tuple(tensor.shape), tuple(tensor.stride())
         )
 
-    @property
-    def bytes(self) -> int:
-        """Size of a dense tensor of this shape."""
-        return torch.Size(self.shape).numel() * _DTYPES[self.dtype].itemsize
+    @staticmethod
+    def contiguous(dtype: str, shape: tuple[int, ...]) -> "TensorSpec":
+        """A dense tensor, of which only the first size may be -1."""
+        stride = tuple(math.prod(shape[place + 1 :]) for place in range(len(shape)))
+        return TensorSpec(dtype, shape, stride)
+
+    def takes(self, shape: Sequence[int]) -> bool:
+        """Whether a tensor of that shape fits."""
+        pairs = zip(self.shape, shape, strict=False)
+        return len(shape) == len(self.shape) and all(own in (-1, size) for own, size in pairs)
 
     def describe(self) -> str:
         """Such as bfloat16[4, 512, 768]."""
@@ -124,6 +132,7 @@ class Kernel:
         self.spec = spec
         self._expected = [(_DTYPES[s.dtype], s.shape, s.stride) for s in spec.inputs]
         self._run = toolchain.load(spec.name, code)
+        self._span = f"kernel/{spec.name}"
 
     def __call__(self, inputs: Sequence[Tensor]) -> list[Tensor]:
         """Run on `inputs`; outputs are new tensors.
@@ -140,7 +149,8 @@ class Kernel:
         for index, (tensor, (dtype, shape, stride)) in enumerate(
             zip(inputs, self._expected, strict=True)
         ):
-            if tensor.dtype != dtype or tensor.shape != shape:
+            fits = tensor.shape == shape or self.spec.inputs[index].takes(tensor.shape)
+            if tensor.dtype != dtype or not fits:
                 raise ExecutableError(
                     f"kernel {self.spec.name} was compiled for "
                     f"{self.spec.inputs[index].describe()} as input {index}, "
@@ -148,7 +158,8 @@ class Kernel:
                     do="compile an executable for these shapes",
                 )
             arguments.append(tensor if tensor.stride() == stride else _restride(tensor, stride))
-        return list(self._run(arguments))
+        with span(self._span):
+            return list(self._run(arguments))
 
 
 def _restride(tensor: Tensor, stride: tuple[int, ...]) -> Tensor:

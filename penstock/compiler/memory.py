@@ -7,7 +7,8 @@ allocate.
 import dataclasses
 
 from penstock.config.recompute import is_recomputed, kept_values
-from penstock.models.architecture import Architecture
+from penstock.models.architecture import WEIGHT_GROUP, Architecture
+from penstock.models.parameters import Frozen
 
 ELEMENT_BYTES = {"bf16": 2, "fp32": 4}
 """Bytes per element of the compute formats."""
@@ -16,7 +17,10 @@ PROCESS_BYTES = {"cpu": 430 << 20, "cuda": 900 << 20}
 """Resident size of a process that has torch and Penstock loaded: measured on torch 2.13 CPU;
 the figure for CUDA is an estimate of the context. Other devices hold no process."""
 
-OPTIMIZER_BYTES = {"adamw": 12, "muon": 8}
+OPTIMIZER_BYTES = {
+    **{"adamw": 12, "nadam": 12, "radam": 12, "adamax": 12, "adadelta": 12},
+    **{"muon": 8, "sgd": 8, "rmsprop": 8, "adagrad": 8, "adafactor": 4},
+}
 """Float32 state per parameter, the master counted; muon's is of the blocks' matrices."""
 
 
@@ -65,6 +69,8 @@ class MemoryModel:
     what is computed between the matrix products."""
     streams: tuple[str, ...] = ()
     """Kinds that live in the target's streaming memory."""
+    frozen: Frozen = dataclasses.field(default_factory=Frozen)
+    """Parameters without gradients and state, besides those under adapters."""
     sums: str = "fp32"
     """Format in which gradients are summed over micro-batches and pieces of the loss."""
 
@@ -109,11 +115,15 @@ class MemoryModel:
         return count
 
     def trained(self, layers: int, *, embedding: bool, head: bool) -> int:
-        """Those of them that have gradients and state: all, or the adapters alone."""
+        """Those of them that have gradients and state: all but what is frozen, in blocks on the
+        mean of all layers, or the adapters alone.
+        """
         if self.architecture.adapter is not None:
             a = self.architecture
             return a.distinct_blocks(layers) * a.adapter_parameters()
-        return self.parameters(layers, embedding=embedding, head=head)
+        count = self.parameters(layers, embedding=embedding, head=head)
+        count -= self.frozen.embedding * embedding + self.frozen.head * head
+        return count - self.frozen.blocks * layers // self.architecture.layers
 
     def _activations(self, block_passes: int, rows: int, element: int) -> int:
         """Kept by a device's blocks for the backward pass; of blocks that are computed again their
@@ -152,8 +162,11 @@ class MemoryModel:
         a = self.architecture
         blocks, has_adapter = a.distinct_blocks(layers), a.adapter is not None
         matrices = blocks * (a.adapter_parameters() if has_adapter else a.block_matrix_elements())
-        saved = OPTIMIZER_BYTES["adamw"] - OPTIMIZER_BYTES[self.optimizer]
-        return (OPTIMIZER_BYTES["adamw"] * parameters - saved * matrices) // self._optimizer_share()
+        state = OPTIMIZER_BYTES[self.optimizer] * parameters
+        if self.optimizer == "muon":
+            others = max(0, parameters - matrices)
+            state += (OPTIMIZER_BYTES["adamw"] - OPTIMIZER_BYTES["muon"]) * others
+        return state // self._optimizer_share()
 
     def _block(self, rows: int, element: int) -> tuple[int, int]:
         """What one block keeps of one micro-batch where it is not computed again as a whole, and
@@ -260,14 +273,28 @@ def _outputs(architecture: Architecture) -> int:
 
 
 def generation_memory(
-    architecture: Architecture, *, rows: int, capacity: int, compute: str, device: str
+    architecture: Architecture,
+    *,
+    rows: int,
+    capacity: int,
+    compute: str,
+    weights: str | None,
+    device: str,
 ) -> dict[str, int]:
-    """Peak bytes of generating `rows` texts of `capacity` tokens: weights, key-value cache,
-    logits, workspace, and total.
+    """Peak bytes of generating `rows` texts of `capacity` tokens: weights (of blocks and head),
+    embeddings, key-value cache, logits, workspace, and total.
+
+    A head tied to the embeddings is counted apart from them: it is kept in another layout.
     """
-    element = ELEMENT_BYTES[compute]
+    a, element = architecture, ELEMENT_BYTES[compute]
+    table = a.table_elements(padded=True)
+    matrices = a.layers * a.block_matrix_elements() + table
+    others = a.layers * a.block_parameters() + a.head_parameters(padded=True) - matrices
+    # Scales in float32, one for each group of a row.
+    each = element if weights is None else 1 + 4 / WEIGHT_GROUP
     memory = {
-        "weights": element * architecture.parameter_count(padded=True),
+        "weights": int(each * matrices) + 4 * others,
+        "embeddings": element * a.embedding_parameters(padded=True),
         "cache": 2 * element * architecture.layers * rows * capacity * architecture.kv_size,
         "logits": 4 * rows * architecture.padded_vocab_size,
         "workspace": PROCESS_BYTES[device],

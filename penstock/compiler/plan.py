@@ -23,6 +23,8 @@ class Plan:
     device: str
     compute: str
     """bf16 or fp32: weights and activations."""
+    weights: str | None = None
+    """int8: the format of blocks' and head's matrices when generating; None: `compute`."""
     micro: int
     size: int
     accumulation: int
@@ -104,6 +106,7 @@ class Plan:
             "architecture": architecture,
             "device": self.device,
             "compute": self.compute,
+            **self._weights_field(),
             "micro": self.micro,
             "sequence_length": self.sequence_length,
             "loss_chunks": self.loss_chunks,
@@ -111,6 +114,10 @@ class Plan:
             "attention": self.attention,
             **({"kept": kept_values(self.recompute)} if self.mode == "train" else {}),
         }
+
+    def _weights_field(self) -> dict[str, str]:
+        """Only where it says something: other plans' kernels do not depend on it."""
+        return {} if self.weights is None else {"weights": self.weights}
 
     def kernel_fields(self, kernel: str) -> dict[str, Any]:
         """Those of `region_fields` that one kernel's code depends on, so that plans share it."""
@@ -161,6 +168,7 @@ class Plan:
             f"{'generate.batch' if self.mode == 'generate' else 'batch.micro'}={self.micro}",
             f"data.sequence_length={self.sequence_length}",
             f"precision.compute={self.compute}",
+            *(f"precision.{name}={value}" for name, value in self._weights_field().items()),
             f"plan.loss_chunks={self.loss_chunks}",
             *([] if self.attention == "full" else [f"data.attention={self.attention}"]),
             *([f"plan.recompute={self.recompute}"] if self.mode == "train" else []),

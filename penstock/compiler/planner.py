@@ -20,6 +20,7 @@ from penstock.config.recompute import default_policy
 from penstock.config.schema import BatchSection
 from penstock.hardware.target import Target
 from penstock.models.architecture import Architecture
+from penstock.models.parameters import Frozen
 
 _CHUNK_BYTES = 64 << 20
 """Largest piece of float32 logits the loss works on at a time."""
@@ -37,12 +38,13 @@ def make_plan(
     saves: bool = False,
     resumes: bool = False,
     compiled: bool = True,
+    frozen: Frozen | None = None,
     attention: str = "full",
 ) -> Plan:
     """Decide how to train `architecture` on `target`.
 
-    `compute` None takes bf16 where the target is fast at it. A plan that does not fit says what
-    would.
+    `compute` None takes bf16 where the target is fast at it. A plan that does not fit says so, and
+    what would.
 
     Args:
         architecture: the model.
@@ -55,6 +57,7 @@ def make_plan(
         saves: whether checkpoints are saved while training goes on.
         resumes: whether training starts from one.
         compiled: whether regions run as kernels where they can; on CUDA they cannot so far.
+        frozen: what is not trained.
         attention: full or document; see `Plan.attention`.
 
     Raises:
@@ -69,28 +72,41 @@ def make_plan(
         saves=saves,
         resumes=resumes,
         compiled=compiled and target.device != "cuda",
+        frozen=frozen or Frozen(),
     )
-    policy = plan.recompute or default_policy(deciding.compiled)
-    plan = plan.model_copy(update={"recompute": policy})
+    recompute = plan.recompute or default_policy(deciding.compiled)
+    plan = plan.model_copy(update={"recompute": recompute})
     decided = deciding.decide(batch, plan, thorough=True)
     decided = dataclasses.replace(decided, attention=attention)
-    if decided.fits:
-        return decided
+    return decided if decided.fits else _with_advice(deciding, decided, batch, plan)
+
+
+def _with_advice(
+    deciding: "_Deciding", decided: Plan, batch: BatchSection, plan: PlanSection
+) -> Plan:
+    """A plan that does not fit, and what would."""
     advice = advise(
         deciding.decide,
         batch,
         plan,
         size=decided.size,
         chunks=decided.loss_chunks,
-        devices=target.devices,
+        devices=deciding.target.devices,
     )
     return dataclasses.replace(decided, advice=advice)
 
 
 def make_generation_plan(
-    architecture: Architecture, *, batch: int, compute: str | None, capacity: int, target: Target
+    architecture: Architecture,
+    *,
+    batch: int,
+    compute: str | None,
+    weights: str | None = None,
+    capacity: int,
+    target: Target,
 ) -> Plan:
-    """Decide how to generate up to `batch` texts of up to `capacity` tokens at once.
+    """Decide how to generate up to `batch` texts of up to `capacity` tokens at once, from weights
+    in the format `weights` (int8), or in that of `compute`.
 
     Raises:
         ConfigError: texts longer than the model's positions.
@@ -99,9 +115,14 @@ def make_generation_plan(
     architecture = architecture.for_generation()
     compute = compute or ("bf16" if target.fast_bf16 else "fp32")
     memory = generation_memory(
-        architecture, rows=batch, capacity=capacity, compute=compute, device=target.device
+        architecture,
+        rows=batch,
+        capacity=capacity,
+        compute=compute,
+        weights=weights,
+        device=target.device,
     )
-    # Every token reads all weights and, at worst, all of the cache.
+    # Every token reads all matrices and, at worst, all of the cache.
     read = memory["weights"] + memory["cache"]
     seconds = {
         "compute": 2 * batch * architecture.parameter_count() / target.peak(compute),
@@ -112,6 +133,7 @@ def make_generation_plan(
         architecture=architecture,
         device=target.device,
         compute=compute,
+        weights=weights,
         micro=batch,
         size=batch,
         accumulation=1,
@@ -143,6 +165,7 @@ class _Deciding:
     saves: bool
     resumes: bool
     compiled: bool
+    frozen: Frozen
 
     def decide(self, batch: BatchSection, plan: PlanSection, *, thorough: bool = False) -> Plan:
         """One plan, whether it fits or not; `thorough` also tries other orders of the stages."""
@@ -186,6 +209,7 @@ class _Deciding:
             saves=self.saves,
             resumes=self.resumes,
             streams=self.target.streams,
+            frozen=self.frozen,
             sums=self.target.sums,
         )
 
@@ -209,7 +233,9 @@ def _plan(layouter: Layouter, layout: Layout, target: Target, size: int, *, time
         memory=layout.fullest.memory,
         memory_limit_bytes=target.memory_bytes,
         fits=fits,
-        flops_per_token=cost.architecture.flops_per_token(cost.sequence_length),
+        # Frozen weights are multiplied by forward and backward, and have no gradient.
+        flops_per_token=cost.architecture.flops_per_token(cost.sequence_length)
+        - 2 * (memory.frozen.blocks + memory.frozen.head),
         step_seconds=step_seconds,
         replicas=cost.replicas,
         layers_per_stage=layout.layers_per_stage,

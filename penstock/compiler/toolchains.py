@@ -23,6 +23,7 @@ PORTABLE = "none"
 _OURS = {
     "inductor": "penstock.compiler.inductor:Inductor",
     "eager": "penstock.compiler.eager:Eager",
+    "native": "penstock.compiler.native:Native",
 }
 
 
@@ -70,6 +71,14 @@ class Toolchain(Protocol):
 def toolchain_names() -> list[str]:
     """Every toolchain installed here."""
     return sorted({*_OURS, *importlib.metadata.entry_points(group=GROUP).names})
+
+
+def toolchain_for(mode: str, chosen: str | None) -> str:
+    """The toolchain a config names, or the fastest that can build here for a mode of `compile`."""
+    if chosen is not None:
+        return chosen
+    can = mode == "generate" and find_toolchain("native").problem() is None
+    return "native" if can else "inductor"
 
 
 def find_toolchain(name: str) -> Toolchain:

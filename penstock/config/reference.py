@@ -115,8 +115,8 @@ VERBS: dict[str, Verb] = {
     ),
     "inspect": Verb(
         "What an executable, a dataset (in any format) or a run holds.",
-        "penstock inspect FILE_OR_FOLDER",
-        ("trust",),
+        "penstock inspect FILE_OR_FOLDER [out=PAGE.html]",
+        ("trust", "out", "tokenizer"),
     ),
     "report": Verb("Write a run's HTML report again.", "penstock report run=RUN", ("run",)),
     "bench": Verb(
@@ -126,6 +126,27 @@ VERBS: dict[str, Verb] = {
         (
             ("--benchmark NAME", "run this one only; may be repeated"),
             ("--compare FILE", "an earlier results.json: flag changes beyond the noise"),
+        ),
+    ),
+    "profile": Verb(
+        "Where the time of some steps of training or generation goes: regions, kernels, memory.",
+        "penstock profile executable=FILE data.path=DATASET out=FOLDER, or "
+        "penstock profile mode=generate run=RUN generate.prompt=TEXT out=FOLDER",
+        (
+            *_MODEL,
+            "profile",
+            "mode",
+            "generate",
+            "optimizer",
+            "train",
+            "compile",
+            "executable",
+            "run",
+            "tokenizer",
+            "checkpoint",
+            "seed",
+            "out",
+            "trust",
         ),
     ),
     "doctor": Verb(

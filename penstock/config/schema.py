@@ -12,6 +12,7 @@ from penstock.config.cleaning import CleanSection
 from penstock.config.data import DataSection, PrepareSection, SourceSection, TokenizerSection
 from penstock.config.launch import LaunchSection
 from penstock.config.lora import LoraSection
+from penstock.config.optimizer import OptimizerSection
 from penstock.config.planning import PlanSection
 from penstock.config.section import Probability, Section
 
@@ -26,8 +27,8 @@ class ModelSection(Section):
     llama-2-70b, llama-3-8b, llama-3-70b, llama-3.1-8b, llama-3.2-1b, llama-tiny; and
     masked models: bert-base, bert-large, bert-tiny, roberta-base, roberta-large, roberta-tiny,
     distilbert-base, distilbert-tiny, albert-base-v2, albert-tiny."""
-    family: str = "gpt2"
-    """Architecture family, when no preset is named: gpt2, gpt_neox, gptj, llama,
+    family: str | None = None
+    """Architecture family, gpt2 when neither it nor a preset is named: gpt2, gpt_neox, gptj, llama,
     bert, roberta, distilbert, albert. Starts from the
     family's first preset."""
     from_: str | None = Field(default=None, alias="from")
@@ -76,6 +77,9 @@ class PrecisionSection(Section):
 
     compute: Literal["bf16", "fp32"] | None = None
     """Format of weights and activations (masters stay fp32); bf16 where the device does it fast."""
+    weights: Literal["int8"] | None = None
+    """Format of the matrices of blocks and head when generating and evaluating; like `compute` when
+    not given. int8: rounded when they are loaded, a scale for every 128 weights of an output."""
 
 
 class CompileSection(Section):
@@ -83,34 +87,14 @@ class CompileSection(Section):
 
     mode: Literal["auto", "off"] = "auto"
     """What training does without an executable: compile first, or run eagerly."""
-    toolchain: str = "inductor"
-    """What makes machine code: inductor, eager (none: graphs run as they are), or one installed."""
+    toolchain: str | None = None
+    """What makes machine code: inductor, native (for generating, on processors with AVX-512 and
+    bf16), eager (none: graphs run as they are), or one installed; native where it can when not
+    given, else inductor."""
     workers: int | None = Field(default=None, ge=1)
     """Compiler processes at once; all cores when not given."""
     cache: str | None = None
     """Folder of the content-addressed kernel cache; the user's cache folder when not given."""
-
-
-class OptimizerSection(Section):
-    """The optimizer."""
-
-    name: Literal["adamw", "muon"] = "adamw"
-    """adamw: Adam with decoupled weight decay (arXiv 1711.05101); muon: orthogonalized momentum
-    for the blocks' matrices (arXiv 2502.16982), AdamW for the rest."""
-    lr: float = Field(default=6e-4, ge=0, allow_inf_nan=False)
-    """Peak learning rate, per optimizer step."""
-    weight_decay: float = Field(default=0.1, ge=0)
-    """Decoupled decay per step, times the learning rate."""
-    betas: tuple[Probability, Probability] = (0.9, 0.95)
-    """Decay rates of the first and second moments."""
-    momentum: float = Field(default=0.95, ge=0, lt=1)
-    """Muon's momentum."""
-    eps: float = Field(default=1e-8, gt=0)
-    """Constant added to the root of the second moment."""
-    clip: float | None = Field(default=1.0, gt=0)
-    """Largest global gradient norm; null: no clipping."""
-    decay_all: bool = False
-    """Decay norms, biases and embeddings too, not only matrices."""
 
 
 class ScheduleSection(Section):
@@ -143,6 +127,10 @@ class TrainSection(Section):
     """Sequences per evaluation during training; null: the whole split."""
     target_loss: float | None = Field(default=None, gt=0)
     """Stop early once the validation loss, in nats per token, is at or below this."""
+    patience: int | None = Field(default=None, ge=1)
+    """Stop early after this many evaluations in a row without a lower validation loss."""
+    freeze: list[str] = Field(default=[])
+    """Names of parameters left as they are, * standing for anything, as in [embed.*]."""
     throughput_warmup_steps: int = Field(default=3, ge=0)
     """First optimizer steps left out of the throughput figures."""
     objective: Literal["auto", "causal", "masked"] = "auto"
@@ -235,6 +223,15 @@ class GenerateSection(Section):
     """Most prompts per device pass, for `input`."""
 
 
+class ProfileSection(Section):
+    """What `profile` records."""
+
+    steps: int | None = Field(default=None, ge=1)
+    """Optimizer steps, or new tokens per prompt when generating; 4 and 32 when not given."""
+    warmup_steps: int = Field(default=2, ge=0)
+    """The same before recording begins."""
+
+
 class Config(Section):
     """Everything one command needs; each verb reads the sections it names."""
 
@@ -254,7 +251,8 @@ class Config(Section):
     """Dataset to convert: a file, a folder, a glob or a Megatron prefix, in any known format; or
     the system whose configuration is imported, also `--from SYSTEM`."""
     out: str | None = None
-    """Folder to write, for `convert`, `plan`, `bench` and `profile`; file, for `import-config`."""
+    """Folder to write, for `convert`, `plan`, `bench` and `profile`; file, for `import-config` and,
+    of a dataset, `inspect`."""
     trust: list[str] = Field(default=[])
     """SHA-256 of executable files made by others that may run here; also `--trust SHA256`."""
     model: ModelSection = ModelSection()
@@ -275,3 +273,4 @@ class Config(Section):
     checkpoint: CheckpointSection = CheckpointSection()
     evaluate: EvaluateSection = EvaluateSection()
     generate: GenerateSection = GenerateSection()
+    profile: ProfileSection = ProfileSection()

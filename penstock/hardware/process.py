@@ -27,6 +27,11 @@ def prepare_process() -> None:
     _applied.append(_keep_freed_memory())
 
 
+def quiet_profiler() -> None:
+    """Keep what recording warns of in C++ off the terminal; only before torch is imported."""
+    os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
+
+
 def _keep_freed_memory() -> str:
     """Tell glibc to keep large freed buffers; says what was done."""
     try:

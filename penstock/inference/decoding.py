@@ -18,6 +18,7 @@ from penstock.compiler.generation import (
 )
 from penstock.compiler.runtime import CompiledKernel, parameters_of
 from penstock.inference.cache import Cache, attention_mask
+from penstock.models.embedding import Embed
 from penstock.models.rotary import rotation
 from penstock.models.transformer import Block, Transformer
 
@@ -65,7 +66,8 @@ class EagerDecoder:
         start, count = self._start, tokens.shape[1]
         mask = attention_mask(start, count, start, self._padding)
         positions = _positions(start, count, self._padding)
-        x = self._model.embed(tokens, None, positions)
+        # The embedding itself: kernels for training may stand in its place, without positions.
+        x = Embed.forward(self._model.embed, tokens, None, positions)
         turns = rotation(self._model.architecture, positions)
         for layer, block in enumerate(self._model.blocks):
             cached = self._cache.first(layer, start)

@@ -76,6 +76,16 @@ class Engine:
         self._device = next(model.parameters()).device
         self._decoder = decoder or EagerDecoder(model)
 
+    @property
+    def model(self) -> Transformer:
+        """The model, as it was given."""
+        return self._model
+
+    @property
+    def decoder(self) -> Decoder:
+        """What runs it, position after position."""
+        return self._decoder
+
     def generate(
         self,
         prompts: Sequence[str],

@@ -19,12 +19,12 @@ def _precision(value: Any, _: Values) -> Values:  # noqa: ANN401 - any value of 
 
 def _sharding(value: Any, _: Values) -> Values:  # noqa: ANN401 - any value of a file
     names = {
-        "1": "full",
-        "full_shard": "full",
-        "hybrid_shard": "full",
-        "4": "full",
-        "2": "optimizer",
-        "shard_grad_op": "optimizer",
+        "1": "weights",
+        "full_shard": "weights",
+        "hybrid_shard": "weights",
+        "4": "weights",
+        "2": "gradients",
+        "shard_grad_op": "gradients",
         "3": "none",
         "no_shard": "none",
     }
@@ -50,11 +50,18 @@ ACCELERATE = System(
         *none_of("mpirun_config.* mpirun_config", _LAUNCH),
         maps(f"{_PLUGIN}.gradient_clipping", "optimizer.clip", number("optimizer.clip")),
         none(f"{_PLUGIN}.gradient_accumulation_steps", "follows from batch.size and batch.micro"),
-        changed(f"{_PLUGIN}.zero_stage", "plan.shard", "1 and 2 optimizer, 3 full", zero_stage),
+        changed(
+            f"{_PLUGIN}.zero_stage", "plan.shard", "1 optimizer, 2 gradients, 3 weights", zero_stage
+        ),
         none(f"{_PLUGIN}.deepspeed_config_file", "import that file with --from deepspeed"),
         none(f"{_PLUGIN}.*", "state and weights stay on the device"),
         none(_PLUGIN, "empty"),
-        changed("fsdp_config.fsdp_sharding_strategy", "plan.shard", "hybrid is full", _sharding),
+        changed(
+            "fsdp_config.fsdp_sharding_strategy",
+            "plan.shard",
+            "hybrid is weights over all replicas",
+            _sharding,
+        ),
         changed(
             "fsdp_config.fsdp_activation_checkpointing",
             "plan.recompute",
@@ -79,5 +86,5 @@ deepspeed_config:
   zero_stage: 2
   gradient_clipping: 1.0""",
     ours="penstock import-config default_config.yaml --from accelerate out=job.yaml",
-    notes=("Replicas are planned; training runs on one process so far.",),
+    notes=("The processes are started by `penstock train --processes N`; see docs/parallel.md.",),
 )

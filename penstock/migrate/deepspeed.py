@@ -18,7 +18,7 @@ def zero_stage(value: Any, _: Values) -> Values:  # noqa: ANN401 - any value of 
     return (
         {}
         if value == _AUTO
-        else {"plan.shard": ("none", "optimizer", "optimizer", "full")[int(value)]}
+        else {"plan.shard": ("none", "optimizer", "gradients", "weights")[int(value)]}
     )
 
 
@@ -63,7 +63,7 @@ DEEPSPEED = System(
         changed(
             f"{_Z}.stage",
             "plan.shard",
-            "1 optimizer, 3 full; 2 is optimizer: gradients are not divided apart",
+            "1 optimizer, 2 gradients, 3 weights",
             zero_stage,
         ),
         *none_of(
@@ -116,6 +116,6 @@ DEEPSPEED = System(
     ours="penstock import-config ds_config.json --from deepspeed out=job.yaml",
     notes=(
         '"auto" is left to the rest of the configuration.',
-        "Sharding is planned; training runs on one process so far.",
+        "The processes are started by `penstock train --processes N`; see docs/parallel.md.",
     ),
 )

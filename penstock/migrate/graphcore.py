@@ -219,5 +219,5 @@ penstock evaluate --config job.yaml tasks=[wikitext,lambada] task_data=FOLDER"""
         "lr_warmup": 0.1,
     },
     implied={"optimizer.betas": [0.9, 0.999], "optimizer.clip": None},
-    notes=("Pipelines and replicas are planned; training runs on one device so far.",),
+    notes=("Replicas train with `penstock train --processes N`; see docs/parallel.md.",),
 )

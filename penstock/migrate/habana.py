@@ -116,7 +116,7 @@ _DATA = (
     none("preprocessing_num_workers", "prepare.workers"),
     none("overwrite_cache", "prepare sees what has changed"),
     changed("keep_linebreaks", "source.keep_newlines", "for source.documents=line"),
-    none("streaming", "prepare reads text of any size in bounded memory"),
+    changed("streaming", "data.streaming", "text is read as training goes; see docs"),
     none("dataloader_num_workers", "batches come straight from mapped memory"),
 )
 _TRAINER = (
@@ -218,10 +218,10 @@ _DEVICE = (
     changed(
         "world_size",
         "plan.replicas",
-        "planned; training runs on one process so far",
+        "started by `penstock train --processes N`",
         lambda v, theirs: {"plan.replicas": v, **_size(v, theirs)},
     ),
-    *none_of("use_mpi use_deepspeed hostfile", "how processes are started"),
+    *none_of("use_mpi use_deepspeed hostfile", "penstock train --processes N, mpirun or torchrun"),
 )
 
 HABANA = System(

@@ -53,17 +53,15 @@ class ImportedConfig:
     def show(self, console: Console) -> None:
         """A table of the keys, a line for each unknown one, and the YAML."""
         words = {"maps": "=", "changed": "≈", "none": "–"}
-        rows = [
-            [
-                f"{line.theirs}{' (default)' if line.is_default else ''}",
-                f"{words[line.kind]} {_shown(line.ours)}".rstrip(),
-                line.note,
-            ]
-            for line in self.lines
-            if line.kind in words
-        ]
-        title = f"{self.system.title}: = maps, ≈ changed in meaning, – no counterpart"
-        console.table(title, ["theirs", "ours", ""], rows)
+        console.info(f"{self.system.title}: = maps, ≈ changed in meaning, – no counterpart")
+        width = max(len(_named(line)) for line in self.lines)
+        for line in sorted(
+            self.lines,
+            key=lambda line: list(words).index(line.kind) if line.kind in words else len(words),
+        ):
+            if line.kind in words:
+                parts = filter(None, (_shown(line.ours), line.note))
+                console.info(f"  {_named(line):{width}} {words[line.kind]} {': '.join(parts)}")
         for line in self.lines:
             if line.kind == "unknown":
                 console.warning(f"{line.theirs}: {line.note}")
@@ -147,6 +145,11 @@ def nested(values: Mapping[str, Any]) -> dict[str, Any]:
             place = place.setdefault(section, {})
         place[leaf] = value
     return tree
+
+
+def _named(line: Line) -> str:
+    """Their key, and whether it is their default."""
+    return f"{line.theirs}{' (default)' if line.is_default else ''}"
 
 
 def _shown(values: Mapping[str, Any]) -> str:

@@ -15,6 +15,10 @@ VOCABULARY_MULTIPLE = 128
 """Rows of the token embedding are padded to a multiple of this (matrix units like it); the
 padding is invisible outside the model (nanoGPT pads to 64 for the same reason)."""
 
+WEIGHT_GROUP = 128
+"""Neighbouring inputs of a matrix that share a scale in 8 bits, so that one large weight coarsens
+few others (a usual size for groups of weights: GPTQ, Frantar et al., arXiv 2210.17323, §4)."""
+
 CHOICES = {
     "activation": ("gelu_tanh", "gelu", "silu", "relu"),
     "norm": ("layer", "rms"),

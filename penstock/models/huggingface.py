@@ -24,6 +24,9 @@ from penstock.models.weight_files import SAFE_NAME, WeightFiles
 _VOCABULARY = ("embed.tokens.weight", "head.projection.weight", "head.projection.bias")
 """Parameters whose rows are the vocabulary, padded here and not there."""
 
+_SHOWN = 4
+"""Names of each kind of misfit that an error lists."""
+
 _OLD_NORMS = {"LayerNorm.gamma": "LayerNorm.weight", "LayerNorm.beta": "LayerNorm.bias"}
 """How files made before 2019 end the names of norms."""
 
@@ -64,29 +67,19 @@ def load_weights(folder: Path, model: Transformer) -> None:
     files = WeightFiles(folder)
     stored = {_full_name(name, family.PREFIX, family.RENAMED): name for name in files.names()}
     own = dict(model.named_parameters())
-    for ours, place in family.hf_names(architecture).items():
-        target = own[ours]
-        if ours in _VOCABULARY:
-            target = target[: architecture.vocab_size]
-        parts: list[Tensor] = []
-        for name, shape in zip(place.names, _stored_shapes(place, target.shape), strict=True):
-            if name not in stored:
-                raise _misfit(folder, f"{name} is missing")
-            part = files.read(stored.pop(name))
-            if list(part.shape) != shape:
-                raise _misfit(folder, f"{name} has shape {list(part.shape)}, the model {shape}")
-            parts.append(part)
-        target.copy_(from_stored(place, parts))
-    untied = family.hf_names(dataclasses.replace(architecture, tie_embeddings=False))
-    head = untied["head.projection.weight"].names  # Some files have a tied one twice.
-    left = [
-        name
-        for name in stored
-        if not (architecture.tie_embeddings and name in head)
-        and not name.endswith(family.IGNORED_SUFFIXES)
-    ]
-    if left:
-        raise _misfit(folder, f"{left[0]} has no place in the model")
+    places = family.hf_names(architecture)
+    targets = {
+        ours: own[ours][: architecture.vocab_size] if ours in _VOCABULARY else own[ours]
+        for ours in places
+    }
+    wanted: dict[str, list[int]] = {}
+    for ours, place in places.items():
+        shapes = _stored_shapes(place, targets[ours].shape)
+        wanted |= dict(zip(place.names, shapes, strict=True))
+    _require_fit(folder, files, stored, wanted, architecture)
+    for ours, place in places.items():
+        parts = [files.read(stored[name]) for name in place.names]
+        targets[ours].copy_(from_stored(place, parts))
     for name in _VOCABULARY:
         if name in own:
             own[name][architecture.vocab_size :] = 0
@@ -150,6 +143,50 @@ def _stored_shapes(place: Stored, ours: torch.Size) -> list[list[int]]:
     """What shape each part must have."""
     shape = list(reversed(ours)) if place.transposed else list(ours)
     return [[rows, *shape[1:]] for rows in place.rows] or [shape]
+
+
+def _require_fit(
+    folder: Path,
+    files: WeightFiles,
+    stored: Mapping[str, str],
+    wanted: Mapping[str, list[int]],
+    architecture: Architecture,
+) -> None:
+    """Refuse files whose tensors are not exactly the wanted ones; all of them are listed.
+
+    stored: the tensors' names in the files, by their full ones; wanted: shapes by full names.
+    """
+    family = FAMILIES[architecture.family]
+    untied = family.hf_names(dataclasses.replace(architecture, tie_embeddings=False))
+    head = untied["head.projection.weight"].names  # Some files have a tied one twice.
+    left = [
+        name
+        for name in stored
+        if name not in wanted
+        and not (architecture.tie_embeddings and name in head)
+        and not name.endswith(family.IGNORED_SUFFIXES)
+    ]
+    misshapen = [
+        f"{name} has shape {shape}, the model {wanted[name]}"
+        for name in wanted
+        if name in stored and (shape := files.shape(stored[name])) != wanted[name]
+    ]
+    missing = [name for name in wanted if name not in stored]
+    misfits = [_listed(misshapen)] if misshapen else []
+    if missing:
+        misfits.append(f"{_listed(missing)} {'is' if len(missing) == 1 else 'are'} missing")
+    if left:
+        misfits.append(
+            f"{_listed(left)} {'has' if len(left) == 1 else 'have'} no place in the model"
+        )
+    if misfits:
+        raise _misfit(folder, "; ".join(misfits))
+
+
+def _listed(names: list[str]) -> str:
+    """The first few names, and how many more there are."""
+    more = len(names) - _SHOWN
+    return ", ".join(names[:_SHOWN]) + (f" and {more} more" if more > 0 else "")
 
 
 def _full_name(name: str, prefix: str, renamed: Mapping[str, str]) -> str:

@@ -12,6 +12,8 @@ from penstock.models.architecture import Architecture
 from penstock.models.families import FAMILIES, PRESETS
 from penstock.models.hub import model_folder
 
+_DEFAULT_FAMILY = "gpt2"
+
 
 def resolve_architecture(section: ModelSection, vocab_size: int | None = None) -> Architecture:
     """The architecture `section` describes.
@@ -58,6 +60,7 @@ def _base(section: ModelSection) -> tuple[str, dict[str, Any], bool]:
     """Family, fields to start from, and whether weights fix the vocabulary."""
     if section.from_ is not None:
         family, fields = read_hf_config(model_folder(section.from_))
+        _require_family(section, family, section.from_)
         return family, fields, True
     if section.preset is not None:
         if section.preset not in PRESETS:
@@ -65,12 +68,24 @@ def _base(section: ModelSection) -> tuple[str, dict[str, Any], bool]:
             hint = f"did you mean {near[0]}?" if near else f"choose {', '.join(PRESETS)}"
             raise ConfigError(f"no preset {section.preset}", where="model.preset", do=hint)
         family, fields = PRESETS[section.preset]
+        _require_family(section, family, section.preset)
         return family, dict(fields), False
-    if section.family not in FAMILIES:
+    family = section.family or _DEFAULT_FAMILY
+    if family not in FAMILIES:
         raise ConfigError(
-            f"no family {section.family}", where="model.family", do=f"choose {', '.join(FAMILIES)}"
+            f"no family {family}", where="model.family", do=f"choose {', '.join(FAMILIES)}"
         )
-    return section.family, dict(next(iter(FAMILIES[section.family].PRESETS.values()))), False
+    return family, dict(next(iter(FAMILIES[family].PRESETS.values()))), False
+
+
+def _require_family(section: ModelSection, family: str, name: str) -> None:
+    """Refuse a model of another family than the user asks for."""
+    if section.family not in (None, family):
+        raise ConfigError(
+            f"{name} is a model of family {family}, not {section.family}",
+            where="model.family",
+            do=f"leave it out, or set model.family={family}",
+        )
 
 
 def read_hf_config(folder: Path) -> tuple[str, dict[str, Any]]:

@@ -45,6 +45,14 @@ class WeightFiles:
         """Of all tensors."""
         return [*self._places, *self._loaded]
 
+    def shape(self, name: str) -> list[int]:
+        """One tensor's shape, without its values."""
+        if name in self._loaded:
+            return list(self._loaded[name].shape)
+        path = self._places[name]
+        with _readable(path), safetensors.safe_open(path, "pt") as file:
+            return list(file.get_slice(name).get_shape())
+
     def read(self, name: str) -> Tensor:
         """One tensor. The file is closed again: pages that were read do not pile up."""
         if name in self._loaded:

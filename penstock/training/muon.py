@@ -13,6 +13,7 @@ from torch.nn import Parameter
 from penstock.config.schema import OptimizerSection
 from penstock.errors import CheckpointError
 from penstock.training.optimizer import AdamW, make_master
+from penstock.training.parameter_groups import learning_rate_shares
 
 _COEFFICIENTS = (3.4445, -4.7750, 2.0315)
 """Quintic Newton–Schulz iteration, chosen by Jordan for the steepest slope at zero."""
@@ -39,6 +40,7 @@ class Muon:
         """Make the state; `masters` as for `AdamW`."""
         named = dict(named_parameters)
         self._section = section
+        self._shares = learning_rate_shares(named, section.layer_decay)
         self._matrices = {n: p for n, p in named.items() if _is_hidden_matrix(n, p)}
         self._order = [name for name, parameter in named.items() if parameter.requires_grad]
         others = [(n, p) for n, p in named.items() if n not in self._matrices]
@@ -105,9 +107,9 @@ class Muon:
         update = orthogonalize(stacked * (1 - beta) + momenta * beta)
         scale = _RMS * max(update.shape[-2:]) ** 0.5
         for name, momentum, change in zip(names, momenta, update, strict=True):
-            master = self._masters[name]
-            master.mul_(1 - keep * lr * self._section.weight_decay)
-            master.sub_(change.float() * (keep * lr * scale))
+            master, rate = self._masters[name], lr * self._shares[name]
+            master.mul_(1 - keep * rate * self._section.weight_decay)
+            master.sub_(change.float() * (keep * rate * scale))
             self._momenta[name].copy_(momentum)
             weight = self._parameters[name].detach()
             if weight.data_ptr() != master.data_ptr():

@@ -14,36 +14,11 @@ from torch.nn import Parameter
 from penstock.config.schema import OptimizerSection
 from penstock.errors import CheckpointError
 from penstock.parallel.replicas import local
+from penstock.training.parameter_groups import learning_rate_shares, parameter_groups
 
 _GROUP_BYTES = {"cpu": 4 << 20, "cuda": 256 << 20}
 """Bound on the transient fp32 gradients of one group. On a CPU they stay in its cache: 4 MiB was
 as fast as any size from 1 to 64 MiB and a third faster than 256 KiB (2 Zen 5 cores, torch 2.13)."""
-
-
-def parameter_groups(
-    named_parameters: Iterable[tuple[str, Parameter]], decay_all: bool
-) -> tuple[list[tuple[str, Parameter]], list[tuple[str, Parameter]]]:
-    """Divide the trainable parameters into those that decay and those that do not.
-
-    Matrices decay; embeddings (`embed.*`, so also a head tied to one), norms and biases do not.
-
-    Source: GPT-2's and GPT-3's practice, as nanoGPT states it, but embeddings are left out too.
-
-    Args:
-        named_parameters: a model's `named_parameters()`; a tied parameter comes once, by its
-            first name.
-        decay_all: decay everything.
-
-    Returns:
-        The decaying and the other (name, parameter) pairs, each in the order given.
-    """
-    decayed: list[tuple[str, Parameter]] = []
-    others: list[tuple[str, Parameter]] = []
-    for name, parameter in named_parameters:
-        if parameter.requires_grad:
-            is_matrix = parameter.ndim >= 2 and not name.startswith("embed.")
-            (decayed if decay_all or is_matrix else others).append((name, parameter))
-    return decayed, others
 
 
 @torch.no_grad()
@@ -66,6 +41,8 @@ class _Group:
 
     weight_decay: float
     """Decoupled decay of every piece."""
+    share: float
+    """Of the learning rate, of every piece."""
     places: list[tuple[int, int, int]]
     """Of each piece: index of its parameter, first element, element past its last."""
     weights: list[Tensor]
@@ -110,7 +87,9 @@ class AdamW:
             group_bytes: bound on the transient fp32 gradients; chosen by device when not given.
         """
         self._section = section
-        decayed, others = parameter_groups(named_parameters, section.decay_all)
+        named = list(named_parameters)
+        decayed, others = parameter_groups(named, section.decay_all)
+        self._shares = learning_rate_shares((name for name, _ in named), section.layer_decay)
         self._parameters = dict(decayed + others)
         self._masters: dict[str, Tensor] = {}
         self._exp_avgs: dict[str, Tensor] = {}
@@ -120,7 +99,7 @@ class AdamW:
             self._masters[name] = make_master(weight, (masters or {}).get(name))
             self._exp_avgs[name] = torch.zeros_like(weight, dtype=torch.float32)
             self._exp_avg_sqs[name] = torch.zeros_like(weight, dtype=torch.float32)
-        device = next(iter(self._weights.values())).device
+        device = next((p.device for _, p in named), torch.device("cpu"))
         self._count = torch.zeros((), dtype=torch.float32, device=device)
         limit = (group_bytes or _GROUP_BYTES.get(device.type, 256 << 20)) // 4
         copied = sum(w.numel() for w in self._weights.values() if w.dtype != torch.float32)
@@ -198,7 +177,7 @@ class AdamW:
                 group.exp_avg_sqs,
                 [],
                 [self._count] * len(pieces),
-                lr=lr,
+                lr=lr * group.share,
                 beta1=section.betas[0],
                 beta2=section.betas[1],
                 weight_decay=group.weight_decay,
@@ -252,12 +231,14 @@ class AdamW:
         """Cut these parameters into pieces and gather them into groups of `limit` elements."""
         places: list[list[tuple[int, int, int]]] = []
         room = 0
+        shares = [self._shares[name] for name in self._parameters]
         values = list(self._weights.values())
-        kinds = [values[index].dtype for index in indices]
+        kinds = [(values[index].dtype, shares[index]) for index in indices]
         for position, index in enumerate(indices):
             start, size = 0, values[index].numel()
             if position and kinds[position] != kinds[position - 1]:
-                room = 0  # One group has one kind of weight: copies of masters, or themselves.
+                # One group has one share, and one kind of weight: copies of masters, or themselves.
+                room = 0
             while start < size:
                 if room == 0:
                     places.append([])
@@ -280,6 +261,7 @@ class AdamW:
         is_copy = first.dtype != torch.float32
         return _Group(
             weight_decay=weight_decay,
+            share=self._shares[names[places[0][0]]],
             places=places,
             weights=views(self._weights) if is_copy else [],
             masters=views(self._masters),

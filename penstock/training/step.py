@@ -12,9 +12,9 @@ from torch import Tensor
 from penstock.data.loader import Batch
 from penstock.models.transformer import Transformer
 from penstock.parallel.replicas import Replicas
+from penstock.spans import span
 from penstock.training.gradient_norm import global_norm
-from penstock.training.muon import Muon
-from penstock.training.optimizer import AdamW
+from penstock.training.optimizers import Optimizer
 
 
 class StepResult(NamedTuple):
@@ -31,7 +31,7 @@ class StepResult(NamedTuple):
 class Accumulator:
     """Gradients summed over micro-batches, in float32 when there are several."""
 
-    def __init__(self, optimizer: AdamW | Muon, *, needs_sums: bool) -> None:
+    def __init__(self, optimizer: Optimizer, *, needs_sums: bool) -> None:
         """`needs_sums`: there are several micro-batches, or replicas, to be summed."""
         self._optimizer = optimizer
         self._needs_sums = needs_sums
@@ -61,7 +61,7 @@ class Accumulator:
 def train_step(
     model: Transformer,
     micro_batches: Sequence[Batch],
-    optimizer: AdamW | Muon,
+    optimizer: Optimizer,
     accumulator: Accumulator,
     *,
     step: int,
@@ -90,7 +90,8 @@ def train_step(
         keys = model.dropout_keys(seed, step, batch.sequences.to(device))
         segments = None if batch.segments is None else batch.segments.to(device)
         part = model(tokens, targets, weights, keys, z_loss, segments)
-        part.backward()
+        with span("phase/backward"):
+            part.backward()
         accumulator.add()
         loss += part.detach()
     # 4. Reduce over the replicas; on one device the sum is already global.
@@ -98,11 +99,13 @@ def train_step(
     replicas.reduce(gradients)
     loss = replicas.sum(loss)
     # 5. Clip: the optimizer divides by this norm where it is above optimizer.clip.
-    norm = replicas.norm(global_norm(gradients))
+    with span("phase/gradient norm"):
+        norm = replicas.norm(global_norm(gradients))
     # 6. Finite? Decided on the device, without waiting for it.
     skipped = ~(torch.isfinite(loss) & torch.isfinite(norm) & (norm <= norm_limit))
     # 7. Update.
-    optimizer.step(lr, grad_norm=norm, skip=skipped, gradients=gradients)
+    with span("phase/optimizer"):
+        optimizer.step(lr, grad_norm=norm, skip=skipped, gradients=gradients)
     accumulator.clear()
     # 8. Measured.
     return StepResult(loss, norm, skipped)

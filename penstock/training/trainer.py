@@ -22,8 +22,7 @@ from penstock.parallel.world import World
 from penstock.saving import AsyncSaver
 from penstock.training.guard import Guard
 from penstock.training.metrics import MetricsLog, Throughput, peak_memory_bytes
-from penstock.training.muon import Muon
-from penstock.training.optimizer import AdamW
+from penstock.training.optimizers import Optimizer
 from penstock.training.schedule import learning_rate
 from penstock.training.signals import StopSignals
 from penstock.training.step import Accumulator, StepResult, train_step
@@ -35,7 +34,7 @@ class TrainingJob:
     """Everything a training run works with."""
 
     model: Transformer
-    optimizer: AdamW | Muon
+    optimizer: Optimizer
     loader: Loader
     validation: list[Validation]
     """Empty where there is nothing held out."""
@@ -75,6 +74,14 @@ class Totals:
     last_loss: float | None = None
     """Training loss of the last step that was applied."""
     reached_target: bool = False
+    without_improvement: int = 0
+    """Validations since the lowest loss."""
+    lost_patience: bool = False
+
+    @property
+    def has_stopped(self) -> bool:
+        """Whether the validation loss has ended the run early."""
+        return self.reached_target or self.lost_patience
 
 
 class Trainer:
@@ -118,7 +125,7 @@ class Trainer:
         ):
             progress.advance(totals.step)
             interrupted = False
-            while totals.step < job.total_steps and not totals.reached_target:
+            while totals.step < job.total_steps and not totals.has_stopped:
                 self.throughput.start()
                 loaded = next(steps)
                 self.throughput.data_ready()
@@ -228,12 +235,17 @@ class Trainer:
         is_best = math.isfinite(loss) and (totals.best_loss is None or loss < totals.best_loss)
         if is_best:
             totals.best_loss = loss
+        totals.without_improvement = 0 if is_best else totals.without_improvement + 1
         listed = "".join(f", {name} {value:.4f}" for name, value in parts.items())
         get_console().info(
             f"step {totals.step}: validation loss {loss:.4f}{' (best)' if is_best else ''}{listed}"
         )
         target = job.train.target_loss
         totals.reached_target = target is not None and loss <= target
+        patience = job.train.patience
+        totals.lost_patience = patience is not None and totals.without_improvement >= patience
+        if totals.lost_patience:
+            get_console().info(f"no lower validation loss in {patience} evaluations: stopping")
         return is_best
 
     def _catch_up(self) -> None:
@@ -275,7 +287,7 @@ class Trainer:
     def _finish(self, *, interrupted: bool) -> None:
         """Last validation and checkpoint; everything is on disk when this returns."""
         self._catch_up()
-        is_best = not interrupted and not self.totals.reached_target and self._validate()
+        is_best = not interrupted and not self.totals.has_stopped and self._validate()
         self._save(is_best=is_best, wait=True)
 
 

@@ -107,7 +107,9 @@ def test_compiled_dropout_drops_what_eager_drops(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("preset", TINY)
 def test_compiled_decoding_equals_eager(preset: str, tmp_path: Path) -> None:
-    executable = compiled(tmp_path, preset, mode="generate", generate={"batch": 2})
+    executable = compiled(
+        tmp_path, preset, mode="generate", generate={"batch": 2}, compile={"toolchain": "inductor"}
+    )
     model = model_for(executable).requires_grad_(False)
     shapes = executable.plan.generation_shapes()
     decoders = EagerDecoder(model), CompiledDecoder(model, executable.kernels(), shapes)

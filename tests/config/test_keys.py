@@ -8,7 +8,7 @@ from penstock.errors import ConfigError
 
 def test_keys_have_the_kinds_their_schema_says() -> None:
     assert kinds("train.steps") == {int, type(None)}
-    assert kinds("model.family") == {str}
+    assert kinds("evaluate.split") == {str}
     assert kinds("model.from") == {str, type(None)}
     assert kinds("source.path") == {str, list, type(None)}
     assert kinds("optimizer.betas") == {list}

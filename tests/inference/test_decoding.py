@@ -26,6 +26,7 @@ def executable(tmp_path_factory: pytest.TempPathFactory) -> Executable:
         model={"preset": "gpt2-tiny", "max_positions": 300, "vocab_size": 512},
         generate={"batch": 3},
         precision={"compute": "fp32"},
+        compile={"toolchain": "inductor"},
         executable=path,
     )
     return Executable.open(path)
@@ -96,6 +97,7 @@ def test_the_verb_uses_the_executable_and_compiles_nothing(
         executable=path,
         generate={"batch": 1},
         data={"sequence_length": 40},
+        compile={"toolchain": "inductor"},
     )
     assert made.plan.compute == "fp32"
     monkeypatch.setenv("PATH", "")

@@ -268,11 +268,11 @@ def test_deepspeed_and_accelerate(tmp_path: Path) -> None:
         "train.log_every": 64,
         "precision.compute": "bf16",
         "optimizer.clip": 1.0,
-        "plan.shard": "optimizer",
+        "plan.shard": "gradients",
     }
     ours, _ = imported(tmp_path, "accelerate", "a.yaml", SYSTEMS["accelerate"].command)
     assert ours["plan.replicas"] == 8
-    assert ours["plan.shard"] == "optimizer"
+    assert ours["plan.shard"] == "gradients"
 
 
 def test_unknown_keys_get_a_line_each(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -173,7 +173,7 @@ def test_missing_and_misshapen_parts_are_named(family: str, name: str, tmp_path:
 def test_weights_of_another_family_are_refused(tmp_path: Path) -> None:
     reference_model("gptj").save_pretrained(tmp_path)
     CASES["llama"]().save_pretrained(tmp_path)
-    with pytest.raises(CheckpointError, match=r"model\.embed_tokens\.weight is missing"):
+    with pytest.raises(CheckpointError, match=r"model\.embed_tokens\.weight, .* are missing"):
         ours_in(tmp_path)
 
 

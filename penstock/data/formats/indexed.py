@@ -43,13 +43,18 @@ class Reader:
 
     def sequences(self) -> Iterator[TokenSequence]:
         """Yield each sequence as a view of the mapped file."""
+        for index in range(len(self._inner.lengths)):
+            yield self.at(index)
+
+    def at(self, index: int) -> TokenSequence:
+        """One sequence as a view of the mapped file."""
         inner, weights = self._inner, self._weights
-        for start, length in zip(inner.starts, inner.lengths, strict=True):
-            part = slice(int(start), int(start) + int(length))
-            yield TokenSequence(
-                inner.tokens[part],
-                None if weights is None else weights_or_none(weights.tokens[part]),
-            )
+        start = int(inner.starts[index])
+        part = slice(start, start + int(inner.lengths[index]))
+        return TokenSequence(
+            inner.tokens[part],
+            None if weights is None else weights_or_none(weights.tokens[part]),
+        )
 
 
 class Writer:

@@ -129,7 +129,7 @@ def hdf5_names(path: Path) -> set[str]:
     Raises:
         DataError: it is damaged.
     """
-    header, _ = _child.ask({"do": "names", "path": str(path)}, path)
+    header, _ = _child.ask({"do": "names", "path": str(path.absolute())}, path)
     return set(map(str, header["names"]))
 
 
@@ -139,7 +139,7 @@ def parquet_groups(path: Path) -> list[int]:
     Raises:
         DataError: it is damaged, or no Parquet file.
     """
-    header, _ = _child.ask({"do": "groups", "path": str(path)}, path)
+    header, _ = _child.ask({"do": "groups", "path": str(path.absolute())}, path)
     return list(map(int, header["groups"]))
 
 

@@ -1,0 +1,1 @@
+"""Profiling layer of Penstock (see docs/architecture.md)."""

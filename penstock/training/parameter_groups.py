@@ -1,0 +1,56 @@
+"""Which parameters decay, and at what share of the learning rate each is trained.
+
+The optimizers divide a model's parameters by it. It must never know more of a model than names.
+"""
+
+from collections.abc import Iterable
+
+from torch.nn import Parameter
+
+NamedParameters = list[tuple[str, Parameter]]
+
+
+def parameter_groups(
+    named_parameters: Iterable[tuple[str, Parameter]], decay_all: bool
+) -> tuple[NamedParameters, NamedParameters]:
+    """Divide the trainable parameters into those that decay and those that do not.
+
+    Matrices decay; embeddings (`embed.*`, so also a head tied to one), norms and biases do not.
+
+    Source: GPT-2's and GPT-3's practice, as nanoGPT states it, but embeddings are left out too.
+
+    Args:
+        named_parameters: a model's `named_parameters()`; a tied parameter comes once, by its
+            first name.
+        decay_all: decay everything.
+
+    Returns:
+        The decaying and the other (name, parameter) pairs, each in the order given.
+    """
+    decayed: NamedParameters = []
+    others: NamedParameters = []
+    for name, parameter in named_parameters:
+        if parameter.requires_grad:
+            is_matrix = parameter.ndim >= 2 and not name.startswith("embed.")
+            (decayed if decay_all or is_matrix else others).append((name, parameter))
+    return decayed, others
+
+
+def learning_rate_shares(names: Iterable[str], layer_decay: float) -> dict[str, float]:
+    """Of each parameter, the share of the learning rate it is trained at: 1 in the head, and
+    `layer_decay` times as much in each region before, down to the embedding.
+
+    Source: Clark et al., ELECTRA, arXiv 2003.10555, appendix B.
+
+    Args:
+        names: parameter names, of all layers (frozen ones too: they count).
+        layer_decay: factor from a layer to the one before it.
+    """
+    names = list(names)
+    numbers = {name: int(name.split(".")[1]) for name in names if name.startswith("blocks.")}
+    count = 1 + max(numbers.values(), default=-1)
+    shares: dict[str, float] = {}
+    for name in names:
+        below = 0 if name.startswith("head.") else count + 1
+        shares[name] = layer_decay ** (count - numbers[name] if name in numbers else below)
+    return shares

@@ -1,0 +1,221 @@
+"""Every recipe: its jobs end to end at reduced size, its full-size plans."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+import penstock
+from penstock.config.load import load_config
+from tests.recipes.shell import ROOT, run_script
+
+RECIPES = sorted((ROOT / "recipes").glob("*/*.yaml"))
+SMALL = (
+    "model.from=null",
+    "tokenizer.from=null",
+    "tokenizer.train=true",
+    "tokenizer.vocab_size=512",
+    "data.sequence_length=64",
+    "batch.micro=4",
+    "batch.size=8",
+    "train.epochs=null",
+    "train.steps=2",
+    "train.evaluate_every=null",
+    "train.evaluate_sequences=8",
+    "train.report=false",
+    "train.tensorboard=false",
+    "compile.toolchain=eager",
+    "compile.mode=off",
+    "plan.target=detect",
+    "plan.stages=null",
+    "plan.layers_per_stage=null",
+    "plan.replicas=1",
+    "plan.shard=none",
+    "precision.compute=fp32",
+)
+
+
+@pytest.mark.parametrize("path", RECIPES, ids=lambda path: f"{path.parent.name}/{path.stem}")
+def test_every_recipe_loads(path: Path) -> None:
+    assert load_config(path).origins
+
+
+@pytest.mark.parametrize(
+    ("recipe", "changes"),
+    [
+        ("sambanova-tutorial/sst2", ["model.preset=gpt2", "plan.target=sambanova-sn30-tile"]),
+        ("sambanova-modelzoo/llama2-7b", ["model.preset=llama-2-7b"]),
+        ("cerebras-gpt2/small", ["plan.target=cerebras-cs2"]),
+        ("cerebras-gpt2/medium", ["plan.target=cerebras-cs2"]),
+        ("graphcore-gpt2/small", []),
+        ("graphcore-gpt2/medium", []),
+        ("graphcore-gpt2/large", []),
+        ("habana-lm/clm-gpt2", ["model.preset=gpt2", "plan.target=gaudi2"]),
+        ("habana-lm/clm-gpt2-8x", ["model.preset=gpt2"]),
+        ("habana-lm/clm-gptj", ["model.preset=gpt-j-6b"]),
+        ("habana-lm/clm-neox", ["model.preset=gpt-neox-20b"]),
+        ("habana-lm/lora-llama", ["model.preset=llama-2-7b"]),
+    ],
+)
+def test_full_size_jobs_fit_their_machines(recipe: str, changes: list[str]) -> None:
+    path = ROOT / "recipes" / f"{recipe}.yaml"
+    overrides = ["model.from=null", "data.path=null", *changes]
+    config = load_config(path, overrides).config
+    plan = penstock.plan(config)
+    assert plan.fits
+    assert plan.size == (config.batch.size or plan.micro)
+
+
+def part_of_sst2(test_data: Path, tmp_path: Path) -> Path:
+    folder = tmp_path / "sst2"
+    folder.mkdir()
+    for name, rows in (("train.tsv", 60), ("dev.tsv", 8)):
+        lines = (test_data / "sst2" / name).read_text().splitlines(keepends=True)
+        (folder / name).write_text("".join(line for line in lines if len(line) < 80)[: rows * 80])
+    return folder
+
+
+def test_sambanova_tutorial(test_data: Path, tmp_path: Path) -> None:
+    words = run_script(
+        tmp_path,
+        "sambanova-tutorial/run.sh",
+        *SMALL,
+        "model.preset=gpt2-tiny",
+        "model.max_positions=192",
+        "data.sequence_length=160",
+        "evaluate.min_accuracy=0",
+        "generate.tokens=3",
+        SST2=str(part_of_sst2(test_data, tmp_path)),
+    )
+    verbs = [one[0] for one in words]
+    assert verbs == ["prepare", "plan", "compile", "train", "evaluate", "compile", "generate"]
+    work = tmp_path / "build" / "sambanova-tutorial"
+    assert list((work / "hdf5").rglob("train_*_of_*.hdf5"))
+    summary = json.loads((work / "run" / "summary.json").read_text())
+    assert summary["complete"]
+    assert 0 <= summary["tasks"]["sst2"]["accuracy"] <= 1
+    predictions = (work / "predictions.jsonl").read_text().splitlines()
+    assert len(predictions) == summary["tasks"]["sst2"]["sentences"]
+
+
+def test_sambanova_model_zoo(test_data: Path, tmp_path: Path) -> None:
+    source = part_of_sst2(test_data, tmp_path)
+    records = [
+        {"prompt": line.split("\t")[0], "completion": "x"}
+        for line in (source / "train.tsv").read_text().splitlines()
+    ]
+    data = tmp_path / "train.jsonl"
+    data.write_text("".join(json.dumps(record) + "\n" for record in records))
+    run_script(
+        tmp_path,
+        "sambanova-modelzoo/run.sh",
+        *SMALL,
+        "model.preset=llama-tiny",
+        f"source.path={data}",
+        "schedule.warmup=1",
+    )
+    work = tmp_path / "build" / "sambanova-modelzoo"
+    assert (work / "hf" / "model.safetensors").is_file()
+    assert json.loads((work / "summary.txt").read_text())
+
+
+@pytest.mark.parametrize("size", ["small", pytest.param("medium", marks=pytest.mark.slow)])
+def test_cerebras_gpt2(size: str, corpus: Path, tmp_path: Path) -> None:
+    data = tmp_path / "hdf5"
+    files = sorted(str(path) for path in corpus.iterdir())[:6]
+    penstock.prepare(
+        source={"path": files},
+        tokenizer={"train": True, "vocab_size": 512},
+        data={"path": str(data), "sequence_length": 64, "format": "cerebras"},
+    )
+    words = run_script(
+        tmp_path,
+        "cerebras-gpt2/run.sh",
+        *SMALL,
+        "model.preset=gpt2-tiny",
+        "model.max_positions=64",
+        "model.vocab_size=null",
+        "schedule.warmup=1",
+        "train.log_every=1",
+        DATA=str(data),
+        SIZE=size,
+    )
+    assert [one[0] for one in words] == ["inspect", "plan", "compile", "train", "evaluate"]
+    summary = tmp_path / "build" / "cerebras-gpt2" / size / "summary.json"
+    assert json.loads(summary.read_text())["evaluation"]["loss"] > 0
+
+
+def test_graphcore_gpt2(corpus: Path, test_data: Path, tmp_path: Path) -> None:
+    run_script(
+        tmp_path,
+        "graphcore-gpt2/train.sh",
+        *SMALL,
+        "model.preset=gpt2-tiny",
+        f"source.path={corpus}",
+        "evaluate.limit=4",
+        f"evaluate.task_data={test_data}",
+        "schedule.warmup=1",
+        "generate.tokens=3",
+    )
+    work = tmp_path / "build" / "graphcore-gpt2"
+    assert list((work / "tfrecord").rglob("*.tfrecord"))
+    assert list((work / "megatron").rglob("*.bin"))
+    summary = json.loads((work / "small" / "summary.json").read_text())
+    assert summary["tasks"]["wikitext"]["stride"] == 32
+    assert "accuracy" in summary["tasks"]["lambada"]
+    run_script(tmp_path, "graphcore-gpt2/plan.sh", "data.path=null")
+    assert (work / "plan-large" / "plan.json").is_file()
+
+
+def test_habana_causal(test_data: Path, tmp_path: Path) -> None:
+    source = tmp_path / "text"
+    source.mkdir()
+    text = (test_data / "wikitext-2" / "valid.txt").read_text()
+    for index in range(30):
+        (source / f"{index}.txt").write_text(text[index * 4000 : (index + 1) * 4000])
+    small = (*SMALL, f"source.path={source}", "evaluate.stride=64")
+    scratch = ("model.family=gpt2", "model.layers=2", "model.hidden_size=48", "model.heads=3")
+    sizes = ("model.vocab_size=null", "model.max_positions=64")
+    run_script(tmp_path, "habana-lm/clm.sh", *small, *scratch, *sizes)
+    summary = tmp_path / "build" / "habana-lm" / "clm-gpt2" / "summary.json"
+    assert json.loads(summary.read_text())["evaluation"]["perplexity"] > 1
+    run_script(
+        tmp_path, "habana-lm/plan.sh", "data.path=null", "model.from=null", "model.preset=gpt-j-6b"
+    )
+
+
+def test_habana_adapters(test_data: Path, tmp_path: Path) -> None:
+    model = tmp_path / "model"
+    base = tmp_path / "base"
+    seeds = test_data / "instructions" / "seed_tasks.jsonl"
+    part = tmp_path / "seed_tasks.jsonl"
+    part.write_text("".join(seeds.read_text().splitlines(keepends=True)[:40]))
+    penstock.prepare(
+        source={"path": str(part)},
+        tokenizer={"train": True, "vocab_size": 512},
+        data={"path": str(base), "sequence_length": 64, "splits": [1, 0, 0]},
+    )
+    penstock.train(
+        model={"preset": "llama-tiny"},
+        data={"path": str(base), "sequence_length": 64},
+        batch={"micro": 2},
+        run=str(tmp_path / "run"),
+        train={"steps": 1, "report": False, "tensorboard": False},
+        compile={"mode": "off"},
+    )
+    penstock.convert("checkpoint", run=str(tmp_path / "run"), out=str(model))
+    run_script(
+        tmp_path,
+        "habana-lm/lora.sh",
+        *SMALL,
+        f"model.from={model}",
+        "tokenizer.train=false",
+        f"tokenizer.from={model}",
+        "schedule.warmup=1",
+        "evaluate.split=train",
+        ALPACA=str(part),
+    )
+    adapter = tmp_path / "build" / "habana-lm" / "adapter"
+    config = json.loads((adapter / "adapter_config.json").read_text())
+    assert config["r"] == 8
+    assert config["target_modules"] == ["q_proj", "v_proj"]
