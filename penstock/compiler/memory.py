@@ -96,8 +96,7 @@ class MemoryModel:
         if a.generic is not None:  # never cut into stages
             return a.parameter_count()
         count = a.distinct_blocks(layers) * (a.block_parameters() + a.adapter_parameters())
-        if embedding:
-            count += a.embedding_parameters(padded=True)
+        count += a.embedding_parameters(padded=True) if embedding else 0
         if head:
             tied = a.table_elements(padded=True) if a.tie_embeddings and embedding else 0
             count += a.head_parameters(padded=True) - tied
@@ -254,8 +253,7 @@ def _also_kept(architecture: Architecture, rows: int, element: int) -> int:
     """
     a = architecture
     norms = 1 if a.residual == "parallel_one_norm" else 2
-    # A norm after the MLP gives the next block's input.
-    inputs = 1 if a.norm_position == "after" else norms
+    inputs = 1 if a.norm_position == "after" else norms  # the last gives the next block's input
     turned = a.kv_size if a.positions == "rotary" else 0
     statistics = norms * (8 if a.norm == "layer" else 4)
     return rows * (element * ((inputs + 1) * a.hidden_size + turned + a.mlp_size) + statistics)
