@@ -204,8 +204,15 @@ _ADAPTERS = (
     maps("adapter_name_or_path", "lora.from"),
 )
 _MASKED = (
-    none("mlm_probability", "masked models are read and scored; their masking has no setting yet"),
-    none("line_by_line", "source.documents=line with data.packing=single::truncate_right"),
+    maps("mlm_probability", "train.mask_probability"),
+    changed(
+        "line_by_line",
+        "data.packing",
+        "prepare lays each line in a row of its own, padded to data.sequence_length",
+        lambda v, _: (
+            {"source.documents": "line", "data.packing": "single::truncate_right"} if v else {}
+        ),
+    ),
     none("pad_to_max_length", "sequences are padded to data.sequence_length"),
 )
 _DEVICE = (
