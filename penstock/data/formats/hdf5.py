@@ -17,6 +17,7 @@ import h5py
 import numpy as np
 from numpy.typing import NDArray
 
+from penstock.data.formats import lzf
 from penstock.data.formats.sequence import LARGEST_BYTES, damaged
 from penstock.errors import DataError
 
@@ -114,12 +115,12 @@ class Rows:
         if layout not in (_LAYOUTS.CONTIGUOUS, _LAYOUTS.CHUNKED):
             raise self._wrong("is stored in a way that is not read")
         self._filters = [properties.get_filter(i)[0] for i in range(properties.get_nfilters())]
-        if self._filters not in (
-            [],
-            [_FILTERS.FILTER_DEFLATE],
-            [_FILTERS.FILTER_SHUFFLE, _FILTERS.FILTER_DEFLATE],
+        packing = [f for f in self._filters if f != _FILTERS.FILTER_SHUFFLE]
+        if packing not in ([], [_FILTERS.FILTER_DEFLATE], [lzf.FILTER]) or self._filters not in (
+            packing,
+            [_FILTERS.FILTER_SHUFFLE, *packing],
         ):
-            raise self._wrong("is compressed by something other than gzip")
+            raise self._wrong("is compressed by something other than gzip and lzf")
         if 0 in self.shape[1:]:
             raise self._wrong("has rows without elements")
         logical = 4 * math.prod(self.shape)
@@ -162,6 +163,11 @@ class Rows:
             data = unpack.decompress(data, expected)
             if not unpack.eof and unpack.decompress(unpack.unconsumed_tail, 1):
                 raise self._wrong(f"has a chunk that unpacks to too much at row {place[0]}")
+        if lzf.FILTER in steps:
+            try:
+                data = lzf.decompress(data, expected)
+            except ValueError as error:
+                raise self._wrong(f"has a damaged chunk at row {place[0]}: {error}") from None
         if len(data) != expected:
             raise self._wrong(f"has a chunk of another size at row {place[0]}")
         if _FILTERS.FILTER_SHUFFLE in steps:

@@ -143,10 +143,16 @@ def swollen(file: h5py.File) -> None:
         data.id.write_direct_chunk((0, 0), packed)
 
 
-def lzf(file: h5py.File) -> None:
+def scaled(file: h5py.File) -> None:
     plain(file)
     del file["input_ids"]
-    file.create_dataset("input_ids", (2, 4), np.int32, compression="lzf")
+    file.create_dataset("input_ids", (2, 4), np.int32, scaleoffset=3)
+
+
+def torn(file: h5py.File) -> None:
+    for name in ("input_ids", "token_type_ids"):
+        data = file.create_dataset(name, (1, 64), np.int32, chunks=(1, 64), compression="lzf")
+        data.id.write_direct_chunk((0, 0), b"\x00\x01\xff")
 
 
 def missing_chunk(file: h5py.File) -> None:
@@ -170,7 +176,8 @@ def missing_chunk(file: h5py.File) -> None:
         (virtual, "other files"),
         (bomb, "claims"),
         (swollen, "unpacks to too much"),
-        (lzf, "other than gzip"),
+        (scaled, "other than gzip and lzf"),
+        (torn, "damaged chunk"),
         (replaced("input_ids", np.ones((2, 0), np.int32)), "rows without elements"),
         (missing_chunk, "lacks the rows from 4"),
         (lambda file: None, "is missing"),
