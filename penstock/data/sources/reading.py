@@ -31,6 +31,8 @@ _FILE_CUT = {
     "blank_line": re.compile(rb"\n[ \t]*\r?\n(?=[!-~])"),
 }
 """Where a file may be cut, by kind of document: the same for bytes, none of them above ASCII."""
+_WINDOW, _OVERLAP = 1 << 24, 1 << 12
+"""Bytes searched at a time for a place to cut, and bytes looked at twice, for what lies across."""
 _LINE_END = re.compile("\n")
 _BLANK_LINE = re.compile(r"\n(?:[ \t]*\n)+")
 _BLANK_START = re.compile(r"\A(?:[ \t]*\n)+")
@@ -107,10 +109,10 @@ def cut_at(file: SourceFile, section: SourceSection, size: int, kind: str) -> li
     ):
         bounds = [file.start]
         while stop - bounds[-1] > size:
-            found = _FILE_CUT[kind].search(content, bounds[-1] + size, stop)
-            if found is None or found.end() == stop:
+            cut = _next_cut(content, kind, bounds[-1] + size, stop)
+            if cut == stop:
                 break
-            bounds.append(found.end())
+            bounds.append(cut)
     return [
         dataclasses.replace(
             file,
@@ -121,6 +123,20 @@ def cut_at(file: SourceFile, section: SourceSection, size: int, kind: str) -> li
         )
         for start, end in zip(bounds, [*bounds[1:], stop], strict=True)
     ]
+
+
+def _next_cut(content: mmap.mmap, kind: str, start: int, stop: int) -> int:
+    """First place from `start` where a file may be cut, or `stop`; searched window by window, so
+    that the pages of a file with few such places are not all held at once.
+    """
+    while start < stop:
+        end = min(stop, start + _WINDOW)
+        found = _FILE_CUT[kind].search(content, start, end)
+        if found is not None:
+            return found.end()
+        content.madvise(mmap.MADV_DONTNEED)
+        start = stop if end == stop else end - _OVERLAP
+    return stop
 
 
 def _is_text(file: SourceFile, section: SourceSection) -> bool:
