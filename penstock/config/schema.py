@@ -30,13 +30,12 @@ class ModelSection(Section):
     """Name of a known shape: gpt2, gpt2-medium, gpt2-large, gpt2-xl, gpt2-demo, gpt2-tiny,
     pythia-70m, pythia-160m, pythia-410m, pythia-1b, pythia-1.4b, pythia-2.8b, pythia-6.9b,
     pythia-12b, gpt-neox-20b, pythia-tiny, gpt-j-6b, gpt-j-tiny, llama-2-7b, llama-2-13b,
-    llama-2-70b, llama-3-8b, llama-3-70b, llama-3.1-8b, llama-3.2-1b, llama-tiny; and
-    masked models: bert-base, bert-large, bert-tiny, roberta-base, roberta-large, roberta-tiny,
+    llama-2-70b, llama-3-8b, llama-3-70b, llama-3.1-8b, llama-3.2-1b, llama-tiny,
+    bert-base, bert-large, bert-tiny, roberta-base, roberta-large, roberta-tiny,
     distilbert-base, distilbert-tiny, albert-base-v2, albert-tiny."""
     family: str | None = None
     """Architecture family, gpt2 when neither it nor a preset is named: gpt2, gpt_neox, gptj, llama,
-    bert, roberta, distilbert, albert. Starts from the
-    family's first preset."""
+    bert, roberta, distilbert, albert. Starts from the family's first preset."""
     from_: str | None = Field(default=None, alias="from")
     """Folder in the Hugging Face layout (config.json + weights), or a hub name, to start from."""
     layers: int | None = Field(default=None, ge=1)

@@ -112,7 +112,7 @@ def test_a_folder_without_weights_and_left_over_tensors_are_refused(tmp_path: Pa
     with pytest.raises(CheckpointError, match="neither"):
         load_weights(tmp_path, Transformer(a))
     save(tmp_path, a)
-    with pytest.raises(CheckpointError, match=r"h\.1.* has no place in the model"):
+    with pytest.raises(CheckpointError, match=r"h\.1.* have no place in the model"):
         load_weights(tmp_path, Transformer(architecture(layers=1)))
 
 
