@@ -19,7 +19,8 @@ def test_every_module_imports_without_the_test_tools() -> None:
     modules = [
         ".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__")
         for path in sorted((ROOT / "penstock").rglob("*.py"))
-        if path.name != "__main__.py"
+        # What `transformers` computes needs transformers, and is loaded for it alone.
+        if path.name not in ("__main__.py", "generic.py")
     ]
     code = f"""
 import importlib, sys

@@ -21,6 +21,7 @@ from penstock.inference.cache import Cache, attention_mask
 from penstock.models.embedding import Embed
 from penstock.models.rotary import rotation
 from penstock.models.transformer import Block, Transformer
+from penstock.spans import span
 
 
 @runtime_checkable
@@ -67,7 +68,8 @@ class EagerDecoder:
         mask = attention_mask(start, count, start, self._padding)
         positions = _positions(start, count, self._padding)
         # The embedding itself: kernels for training may stand in its place, without positions.
-        x = Embed.forward(self._model.embed, tokens, None, positions)
+        with span("region/embedding"):
+            x = Embed.forward(self._model.embed, tokens, None, positions)
         turns = rotation(self._model.architecture, positions)
         for layer, block in enumerate(self._model.blocks):
             cached = self._cache.first(layer, start)
