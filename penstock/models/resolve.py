@@ -111,6 +111,12 @@ def read_hf_config(folder: Path) -> tuple[str, dict[str, Any]]:
             where="model.from",
             do="give a folder in the Hugging Face layout",
         ) from None
+    except ImportError:
+        raise CheckpointError(
+            f"{path} is of none of our families, and transformers is not installed",
+            where="model.from",
+            do=f"pip install transformers, or use a model of {', '.join(FAMILIES)}",
+        ) from None
     except (OSError, ValueError, KeyError, TypeError, OverflowError, RecursionError) as error:
         raise CheckpointError(
             f"{path} does not describe a model Penstock knows ({error})",

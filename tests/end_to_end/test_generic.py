@@ -1,6 +1,7 @@
 """Models of `transformers` that are of none of our families: trained, scored and written back."""
 
 import json
+import sys
 from pathlib import Path
 
 import pytest
@@ -9,9 +10,9 @@ import transformers
 
 import penstock
 from penstock.config.schema import ModelSection
-from penstock.errors import UserError
+from penstock.errors import CheckpointError, UserError
 from penstock.models.generic import GenericModel
-from penstock.models.resolve import resolve_architecture
+from penstock.models.resolve import read_hf_config, resolve_architecture
 
 SMALL = {
     "vocab_size": 300, "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2,
@@ -182,3 +183,13 @@ def test_no_code_of_the_folder_runs_and_no_other_kind_of_model_is_taken(tmp_path
         (tmp_path / "config.json").write_text(json.dumps(value))
         with pytest.raises(UserError, match="does not describe a model Penstock knows"):
             penstock.plan(model={"from": str(tmp_path)})
+
+
+def test_without_transformers_it_says_what_is_missing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = saved(opt(), tmp_path)
+    monkeypatch.delitem(sys.modules, "penstock.models.generic", raising=False)
+    monkeypatch.setitem(sys.modules, "transformers", None)
+    with pytest.raises(CheckpointError, match="of none of our families, and transformers is not"):
+        read_hf_config(folder)
