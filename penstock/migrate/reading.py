@@ -32,7 +32,10 @@ def read_their_config(path: Path) -> dict[str, Any]:
             raise ConfigError(f"{path} is too large for a configuration", where="import-config")
         text = path.read_bytes().decode()
     except (OSError, UnicodeDecodeError) as error:
-        raise ConfigError(f"{path} cannot be read: {error}", where="import-config") from None
+        why = (isinstance(error, OSError) and error.strerror) or "it is not UTF-8 text"
+        raise ConfigError(
+            f"{path} cannot be read: {why}", where="import-config", do="check the path"
+        ) from None
     try:
         if path.suffix == ".json":
             values = _flat(json.loads(text))
