@@ -28,6 +28,9 @@ from penstock.parallel.environment import (
 
 _FILE_TROUBLE = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM)
 """System errors the user can mend: full or read-only disks, missing permissions."""
+_TOO_MANY_FILES = (errno.EMFILE, errno.ENFILE)
+_NO_MEMORY = ("can't allocate memory", "cannot allocate memory", "out of memory", "bad_alloc")
+"""What torch's allocators and the system say when there is no more."""
 
 _FLAGS_WITH_VALUES = ("--config", "--trust", "--from", "--processes", "--benchmark", "--compare")
 
@@ -167,15 +170,32 @@ def _mistake(console: Console, error: UserError) -> int:
 
 
 def _fault(console: Console, error: Exception) -> int:
-    """A full disk or a missing permission is the user's to mend; all else is our fault."""
-    if isinstance(error, OSError) and error.errno in _FILE_TROUBLE:
-        message = f"{error.strerror} ({error.filename or 'writing a file'})"
-        return _mistake(console, UserError(message))
+    """What the machine ran out of, or forbids, is the user's to mend; all else is our fault."""
+    lack = _lack(error)
+    if lack is not None:
+        return _mistake(console, lack)
     message = " ".join(f"internal fault: {error!r}. Details: {_fault_report()}".split())
     if console.json:
         console.write(json.dumps({"error": message}))
     console.error(message)
     return 1
+
+
+def _lack(error: Exception) -> UserError | None:
+    """A full disk, a missing permission, too little memory or too few open files; else None."""
+    number = error.errno if isinstance(error, OSError) else None
+    text = str(error).lower()
+    if isinstance(error, OSError) and number in _FILE_TROUBLE:
+        return UserError(f"{error.strerror} ({error.filename or 'writing a file'})")
+    # Libraries tell in their own words what the system told them.
+    if number in _TOO_MANY_FILES or "too many open files" in text:
+        return UserError("too many open files", do="raise `ulimit -n`; saved checkpoints are whole")
+    if isinstance(error, MemoryError) or any(sign in text for sign in _NO_MEMORY):
+        return UserError(
+            "there is not enough memory",
+            do="use a smaller batch.micro or a machine with more; saved checkpoints are whole",
+        )
+    return None
 
 
 def _fault_report() -> str:
