@@ -25,6 +25,7 @@ from penstock.parallel.environment import (
     leave_error,
     was_launched,
 )
+from penstock.parallel.hosts import host_keys, launch_on_hosts, read_hosts
 
 _FILE_TROUBLE = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM)
 """System errors the user can mend: full or read-only disks, missing permissions."""
@@ -32,7 +33,15 @@ _TOO_MANY_FILES = (errno.EMFILE, errno.ENFILE)
 _NO_MEMORY = ("can't allocate memory", "cannot allocate memory", "out of memory", "bad_alloc")
 """What torch's allocators and the system say when there is no more."""
 
-_FLAGS_WITH_VALUES = ("--config", "--trust", "--from", "--processes", "--benchmark", "--compare")
+_FLAGS_WITH_VALUES = (
+    "--config",
+    "--trust",
+    "--from",
+    "--processes",
+    "--hosts",
+    "--benchmark",
+    "--compare",
+)
 
 
 class _Parser(argparse.ArgumentParser):
@@ -98,6 +107,9 @@ def _parse(words: list[str]) -> argparse.Namespace | None:
     parser.add_argument("--json", action="store_true")
     parser.add_argument("--quiet", action="store_true")
     parser.add_argument("--processes", metavar="N")
+    parser.add_argument("--hosts", metavar="FILE")
+    if verbs[0] == "launch":
+        parser.add_argument("--dry-run", action="store_true")
     if verbs[0] == "bench":
         parser.add_argument("--benchmark", metavar="NAME", action="append", default=[])
         parser.add_argument("--compare", metavar="FILE")
@@ -113,6 +125,10 @@ def _call(options: argparse.Namespace) -> Any:  # noqa: ANN401 - each verb has i
     overrides = [key for key in keys if key not in positional]
     if options.processes is not None:
         overrides.append(f"launch.processes={options.processes}")
+    if options.verb == "launch":
+        return _launch(options, positional, overrides)
+    if options.hosts is not None:
+        overrides += host_keys(read_hosts(options.hosts), overrides)
     if options.system is not None:
         overrides.append(f"from={options.system}")
     loaded = load_config(options.config, overrides, options.verb)
@@ -135,6 +151,18 @@ def _call(options: argparse.Namespace) -> Any:  # noqa: ANN401 - each verb has i
     if positional:
         raise UserError(f"{positional[0]} is not key=value", do=VERBS[options.verb].usage)
     return _run_verb(api, options.verb, loaded)
+
+
+def _launch(options: argparse.Namespace, verbs: list[str], keys: list[str]) -> None:
+    """Training on every host of a file."""
+    if verbs != ["train"] or options.hosts is None:
+        raise UserError("launch starts training on hosts", do=VERBS["launch"].usage)
+    section = load_config(options.config, keys, "train").config.launch
+    words = ["train", *keys]
+    words += ["--config", str(Path(options.config).resolve())] if options.config else []
+    words += ["--quiet"] if options.quiet else []
+    words += [word for digest in options.trust for word in ("--trust", digest)]
+    launch_on_hosts(options.hosts, words, shell=section.remote_shell, dry_run=options.dry_run)
 
 
 def _names_key(word: str) -> bool:

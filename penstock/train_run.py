@@ -224,9 +224,11 @@ def _results(setting: Setting, trainer: Trainer, *, compiled: bool) -> dict[str,
     totals, chosen = trainer.totals, setting.plan
     before = RunSummary.read(setting.run.path).values
     config = canonical_json(setting.config.model_dump(mode="json"))
+    is_complete = totals.step >= setting.total_steps or totals.has_stopped
     return {
         **{name: before[name] for name in ("evaluation", "compressors", "tasks") if name in before},
-        "complete": totals.step >= setting.total_steps or totals.has_stopped,
+        "complete": is_complete,
+        "status": "complete" if is_complete else "resumable",
         "steps": totals.step,
         "tokens": totals.tokens,
         "seconds": round(totals.seconds, 3),

@@ -180,25 +180,3 @@ def test_mistakes_are_told_once(dataset_folder: Path, tmp_path: Path) -> None:
         "penstock: the plan is for 3 replicas, the job has 2 processes (plan.replicas): "
         "start it with --processes 3, or change plan.replicas"
     ]
-
-
-DIFFERENT = """
-import json, os, sys, penstock
-job = json.load(open(sys.argv[1]))[0]
-job["optimizer"]["lr"] *= 1 + int(os.environ["RANK"])
-try:
-    penstock.train(**job)
-except penstock.errors.ConfigError as error:
-    assert "rank 1" in str(error) and "configuration" in str(error), error
-    print("refused")
-"""
-
-
-def test_processes_with_other_settings_are_refused(dataset_folder: Path, tmp_path: Path) -> None:
-    (tmp_path / "jobs.json").write_text(json.dumps([job(dataset_folder, tmp_path / "run")]))
-    (tmp_path / "child.py").write_text(DIFFERENT)
-    command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2"]
-    command += [str(tmp_path / "child.py"), str(tmp_path / "jobs.json")]
-    done = subprocess.run(command, check=False, capture_output=True, text=True, timeout=100)
-    assert done.stdout.split() == ["refused", "refused"], done.stderr[-2000:]
-    assert not (tmp_path / "run" / "metrics.jsonl").exists()
