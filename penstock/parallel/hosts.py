@@ -5,7 +5,6 @@
 
 import contextlib
 import dataclasses
-import os
 import re
 import shlex
 import signal
@@ -17,6 +16,7 @@ from pathlib import Path
 
 from penstock.console import get_console
 from penstock.errors import ConfigError, UserError
+from penstock.parallel.environment import found_by
 
 _PORT = 29500
 _LINE = re.compile(r"(?P<name>[^\s:#]+)(?:\s*:\s*(?P<count>\d+)|\s+slots\s*=\s*(?P<slots>\d+))?")
@@ -88,15 +88,9 @@ def host_keys(hosts: Sequence[Host], given: Sequence[str]) -> list[str]:
 def host_commands(hosts: Sequence[Host], words: Sequence[str], shell: str) -> list[list[str]]:
     """The command that starts `penstock WORDS` on each host, in this folder there."""
     remote = f"cd {shlex.quote(str(Path.cwd()))} && exec " + shlex.join(
-        [*_python_path(), sys.executable, "-m", "penstock", *words]
+        [*found_by(), sys.executable, "-m", "penstock", *words]
     )
     return [[*shlex.split(shell), host.name, remote] for host in hosts]
-
-
-def _python_path() -> list[str]:
-    """Where this Penstock was found, if the environment says so."""
-    path = os.environ.get("PYTHONPATH")
-    return ["env", f"PYTHONPATH={path}"] if path else []
 
 
 def launch_on_hosts(path: str | Path, words: Sequence[str], *, shell: str, dry_run: bool) -> None:
