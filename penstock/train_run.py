@@ -12,7 +12,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from penstock import jobs, planning, runs
-from penstock.checkpoint import CheckpointState
+from penstock.checkpoint import CheckpointState, load_newest
 from penstock.compiler.plan import Plan
 from penstock.compiler.probe import measured_speeds
 from penstock.compiler.runtime import CompiledKernel
@@ -130,11 +130,15 @@ def _job(
     model, masters = jobs.new_model(c, chosen, kernels)
     speeds = measured_speeds(chosen.device)
     replicas = Replicas(model, world, chosen.shard)
+    optimizer = make_optimizer(
+        model.named_parameters(), c.optimizer, masters=replicas.rows_of(masters)
+    )
+    saver = _saver(setting, replicas)
+    if saver is not None:
+        optimizer.before_step = saver.wait_for_copy
     return TrainingJob(
         model=model,
-        optimizer=make_optimizer(
-            model.named_parameters(), c.optimizer, masters=replicas.rows_of(masters)
-        ),
+        optimizer=optimizer,
         loader=setting.loader,
         validation=_validation(setting),
         train=c.train,
@@ -149,10 +153,18 @@ def _job(
         * (world.place.hosts if chosen.device == "cpu" else world.size),
         world=world,
         replicas=replicas,
-        saver=_saver(setting, replicas),
+        restore=lambda: _newest(setting, replicas),
+        saver=saver,
         metrics=_metrics(setting, resume) if world.is_first else None,
         identity=setting.identity,
     )
+
+
+def _newest(setting: Setting, replicas: Replicas) -> CheckpointState | None:
+    state = load_newest(setting.run.checkpoints)
+    if state is None:
+        return None
+    return dataclasses.replace(state, tensors=replicas.rows_of(state.tensors))
 
 
 def _saver(setting: Setting, replicas: Replicas) -> AsyncSaver | None:

@@ -3,7 +3,7 @@
 The train step uses it like `AdamW`. It must never know the model's structure beyond names.
 """
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 
 import torch
 from jaxtyping import Float
@@ -13,7 +13,7 @@ from torch.nn import Parameter
 from penstock.config.schema import OptimizerSection
 from penstock.errors import CheckpointError
 from penstock.training.optimizer import AdamW, make_master
-from penstock.training.parameter_groups import learning_rate_shares
+from penstock.training.parameter_groups import go_on, learning_rate_shares
 
 _COEFFICIENTS = (3.4445, -4.7750, 2.0315)
 """Quintic Newton–Schulz iteration, chosen by Jordan for the steepest slope at zero."""
@@ -29,6 +29,9 @@ class Muon:
     Source: Jordan et al., "Muon: An optimizer for hidden layers in neural networks" (2024), with
     Nesterov momentum; scaling and decoupled decay as in Liu et al., arXiv 2502.16982, equation 4.
     """
+
+    before_step: Callable[[], None] = staticmethod(go_on)
+    """Called before the state changes: a checkpoint may still be copying it."""
 
     def __init__(
         self,
@@ -88,6 +91,7 @@ class Muon:
         gradients: Sequence[Tensor] | None = None,
     ) -> None:
         """Update all parameters; see `AdamW.step`. Clipping leaves Muon's direction as it is."""
+        self.before_step()
         gradients = self.gradients() if gradients is None else gradients
         by_name = dict(zip(self._order, gradients, strict=True))
         others = [by_name[name] for name in self._adamw.names]

@@ -4,7 +4,7 @@ The train step calls `AdamW.step`; checkpoints hold `AdamW.state_tensors`. It mu
 model's structure: it sees names and parameters, nothing else.
 """
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -14,7 +14,7 @@ from torch.nn import Parameter
 from penstock.config.schema import OptimizerSection
 from penstock.errors import CheckpointError
 from penstock.parallel.replicas import local
-from penstock.training.parameter_groups import learning_rate_shares, parameter_groups
+from penstock.training.parameter_groups import go_on, learning_rate_shares, parameter_groups
 
 _GROUP_BYTES = {"cpu": 4 << 20, "cuda": 256 << 20}
 """Bound on the transient fp32 gradients of one group. On a CPU they stay in its cache: 4 MiB was
@@ -67,6 +67,9 @@ class AdamW:
     Source: Kingma & Ba, arXiv 1412.6980, algorithm 1; Loshchilov & Hutter, arXiv 1711.05101,
     algorithm 2; fp32 masters: Micikevicius et al., arXiv 1710.03740, §3.1.
     """
+
+    before_step: Callable[[], None] = staticmethod(go_on)
+    """Called before the state changes: a checkpoint may still be copying it."""
 
     def __init__(
         self,
@@ -157,6 +160,7 @@ class AdamW:
             gradients: in the order of `gradients()`; float32, or the parameter's dtype; taken
                 from there when not given.
         """
+        self.before_step()
         gradients = self.gradients() if gradients is None else gradients
         section = self._section
         scale = None

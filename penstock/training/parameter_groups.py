@@ -54,3 +54,7 @@ def learning_rate_shares(names: Iterable[str], layer_decay: float) -> dict[str, 
         below = 0 if name.startswith("head.") else count + 1
         shares[name] = layer_decay ** (count - numbers[name] if name in numbers else below)
     return shares
+
+
+def go_on() -> None:
+    """What an optimizer does before it changes its state, where nobody else reads that."""

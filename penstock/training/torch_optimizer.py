@@ -15,7 +15,7 @@ from torch.optim import Optimizer
 from penstock.config.schema import OptimizerSection
 from penstock.errors import CheckpointError
 from penstock.training.optimizer import make_master
-from penstock.training.parameter_groups import learning_rate_shares, parameter_groups
+from penstock.training.parameter_groups import go_on, learning_rate_shares, parameter_groups
 
 _KINDS: dict[str, tuple[Callable[..., Optimizer], Callable[[OptimizerSection], dict[str, Any]]]] = {
     "sgd": (torch.optim.SGD, lambda s: {"momentum": s.momentum}),
@@ -39,6 +39,9 @@ class TorchOptimizer:
     Source: torch.optim, each class by the paper it names; decoupled decay: Loshchilov & Hutter,
     arXiv 1711.05101, equation 9.
     """
+
+    before_step: Callable[[], None] = staticmethod(go_on)
+    """Called before the state changes: a checkpoint may still be copying it."""
 
     def __init__(
         self,
@@ -100,6 +103,7 @@ class TorchOptimizer:
         gradients: Sequence[Tensor] | None = None,
     ) -> None:
         """Update all parameters; see `AdamW.step`."""
+        self.before_step()
         gradients = self.gradients() if gradients is None else gradients
         if skip is not None and bool(skip):
             return

@@ -8,6 +8,7 @@ import contextlib
 import dataclasses
 import math
 from collections import deque
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -23,6 +24,7 @@ from penstock.saving import AsyncSaver
 from penstock.training.guard import Guard
 from penstock.training.metrics import MetricsLog, Throughput, peak_memory_bytes
 from penstock.training.optimizers import Optimizer
+from penstock.training.rollback import load_optimizer, roll_back
 from penstock.training.schedule import learning_rate
 from penstock.training.signals import StopSignals
 from penstock.training.step import Accumulator, StepResult, train_step
@@ -51,6 +53,8 @@ class TrainingJob:
     """FLOP/s of matrix products this device was measured at, in the compute format."""
     world: World
     replicas: Replicas
+    restore: Callable[[], CheckpointState | None]
+    """The newest checkpoint, this process's rows of it."""
     saver: AsyncSaver | None
     """None where another process saves what this one would."""
     metrics: MetricsLog | None
@@ -98,9 +102,8 @@ class Trainer:
             flops_per_token=job.flops_per_token,
             peak_flops=job.peak_flops,
         )
-        self._accumulator = Accumulator(
-            job.optimizer, needs_sums=job.replicas.needs_sums(job.accumulation)
-        )
+        needs_sums = job.replicas.needs_sums(job.accumulation)
+        self._accumulator = Accumulator(job.optimizer, needs_sums=needs_sums)
         self._z_loss = torch.tensor(job.train.z_loss, device=self.device)
         self._tokens_per_step = job.loader.batch_size * job.loader.sequence_length
         # A GPU works on the next step while the last one's figures are read.
@@ -147,6 +150,8 @@ class Trainer:
                 totals.tokens += self._tokens_per_step
                 self._pending.append((totals.step, lr, result))
                 self._read_results(self._lag)
+                if self.guard.asks_to_roll_back():
+                    roll_back(job.optimizer, job.saver, job.world, job.restore)
                 totals.seconds += self.throughput.stop(self._tokens_per_step)
                 self._log()
                 progress.advance(1, **self._fields())
@@ -277,8 +282,7 @@ class Trainer:
 
     def _resume(self, state: CheckpointState) -> None:
         """Take up a checkpoint's state."""
-        self.job.optimizer.load_state_tensors(state.tensors)
-        self.job.optimizer.steps = int(state.values["optimizer_steps"])
+        load_optimizer(self.job.optimizer, state)
         self.totals = Totals(**state.values["totals"])
         self.guard.load_state_dict(state.values["guard"])
         self._data_state = state.values.get("data", {})
