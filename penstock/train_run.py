@@ -253,6 +253,7 @@ def _results(setting: Setting, trainer: Trainer, *, compiled: bool) -> dict[str,
         "data": {
             "waiting": trainer.throughput.waiting_share,
             "samples": setting.loader.samples.drawn(totals.position),
+            "left_out": setting.loader.samples.left_out(),
         },
         "skipped_steps": trainer.guard.skipped,
         "memory_bytes": peak_memory_bytes(trainer.device),
