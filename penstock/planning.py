@@ -191,25 +191,59 @@ def require_here(config: Config, plan: Plan, processes: int = 1) -> None:
             where="plan.target",
             do="leave plan.target out to train; `penstock plan` plans for any machine",
         )
-    if plan.stages > 1:
+    needed = plan.replicas * plan.stages
+    if needed != processes:
+        of = f" of {plan.stages} stages" if plan.stages > 1 else ""
         raise ConfigError(
-            f"the plan is for {plan.stages} stages, training has no pipeline so far",
-            where="plan.stages",
-            do="leave it out to train; `penstock plan` plans for any number",
-        )
-    if plan.replicas != processes:
-        raise ConfigError(
-            f"the plan is for {plan.replicas} replicas, the job has "
+            f"the plan is for {plan.replicas} replicas{of}, the job has "
             f"{processes} {'process' if processes == 1 else 'processes'}",
-            where="plan.replicas",
-            do=f"start it with --processes {plan.replicas}, or change plan.replicas",
+            where="plan.stages" if plan.stages > 1 else "plan.replicas",
+            do=f"start it with --processes {needed}, or change plan.replicas",
         )
+    _require_stages_here(config, plan)
     if plan.shard != "none" and config.optimizer.name != "adamw":
         raise ConfigError(
             f"optimizer.name={config.optimizer.name} needs whole matrices, "
             f"plan.shard={plan.shard} divides them",
             where="plan.shard",
             do="use plan.shard=none, or optimizer.name=adamw",
+        )
+
+
+def _require_stages_here(config: Config, plan: Plan) -> None:
+    """Refuse what does not go with a pipeline, or with its schedule."""
+    if plan.stages == 1:
+        return
+    schedule, count = plan.schedule, plan.accumulation
+    shortest = min(plan.layers_per_stage)
+    asked: dict[str, tuple[bool, str]] = {
+        "plan.shard": (plan.shard != "none", "replicas of a pipeline hold their stages whole"),
+        "lora": (plan.architecture.adapter is not None, "adapters train in whole models"),
+        "train.freeze": (bool(config.train.freeze), "stages train all they hold"),
+        "optimizer.layer_decay": (
+            config.optimizer.layer_decay != 1.0,
+            "a stage does not know its depth in the model",
+        ),
+        "batch.size": (
+            schedule == "1f1b" and count < plan.stages,
+            f"1f1b needs {plan.stages} micro-batches or more, a step has {count}",
+        ),
+        "plan.layers_per_stage": (
+            schedule == "interleaved" and shortest < 2,
+            f"interleaved needs two blocks on every stage, one has {shortest}",
+        ),
+        "compile.mode": (
+            schedule == "zero-bubble" and config.compile.mode != "off",
+            "kernels give both gradients at once, plan.schedule=zero-bubble wants them apart",
+        ),
+    }
+    for key in (key for key, (is_asked, _) in asked.items() if is_asked):
+        raise ConfigError(
+            f"{key} does not go with plan.stages={plan.stages}: {asked[key][1]}",
+            where=key,
+            do="set compile.mode=off, or another plan.schedule"
+            if key == "compile.mode"
+            else "change it, or leave plan.stages out",
         )
 
 

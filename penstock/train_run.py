@@ -24,14 +24,11 @@ from penstock.files import atomic_write, canonical_json
 from penstock.hardware.process import loaded_openmp
 from penstock.models.families import hf_config
 from penstock.parallel.environment import find_place, inherited_origins
-from penstock.parallel.parts import Part
-from penstock.parallel.replicas import Replicas
 from penstock.parallel.world import World
 from penstock.report.summary import RunSummary, environment
-from penstock.saving import AsyncSaver
+from penstock.train_parts import divide
 from penstock.train_setting import Setting, objective, require_same, settle
 from penstock.training.metrics import MetricsLog, peak_memory_bytes
-from penstock.training.optimizers import make_optimizer
 from penstock.training.trainer import Trainer, TrainingJob
 from penstock.training.validation import Validation
 
@@ -125,12 +122,9 @@ def _job(
     c, chosen, world = setting.config, setting.plan, setting.world
     model, masters = jobs.new_model(c, chosen, kernels)
     speeds = measured_speeds(chosen.device)
-    replicas = Replicas(model, world, chosen.shard)
+    parts = divide(setting, model, masters)
     return TrainingJob(
-        model=model,
-        optimizer=make_optimizer(
-            model.named_parameters(), c.optimizer, masters=replicas.rows_of(masters)
-        ),
+        **parts._asdict(),
         loader=setting.loader,
         validation=_validation(setting),
         train=c.train,
@@ -139,25 +133,13 @@ def _job(
         lr=c.optimizer.lr,
         seed=c.seed,
         total_steps=setting.total_steps,
-        accumulation=chosen.accumulation,
         flops_per_token=chosen.flops_per_token,
         peak_flops=(speeds.bf16_flops if chosen.compute == "bf16" else speeds.fp32_flops)
         * (world.place.hosts if chosen.device == "cpu" else world.size),
         world=world,
-        replicas=replicas,
-        saver=_saver(setting, replicas),
         metrics=_metrics(setting, resume) if world.is_first else None,
         identity=setting.identity,
     )
-
-
-def _saver(setting: Setting, replicas: Replicas) -> AsyncSaver | None:
-    """What writes checkpoints here: all of each, this process's part, or nothing."""
-    world, folder = setting.world, setting.run.checkpoints
-    if not replicas.is_divided:
-        return AsyncSaver(folder, setting.config.checkpoint.keep) if world.is_first else None
-    part = Part(world.rank, world.size, world.token, setting.config.launch.timeout_seconds)
-    return AsyncSaver(folder, setting.config.checkpoint.keep, part)
 
 
 def _metrics(setting: Setting, resume: CheckpointState | None) -> MetricsLog:

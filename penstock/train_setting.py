@@ -22,6 +22,7 @@ from penstock.data.objective import Objective, objective_for
 from penstock.data.training_data import TrainingData
 from penstock.errors import ConfigError
 from penstock.files import canonical_json
+from penstock.parallel.mesh import coordinates
 from penstock.parallel.world import World
 from penstock.training.run_folder import RunFolder
 from penstock.training.schedule import check_schedule
@@ -77,7 +78,7 @@ def settle(config: Config, world: World) -> Setting:
         batch_size=chosen.size,
         micro=chosen.micro,
         objective=objective(config, chosen, data),
-        share=(world.rank, world.size),
+        share=(coordinates(world.place, chosen.stages)[0], chosen.replicas),
     )
     total_steps = _total_steps(config, loader)
     _check_patience(config)

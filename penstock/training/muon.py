@@ -64,6 +64,11 @@ class Muon:
         """Go on after `value` updates."""
         self._adamw.steps = value
 
+    @property
+    def names(self) -> list[str]:
+        """Names of the trainable parameters, in the order of `gradients`."""
+        return self._order
+
     def gradients(self) -> list[Tensor]:
         """The gradients that `step` will use, in its order.
 
