@@ -127,9 +127,13 @@ def _subject(config: Config, dataset: Dataset | None) -> tuple[Subject, Plan]:
         exact = config.precision.model_copy(update={"compute": config.precision.compute or "fp32"})
         config = config.model_copy(update={"precision": exact})
         plan = planning.plan_of(config, dataset)
+        if dataset is not None:
+            planning.require_tokenizer_of_model(config, dataset)
         model, _ = jobs.new_model(config, plan, None)
         folder = config.tokenizer.from_ or model_folder(source)
-        tokenizer = Tokenizer.load(folder) if dataset is None else dataset.tokenizer()
+        tokenizer = (
+            Tokenizer.load(folder, config.tokenizer.bos) if dataset is None else dataset.tokenizer()
+        )
         length, rows = plan.sequence_length, None
     else:
         loaded = runs.load_run(config)

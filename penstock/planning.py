@@ -14,9 +14,10 @@ from penstock.compiler.probe import detected_target
 from penstock.config.schema import Config
 from penstock.data.dataset import MANIFEST, Dataset
 from penstock.data.training_data import TrainingData
-from penstock.errors import ConfigError, DoesNotFitError
+from penstock.errors import ConfigError, DataError, DoesNotFitError
 from penstock.hardware.detect import free_memory_bytes, gpus
 from penstock.hardware.target import Target, load_target
+from penstock.models.hub import model_folder
 from penstock.models.lora import adapted
 from penstock.models.parameters import count_frozen
 from penstock.models.resolve import resolve_architecture
@@ -180,6 +181,29 @@ def with_replicas(config: Config, processes: int) -> Config:
     stages = len(config.plan.layers_per_stage or ()) or config.plan.stages or 1
     plan = config.plan.model_copy(update={"replicas": max(1, processes // stages)})
     return config.model_copy(update={"plan": plan})
+
+
+def require_tokenizer_of_model(config: Config, data: TrainingData) -> None:
+    """Refuse data of another tokenizer than the one that lies beside the weights of `model.from`.
+
+    Nothing is compared where there is none, or where the user names a tokenizer.
+    """
+    if config.model.from_ is None or config.tokenizer.from_ is not None:
+        return
+    from penstock.data.tokenizer import Tokenizer  # noqa: PLC0415 - not where plans are made
+
+    try:
+        own = Tokenizer.load(model_folder(config.model.from_))
+    except DataError:
+        return
+    found = own.contradiction(data.tokenizer())
+    if found is not None:
+        raise DataError(
+            f"{data.path} was made with another tokenizer than {config.model.from_} has: {found}",
+            where="data.path",
+            do=f"prepare the data with tokenizer.from={config.model.from_}, "
+            "or name the data's own as tokenizer.from to use it all the same",
+        )
 
 
 def require_here(config: Config, plan: Plan, processes: int = 1) -> None:

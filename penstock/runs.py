@@ -134,6 +134,7 @@ def write_weights_of(loaded: LoadedRun, folder: Path) -> None:
         architecture,
         tokenizer=loaded.folder.tokenizer.read_text(encoding="utf-8"),
         end_of_text=tokenizer.end_of_text,
+        begin=tokenizer.begin,
         special_tokens=tokenizer.special_tokens,
     )
 
@@ -266,7 +267,7 @@ def open_engine(config: Config) -> Engine:
     else:
         folder = model_folder(config.model.from_)
         model = _outside_model(config, compute).to(device)
-        tokenizer = Tokenizer.load(config.tokenizer.from_ or folder)
+        tokenizer = Tokenizer.load(config.tokenizer.from_ or folder, config.tokenizer.bos)
     require_causal(model.architecture)
     if executable is None:
         if config.precision.weights == "int8":

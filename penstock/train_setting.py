@@ -69,6 +69,7 @@ def settle(config: Config, world: World) -> Setting:
         config = planning.follow_executable(config, executable.plan)
     data = planning.open_training_data(config)
     chosen = planning.plan_of(config, data)
+    planning.require_tokenizer_of_model(config, data)
     planning.require_here(config, chosen, world.size)
     planning.require_fit(chosen)
     loader = Loader(

@@ -72,6 +72,9 @@ class TokenizerSection(Section):
     models need; or BERT's word pieces in lower case."""
     vocab_size: int = Field(default=8192, ge=257)
     """Vocabulary to train, in tokens, the end-of-text token included."""
+    bos: bool | None = None
+    """Whether a token (Llama's <s>) begins every document and prompt; as the tokenizer's own
+    settings have it when not given."""
 
 
 class DataSection(Section):

@@ -215,4 +215,4 @@ def open_stream(
         raise DataError("the source has no text", where="source", do="check source.path")
     shards = make_shards(files, source, _SHARD_BYTES, Path())
     chat = ChatTemplate.find(tokenizer.from_)
-    return TextStream(source, data, Tokenizer.load(tokenizer.from_), chat, shards)
+    return TextStream(source, data, Tokenizer.load(tokenizer.from_, tokenizer.bos), chat, shards)

@@ -16,7 +16,7 @@ from torch import Tensor
 from penstock.errors import CheckpointError
 from penstock.files import atomic_write, replacing
 from penstock.models.architecture import Architecture
-from penstock.models.families import FAMILIES
+from penstock.models.families import FAMILIES, hf_config
 from penstock.models.stored import Stored
 from penstock.models.transformer import Transformer
 from penstock.models.weight_files import SAFE_NAME, WeightFiles
@@ -92,6 +92,7 @@ def save_weights(
     *,
     tokenizer: str | None,
     end_of_text: int | None,
+    begin: int | None = None,
     special_tokens: Mapping[str, str] | None = None,
 ) -> None:
     """Write config.json, model.safetensors and the tokenizer, as `transformers` loads them.
@@ -107,9 +108,10 @@ def save_weights(
         tensors |= {name: part.contiguous().clone() for name, part in parts.items()}
     with replacing(folder / SAFE_NAME) as temporary:
         safetensors.torch.save_file(tensors, temporary, metadata={"format": "pt"})
-    config = family.to_hf_config(architecture, end_of_text)
+    config = hf_config(architecture, end_of_text, begin)
     if architecture.is_causal:
-        generation = {"bos_token_id": end_of_text, "eos_token_id": end_of_text}
+        first = end_of_text if begin is None else begin
+        generation = {"bos_token_id": first, "eos_token_id": end_of_text}
         atomic_write(folder / "generation_config.json", json.dumps(generation, indent=2))
     if tokenizer is not None:
         atomic_write(folder / "tokenizer.json", tokenizer)

@@ -123,7 +123,8 @@ def peft_config(architecture: Architecture, base: str | None) -> dict[str, Any]:
         short = sorted(paths)
     return {
         "peft_type": "LORA",
-        "task_type": "CAUSAL_LM",
+        # PEFT has no task of its own for masked models: without one it wraps any model as it is.
+        "task_type": "CAUSAL_LM" if architecture.is_causal else None,
         "base_model_name_or_path": base,
         "r": adapter.rank,
         "lora_alpha": adapter.alpha,
