@@ -17,6 +17,7 @@ from penstock.data.training_data import TrainingData
 from penstock.errors import ConfigError, DataError, DoesNotFitError
 from penstock.hardware.detect import free_memory_bytes, gpus
 from penstock.hardware.target import Target, load_target
+from penstock.models.adapter import held_base
 from penstock.models.hub import model_folder
 from penstock.models.lora import adapted
 from penstock.models.parameters import count_frozen
@@ -129,7 +130,9 @@ def plan_of(config: Config, dataset: TrainingData | None, mode: str = "train") -
         optimizer=config.optimizer.name,
         saves=mode == "train" and config.checkpoint.every is not None,
         resumes=mode == "train" and _has_checkpoint(config),
-        compiled=config.compile.mode != "off" and architecture.generic is None,
+        compiled=config.compile.mode != "off"
+        and architecture.generic is None
+        and held_base(architecture.adapter) is None,
         frozen=count_frozen(architecture, config.train.freeze),
         attention=config.data.attention if run is None else run.attention,
     )
@@ -227,6 +230,12 @@ def require_here(config: Config, plan: Plan, processes: int = 1) -> None:
             f"{processes} {'process' if processes == 1 else 'processes'}",
             where="plan.replicas",
             do=f"start it with --processes {plan.replicas}, or change plan.replicas",
+        )
+    if plan.shard != "none" and held_base(plan.architecture.adapter):
+        raise ConfigError(
+            f"plan.shard={plan.shard} divides weights that are numbers, not lora.base's bits",
+            where="lora.base",
+            do="leave it out, or use plan.shard=none",
         )
     if plan.shard != "none" and config.optimizer.name != "adamw":
         raise ConfigError(

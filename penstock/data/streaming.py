@@ -39,6 +39,7 @@ class HeldOutRows:
 
     name: str
     rows: Sequence[Row]
+    packing: str
 
     @property
     def token_count(self) -> int:
@@ -142,7 +143,11 @@ class TextStream:
         if not rows:
             get_console().warning(f"split {split} of the stream is too small: no validation")
             return []
-        return [HeldOut("", 1.0, SplitSamples(HeldOutRows(split, rows), sequence_length))]
+        return [
+            HeldOut(
+                "", 1.0, SplitSamples(HeldOutRows(split, rows, self.data.packing), sequence_length)
+            )
+        ]
 
     def announce(self, split: str, sequence_length: int) -> None:
         """How much text there is."""

@@ -15,8 +15,10 @@ from torch import Tensor
 
 from penstock.errors import CheckpointError
 from penstock.files import atomic_write, replacing
+from penstock.models.adapter import held_base
 from penstock.models.architecture import Architecture
 from penstock.models.families import FAMILIES, hf_config
+from penstock.models.frozen_base import HeldLinear, make_held
 from penstock.models.stored import Stored
 from penstock.models.transformer import Transformer
 from penstock.models.weight_files import SAFE_NAME, WeightFiles
@@ -35,13 +37,16 @@ def load_model(
     folder: Path, architecture: Architecture, device: str, dtype: torch.dtype
 ) -> Transformer:
     """A model with the weights of FOLDER: each goes from its file straight to its place, so that
-    the most memory in use is little over the weights' own.
+    the most memory in use is little over the weights' own, also where adapters have them held in
+    few bits.
 
     Raises:
         CheckpointError: as `load_weights`.
     """
     with torch.device("meta"):
         model = Transformer(architecture)
+    base = held_base(architecture.adapter)
+    held = {} if base is None else make_held(model, base)
     for module in model.modules():
         for name, parameter in list(module.named_parameters(recurse=False)):
             # Not `to_empty`: it loads 480 modules (23 MiB, torch 2.13).
@@ -49,13 +54,16 @@ def load_model(
             setattr(module, name, torch.nn.Parameter(place))
     if architecture.tie_embeddings:
         model.head.projection.weight = model.embed.tokens.weight
-    load_weights(folder, model)
+    load_weights(folder, model, held)
     return model
 
 
 @torch.no_grad()
-def load_weights(folder: Path, model: Transformer) -> None:
-    """Fill `model` from FOLDER/model.safetensors or pytorch_model.bin, sharded or not.
+def load_weights(
+    folder: Path, model: Transformer, held: Mapping[str, HeldLinear] | None = None
+) -> None:
+    """Fill `model` from FOLDER/model.safetensors or pytorch_model.bin, sharded or not; `held`: the
+    layers whose weights, by name, are packed as they come.
 
     One tensor at a time is read from safetensors, so that no second copy of the weights exists.
 
@@ -66,20 +74,31 @@ def load_weights(folder: Path, model: Transformer) -> None:
     family = FAMILIES[architecture.family]
     files = WeightFiles(folder)
     stored = {_full_name(name, family.PREFIX, family.RENAMED): name for name in files.names()}
+    held = held or {}
     own = dict(model.named_parameters())
     places = family.hf_names(architecture)
     targets = {
         ours: own[ours][: architecture.vocab_size] if ours in _VOCABULARY else own[ours]
         for ours in places
+        if ours not in held
     }
     wanted: dict[str, list[int]] = {}
     for ours, place in places.items():
-        shapes = _stored_shapes(place, targets[ours].shape)
+        layer = held.get(ours)
+        shape = (
+            targets[ours].shape
+            if layer is None
+            else torch.Size((layer.out_features, layer.in_features))
+        )
+        shapes = _stored_shapes(place, shape)
         wanted |= dict(zip(place.names, shapes, strict=True))
     _require_fit(folder, files, stored, wanted, architecture)
     for ours, place in places.items():
         parts = [files.read(stored[name]) for name in place.names]
-        targets[ours].copy_(from_stored(place, parts))
+        if ours in held:
+            held[ours].fill(from_stored(place, parts))
+        else:
+            targets[ours].copy_(from_stored(place, parts))
     for name in _VOCABULARY:
         if name in own:
             own[name][architecture.vocab_size :] = 0
