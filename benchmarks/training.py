@@ -1,25 +1,31 @@
-"""Whole training steps of GPT-2 124M, 4 × 512 tokens: Penstock against `transformers` Trainer.
+"""Whole training steps of GPT-2 124M, 4 × 512 tokens: Penstock against its peers.
 
-Every contender runs in a process of its own, as its users run it; rounds are interleaved and the
-medians compared. Prints a table and writes build/benchmarks/training.json.
+Peers are `transformers` Trainer, in float32 (its default) and in bf16; a model of `transformers`
+compiled whole by `torch.compile` in a bf16 autocast loop; and a plain PyTorch loop in the manner of
+nanoGPT (`plain_gpt.py`). Every contender runs in a process of its own, as its users run it; rounds
+are interleaved and the medians compared. Prints a table and writes build/benchmarks/training.json
+after each run.
 
-    make bench                     three rounds
-    python benchmarks/training.py --rounds 1 --steps 6
+    make bench                                  five rounds of all
+    python benchmarks/training.py --rounds 1 --steps 6 --contenders "penstock bf16" "plain bf16"
+    python benchmarks/training.py --resume      go on where a run was stopped
 """
 
 import argparse
 import json
+import os
 import resource
 import statistics
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
 FOLDER = ROOT / "build" / "benchmarks"
 MICRO, LENGTH, WARMUP = 4, 512, 2
-CONTENDERS = ("penstock bf16", "trainer fp32", "trainer bf16")
+OURS = "penstock bf16"
 
 
 def penstock_bf16(steps: int) -> dict:
@@ -52,11 +58,10 @@ def penstock_bf16(steps: int) -> dict:
     }
 
 
-def trainer(steps: int, *, bf16: bool) -> dict:
-    """`transformers.Trainer` with its defaults, on the same tokens."""
+def blocks():
+    """The tokens Penstock trains on, cut into blocks, as a dataset of torch."""
     import numpy as np
     import torch
-    import transformers
 
     tokens = np.fromfile(FOLDER / "dataset" / "train.bin", np.uint16).astype(np.int64)
 
@@ -68,11 +73,35 @@ def trainer(steps: int, *, bf16: bool) -> dict:
             block = torch.from_numpy(tokens[index * LENGTH : (index + 1) * LENGTH])
             return {"input_ids": block, "labels": block}
 
+    return Blocks()
+
+
+def figures(ends: list[float]) -> dict:
+    """Speed between the warm-up's end and the last step's, and this process's peak memory."""
+    seconds = (ends[-1] - ends[WARMUP - 1]) / (len(ends) - WARMUP)
+    return {
+        "tokens_per_second": MICRO * LENGTH / seconds,
+        "memory_bytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
+    }
+
+
+def gpt2_of_transformers():
+    """GPT-2 124M without dropout."""
+    import transformers
+
+    config = transformers.GPT2Config(attn_pdrop=0.0, embd_pdrop=0.0, resid_pdrop=0.0)
+    return transformers.GPT2LMHeadModel(config)
+
+
+def trainer(steps: int, *, bf16: bool) -> dict:
+    """`transformers.Trainer` with its defaults, on the same tokens."""
+    import transformers
+
     class Clock(transformers.TrainerCallback):
-        times: list[float] = []
+        ends: list[float] = []
 
         def on_step_end(self, *arguments: object, **more: object) -> None:
-            self.times.append(time.perf_counter())
+            self.ends.append(time.perf_counter())
 
     arguments = transformers.TrainingArguments(
         output_dir=str(FOLDER / "trainer"),
@@ -84,15 +113,47 @@ def trainer(steps: int, *, bf16: bool) -> dict:
         report_to=[],
         disable_tqdm=True,
     )
-    config = transformers.GPT2Config(attn_pdrop=0.0, embd_pdrop=0.0, resid_pdrop=0.0)
-    model = transformers.GPT2LMHeadModel(config)
-    clock = Clock()
-    transformers.Trainer(model, arguments, train_dataset=Blocks(), callbacks=[clock]).train()
-    seconds = (clock.times[-1] - clock.times[WARMUP - 1]) / (steps - WARMUP)
-    return {
-        "tokens_per_second": MICRO * LENGTH / seconds,
-        "memory_bytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
-    }
+    model, clock = gpt2_of_transformers(), Clock()
+    transformers.Trainer(model, arguments, train_dataset=blocks(), callbacks=[clock]).train()
+    return figures(clock.ends)
+
+
+def loop(steps: int, *, compiled: bool) -> dict:
+    """A bf16 autocast loop with fused AdamW and clipping: over a model of `transformers` that
+    torch.compile has compiled whole, or over the plain one.
+    """
+    # What the first round compiles is kept for the later ones; it is not part of what is timed.
+    os.environ["TORCHINDUCTOR_CACHE_DIR"] = str(FOLDER / "inductor")
+    import torch
+    from plain_gpt import PlainGPT, optimizer_for
+
+    model = gpt2_of_transformers() if compiled else PlainGPT()
+    optimizer = optimizer_for(model)
+    call = torch.compile(model) if compiled else model
+    batches = iter(torch.utils.data.DataLoader(blocks(), batch_size=MICRO, shuffle=True))
+    ends: list[float] = []
+    for _ in range(steps):
+        batch = next(batches)
+        with torch.autocast("cpu", torch.bfloat16):
+            if compiled:
+                loss = call(batch["input_ids"], labels=batch["labels"]).loss
+            else:
+                loss = call(batch["input_ids"], batch["labels"].roll(-1, 1))
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
+        ends.append(time.perf_counter())
+    return figures(ends)
+
+
+CONTENDERS: dict[str, Callable[[int], dict]] = {
+    OURS: penstock_bf16,
+    "trainer fp32": lambda steps: trainer(steps, bf16=False),
+    "trainer bf16": lambda steps: trainer(steps, bf16=True),
+    "compiled bf16": lambda steps: loop(steps, compiled=True),
+    "plain bf16": lambda steps: loop(steps, compiled=False),
+}
 
 
 def prepare() -> None:
@@ -125,41 +186,59 @@ def run_apart(name: str, steps: int) -> dict:
     return json.loads(output.stdout.splitlines()[-1])
 
 
+def show(results: dict[str, list[dict]]) -> dict[str, dict]:
+    """Print the table; the medians it is made of, by contender."""
+    medians = {
+        name: {key: statistics.median(run[key] for run in runs) for key in runs[0]}
+        for name, runs in results.items()
+        if runs
+    }
+    ours = medians.get(OURS)
+    print("\n| contender | runs | tokens/s | ours is | peak memory | ours is |")
+    print("|---|---|---|---|---|---|")
+    for name, found in medians.items():
+        speed, memory = (
+            f"{ours[key] / found[key]:.2f}×" if ours else ""
+            for key in ("tokens_per_second", "memory_bytes")
+        )
+        print(
+            f"| {name} | {len(results[name])} | {found['tokens_per_second']:,.0f} | {speed} | "
+            f"{found['memory_bytes'] / 2**30:.2f} GiB | {memory} |"
+        )
+    if ours:
+        print(f"\nshare of the measured bf16 peak: {ours['share_of_bf16_peak']:.0%}")
+    return medians
+
+
 def main() -> None:
-    parser = argparse.ArgumentParser()
-    parser.add_argument("--one")
-    parser.add_argument("--steps", type=int, default=8)
-    parser.add_argument("--rounds", type=int, default=3)
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--one", choices=CONTENDERS, help="run this contender here, once")
+    parser.add_argument("--steps", type=int, default=7, help="of which two are left out")
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--contenders", nargs="+", choices=CONTENDERS, default=list(CONTENDERS))
+    parser.add_argument("--resume", action="store_true", help="keep the runs there are already")
     options = parser.parse_args()
-    if options.one == "penstock bf16":
-        print(json.dumps(penstock_bf16(options.steps)))
-        return
+    if options.steps <= WARMUP:
+        parser.error(f"--steps must be more than the {WARMUP} left out")
     if options.one:
-        print(json.dumps(trainer(options.steps, bf16=options.one.endswith("bf16"))))
+        print(json.dumps(CONTENDERS[options.one](options.steps)))
         return
-    prepare()
-    results: dict[str, list[dict]] = {name: [] for name in CONTENDERS}
+    path = FOLDER / "training.json"
+    results: dict[str, list[dict]] = {name: [] for name in options.contenders}
+    if options.resume and path.exists():
+        results |= json.loads(path.read_text())["runs"]
+    else:
+        prepare()
     for number in range(options.rounds):
-        for name in CONTENDERS:
+        for name in options.contenders:
+            if len(results[name]) > number:
+                continue
             results[name].append(run_apart(name, options.steps))
             print(f"round {number + 1}: {name}: {results[name][-1]}", flush=True)
-    medians = {
-        name: {k: statistics.median(run[k] for run in runs) for k in runs[0]}
-        for name, runs in results.items()
-    }
-    ours = medians["penstock bf16"]
-    print("\n| contender | tokens/s | ours is | peak memory | ours is |\n|---|---|---|---|---|")
-    for name, figures in medians.items():
-        speed = ours["tokens_per_second"] / figures["tokens_per_second"]
-        memory = ours["memory_bytes"] / figures["memory_bytes"]
-        print(
-            f"| {name} | {figures['tokens_per_second']:,.0f} | {speed:.2f}× | "
-            f"{figures['memory_bytes'] / 2**30:.2f} GiB | {memory:.2f}× |"
-        )
-    print(f"\nshare of the measured bf16 peak: {ours['share_of_bf16_peak']:.0%}")
-    (FOLDER / "training.json").write_text(
-        json.dumps({"medians": medians, "runs": results}, indent=1)
-    )
+            path.write_text(json.dumps({"steps": options.steps, "runs": results}, indent=1))
+    medians = show(results)
+    value = {"steps": options.steps, "medians": medians, "runs": results}
+    path.write_text(json.dumps(value, indent=1))
 
 
 if __name__ == "__main__":

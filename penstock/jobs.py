@@ -27,7 +27,7 @@ from penstock.models.architecture import Architecture
 from penstock.models.frozen_base import hold
 from penstock.models.hub import model_folder
 from penstock.models.huggingface import load_model
-from penstock.models.initialization import initial_adapter, initialize
+from penstock.models.initialization import initial_adapter, initialize, unfilled
 from penstock.models.parameters import frozen_names
 from penstock.models.peft_format import read_adapter
 from penstock.models.projection import is_trained
@@ -147,7 +147,7 @@ def base_model(
         if architecture.generic is not None:
             return _generic().load(folder, architecture, dtype)
         return load_model(folder, architecture, "cpu", dtype)
-    model = Transformer(architecture)
+    model = unfilled(architecture, "cpu", torch.float32)
     initialize(model, seed)
     model.to(dtype)
     base = held_base(architecture.adapter)

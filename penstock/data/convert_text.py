@@ -79,4 +79,4 @@ class _Tokenized:
         texts = self._source.texts()
         while batch := list(itertools.islice(texts, _BATCH_TEXTS)):
             for ids in self._tokenizer.encode_batch(batch):
-                yield TokenSequence(np.array([*ids, self._tokenizer.end_of_text], np.int32))
+                yield TokenSequence(np.append(ids, np.int32(self._tokenizer.end_of_text)))

@@ -7,6 +7,7 @@ It must never read or write a file.
 from collections.abc import Iterator, Sequence
 
 import numpy as np
+from numpy.typing import NDArray
 
 from penstock.config.data import SourceSection
 from penstock.data.articles import ArticleRules, article_texts, tokenize_article
@@ -65,11 +66,11 @@ class Encoder:
         return [self._sequences(piece, ids, tally) for piece in pieces]
 
     def _sequences(
-        self, piece: Piece, ids: Iterator[list[int]], tally: Tally
+        self, piece: Piece, ids: Iterator[NDArray[np.int32]], tally: Tally
     ) -> list[TokenSequence]:
         end, begin = self.tokenizer.end_of_text, self.tokenizer.begin
         if piece.pairs:
-            made = tokenize_article(piece.pairs, lambda text: next(ids), end, self._rules)
+            made = tokenize_article(piece.pairs, lambda text: next(ids).tolist(), end, self._rules)
             found = [sequence for sequence in made if len(sequence.tokens)]
             return [
                 sequence if begin is None or number else begun(sequence, begin)
@@ -77,12 +78,10 @@ class Encoder:
             ]
         if piece.messages:
             return self._chat_sequences(piece, tally)
-        tokens = next(ids)
-        if piece.begins and begin is not None:
-            tokens.insert(0, begin)
-        if piece.ends:
-            tokens.append(end)
-        return [TokenSequence(np.array(tokens, np.int32))]
+        before = [begin] if piece.begins and begin is not None else []
+        after = [end] if piece.ends else []
+        parts = (np.array(before, np.int32), next(ids), np.array(after, np.int32))
+        return [TokenSequence(np.concatenate(parts))]
 
     def _chat_sequences(self, piece: Piece, tally: Tally) -> list[TokenSequence]:
         if self._chat is None:

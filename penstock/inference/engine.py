@@ -16,7 +16,7 @@ from penstock.console import Console
 from penstock.data.tokenizer import Tokenizer
 from penstock.errors import CheckpointError, UserError
 from penstock.inference.decoding import Decoder, EagerDecoder
-from penstock.inference.sampling import next_token, row_generator
+from penstock.inference.sampling import is_greedy, next_token, row_generator
 from penstock.models.transformer import Transformer
 
 _INCOMPLETE = "\ufffd"
@@ -151,9 +151,15 @@ class Engine:
         for _ in range(section.tokens):
             logits = self._decoder.extend(tokens).cpu()
             _require_numbers(logits)
-            for row, row_logits in zip(rows, logits, strict=True):
-                if row.stopped is None:
-                    self._take(row, row_logits, section)
+            likeliest = logits.argmax(-1).tolist() if is_greedy(section) else None
+            for i, row in enumerate(rows):
+                if row.stopped is not None:
+                    continue
+                if likeliest is not None:
+                    token = likeliest[i]
+                else:
+                    token = next_token(logits[i], torch.tensor(row.ids), section, row.generator)
+                self._take(row, token, section)
             if on_text is not None:
                 _show(rows[0], section, on_text)
             if all(row.stopped for row in rows):
@@ -165,9 +171,8 @@ class Engine:
         if on_text is not None:
             _show(rows[0], section, on_text)
 
-    def _take(self, row: _Row, logits: Tensor, section: GenerateSection) -> None:
-        """Choose a row's next token and see whether it ends there."""
-        token = next_token(logits, torch.tensor(row.ids), section, row.generator)
+    def _take(self, row: _Row, token: int, section: GenerateSection) -> None:
+        """Add a row's next token and see whether it ends there."""
         if token == self._tokenizer.end_of_text:
             row.stopped = "end of text"
             return
@@ -198,7 +203,8 @@ def is_text(prompt: str) -> bool:
 
 def _require_numbers(logits: Tensor) -> None:
     """Refuse to choose from values that mean nothing."""
-    if not logits.isfinite().all():
+    # The sum first: it takes a tenth of the time. Finite values may overflow it.
+    if not logits.sum().isfinite() and not logits.isfinite().all():
         raise CheckpointError(
             "the model computes values that are not numbers: its weights are damaged, or its "
             "training diverged",

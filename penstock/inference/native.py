@@ -56,14 +56,20 @@ class NativeDecoder:
     def begin(self, padding: Int[Tensor, " B"], capacity: int) -> None:
         """See `Decoder.begin`; room is always for the longest text."""
         self._padding = padding
+        self._most_padding = int(padding.max())
         self._start = 0
 
     @torch.no_grad()
     def extend(self, tokens: Int[Tensor, "B T"]) -> Float[Tensor, "B V"]:
         """See `Decoder.extend`. Padding is left out; a row of nothing else gets zeros."""
         given, count = tokens.shape
-        positions = torch.arange(self._start, self._start + count) - self._padding.unsqueeze(1)
-        self._start += count
+        start, self._start = self._start, self._start + count
+        if count == 1 and start >= self._most_padding:  # every row has one new token: its last
+            every = torch.arange(given)
+            logits = torch.empty(given, self._vocab_size)
+            self._run(tokens[:, 0], every, start - self._padding, every, logits)
+            return logits
+        positions = torch.arange(start, self._start) - self._padding.unsqueeze(1)
         texts, columns = (positions >= 0).nonzero(as_tuple=True)
         chosen, positions = tokens[texts, columns], positions[texts, columns]
         logits = torch.zeros(given, self._vocab_size)

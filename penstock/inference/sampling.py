@@ -18,6 +18,11 @@ def row_generator(seed: int, prompt: int) -> torch.Generator:
     return torch.Generator().manual_seed(int.from_bytes(digest[:8], "little") >> 1)
 
 
+def is_greedy(section: GenerateSection) -> bool:
+    """Whether the next token is always that of the largest logit, whatever came before."""
+    return section.temperature == 0 and section.repetition_penalty == 1.0
+
+
 def next_token(
     logits: Float[Tensor, " V"],
     seen: Int[Tensor, " n"],
@@ -26,8 +31,6 @@ def next_token(
 ) -> int:
     """Choose a token from finite logits (V,) float32; seen (n,) int64 are the tokens so far."""
     # In float64, and with the largest logit at 0, no temperature and no penalty overflows to NaN.
-    if section.temperature == 0 and section.repetition_penalty == 1.0:
-        return int(logits.argmax())
     logits = penalize(logits.double(), seen, section.repetition_penalty)
     if section.temperature == 0:
         return int(logits.argmax())

@@ -19,6 +19,7 @@ from penstock.models.adapter import held_base
 from penstock.models.architecture import Architecture
 from penstock.models.families import FAMILIES, hf_config
 from penstock.models.frozen_base import HeldLinear, make_held
+from penstock.models.initialization import unfilled
 from penstock.models.stored import Stored
 from penstock.models.transformer import Transformer
 from penstock.models.weight_files import SAFE_NAME, WeightFiles
@@ -43,17 +44,9 @@ def load_model(
     Raises:
         CheckpointError: as `load_weights`.
     """
-    with torch.device("meta"):
-        model = Transformer(architecture)
+    model = unfilled(architecture, device, dtype)
     base = held_base(architecture.adapter)
     held = {} if base is None else make_held(model, base)
-    for module in model.modules():
-        for name, parameter in list(module.named_parameters(recurse=False)):
-            # Not `to_empty`: it loads 480 modules (23 MiB, torch 2.13).
-            place = torch.empty(parameter.shape, dtype=dtype, device=device)
-            setattr(module, name, torch.nn.Parameter(place))
-    if architecture.tie_embeddings:
-        model.head.projection.weight = model.embed.tokens.weight
     load_weights(folder, model, held)
     return model
 

@@ -6,14 +6,16 @@ import json
 import platform
 import sys
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from penstock.console import Console
 from penstock.errors import CheckpointError
 from penstock.files import atomic_write
 from penstock.hardware.detect import gpus, memory_bytes, processor_name, usable_cores
 from penstock.hardware.process import process_report
-from penstock.report.page import ReportFiles
+
+if TYPE_CHECKING:
+    from penstock.report.page import ReportFiles
 
 _FILE = "summary.json"
 
@@ -24,7 +26,7 @@ class RunSummary:
 
     run: Path
     values: dict[str, Any]
-    report: ReportFiles | None = None
+    report: "ReportFiles | None" = None
 
     @staticmethod
     def read(run: Path) -> "RunSummary":

@@ -2,6 +2,8 @@
 
 import json
 import re
+import subprocess
+import sys
 from pathlib import Path
 
 from penstock.report.page import write_report
@@ -56,3 +58,8 @@ def test_the_page_shows_the_figures_and_stands_alone(tmp_path: Path) -> None:
 
 def test_an_empty_run_still_has_a_page(tmp_path: Path) -> None:
     assert write_report(tmp_path).page.is_file()
+
+
+def test_training_loads_no_drawing_library() -> None:
+    code = "import sys, penstock.train_run; assert not {'matplotlib', 'PIL'} & sys.modules.keys()"
+    subprocess.run([sys.executable, "-c", code], check=True, timeout=60)
