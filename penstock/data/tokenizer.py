@@ -230,8 +230,9 @@ class Tokenizer:
         """Texts of the special tokens by the role `transformers` gives them."""
         if self.masked is not None:
             return self.masked.roles
-        begin = self.end_of_text if self.begin is None else self.begin
-        return {"bos_token": self._inner.id_to_token(begin), "eos_token": self.end_of_text_name}
+        end = self.end_of_text_name
+        begin = end if self.begin is None else self._inner.id_to_token(self.begin) or end
+        return {"bos_token": begin, "eos_token": end}
 
     @property
     def special_ids(self) -> tuple[int, ...]:

@@ -125,5 +125,6 @@ def make_whole(model: Transformer, dtype: torch.dtype) -> None:
         if isinstance(module, HeldProjection):
             weight = module.whole().to(dtype)
             del module.codes, module.scales
-            module.__class__ = Projection
+            plain: Any = module
+            plain.__class__ = Projection
             module.weight = nn.Parameter(weight, requires_grad=False)
