@@ -235,14 +235,16 @@ def test_habana_deepspeed_streaming_and_evaluation_alone(
     assert json.loads((work / "clm-streamed" / "summary.json").read_text())["steps"] == 2
 
 
-def test_graphcore_benchmarks(tmp_path: Path) -> None:
+def test_graphcore_benchmarks(corpus: Path, tmp_path: Path) -> None:
     """The benchmark file as it is, but for sizes."""
     folder = tmp_path / "recipe"
     shutil.copytree(ROOT / "recipes" / "graphcore-gpt2", folder)
     file = folder / "benchmarks.yml"
     small = "model.preset=gpt2-tiny compile.mode=off data.sequence_length=64 train.steps=6"
     text = file.read_text().replace("train.steps=6", small)
-    file.write_text(text.replace("data.sequence_length=1024", "data.sequence_length=64"))
+    text = text.replace("data.sequence_length=1024", "data.sequence_length=64")
+    source = f"source.path={corpus} tokenizer.vocab_size=512"
+    file.write_text(text.replace("source.kind=stdlib", source))
     code = main(["bench", str(file), "--benchmark", "gpt2_small_pretraining", f"out={tmp_path}/o"])
     assert code == 0
     results = json.loads((tmp_path / "o" / "results.json").read_text())
