@@ -1,15 +1,18 @@
 """Speed and memory of `penstock prepare`, beside `tokenizers` alone on the same text and cores.
 
-    python benchmarks/prepare.py --megabytes 64 --rounds 3
-    python benchmarks/prepare.py --megabytes 5120 --rounds 1 --memory-only
+    python benchmarks/prepare.py --text TEXT --tokenizer GPT2 --megabytes 64 --rounds 3
+    python benchmarks/prepare.py --text TEXT --tokenizer GPT2 --megabytes 5120 --rounds 1 --memory-only
+    python benchmarks/prepare.py --dump DUMP.xml.bz2 --tokenizer GPT2 --megabytes 400 --rounds 1
 
 Rounds are interleaved: first `tokenizers`' own `encode_batch` over the text, in memory already, with all
 cores; then the whole of `prepare`: start of the processes, reading, cleaning, tokenizing, writing, checksums.
 Memory is the largest sum of resident sets (proportional sets where the system tells) of the process and
-all it starts. The text is real text, lines shuffled and numbered until there is as much as is wanted.
+all it starts. The text is real text, lines shuffled and numbered until there is as much as is wanted; of a
+real dump, its pages are repeated. A dump's rate counts the bytes of its XML, unpacked.
 """
 
 import argparse
+import bz2
 import json
 import os
 import random
@@ -40,6 +43,24 @@ def make_text(path: Path, source: Path, megabytes: int) -> None:
             number += 1
 
 
+def make_dump(path: Path, source: Path, megabytes: int) -> int:
+    """A real dump's pages again and again, in streams one after another where `path` ends in .bz2;
+    returns the bytes of the XML.
+    """
+    xml = bz2.decompress(source.read_bytes())
+    begin, end = xml.index(b"<page>"), xml.rindex(b"</page>") + len(b"</page>\n")
+    parts = [xml[:begin], xml[begin:end], b"</mediawiki>\n"]
+    times = max(1, (megabytes << 20) // len(parts[1]))
+    pack = bz2.compress if path.suffix == ".bz2" else bytes
+    head, pages, foot = map(pack, parts)
+    with path.open("wb") as handle:
+        handle.write(head)
+        for _ in range(times):
+            handle.write(pages)
+        handle.write(foot)
+    return len(parts[0]) + times * len(parts[1]) + len(parts[2])
+
+
 def encode_alone(path: Path, tokenizer: Path) -> float:
     """Seconds that `encode_batch` takes over the documents, on all cores."""
     program = (
@@ -64,13 +85,12 @@ def encode_alone(path: Path, tokenizer: Path) -> float:
     return float(run.stdout)
 
 
-def prepare(path: Path, tokenizer: Path, out: Path) -> tuple[float, int]:
+def prepare(path: Path, tokenizer: Path, out: Path, words: list[str]) -> tuple[float, int]:
     """Seconds and peak bytes of `penstock prepare`."""
     shutil.rmtree(out, ignore_errors=True)
     command = [
         *(sys.executable, "-m", "penstock", "prepare", f"source.path={path}"),
-        *("source.documents=blank_line", f"tokenizer.from={tokenizer.parent}"),
-        f"data.path={out}",
+        *(f"tokenizer.from={tokenizer.parent}", f"data.path={out}", *words),
     ]
     begun = time.perf_counter()
     process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
@@ -103,28 +123,42 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--megabytes", type=int, default=64)
     parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--text", type=Path, required=True, help="a real text to take lines from")
+    parser.add_argument("--text", type=Path, help="a real text to take lines from")
+    parser.add_argument("--dump", type=Path, help="a real dump, .xml.bz2, instead")
+    parser.add_argument("--plain", action="store_true", help="the repeated dump is not packed")
+    parser.add_argument("--workers", type=int, default=os.cpu_count())
     parser.add_argument("--tokenizer", type=Path, required=True, help="folder of GPT-2's tokenizer")
     parser.add_argument("--memory-only", action="store_true")
     arguments = parser.parse_args()
+    if (arguments.text is None) == (arguments.dump is None):
+        parser.error("give --text or --dump")
     from penstock.data.tokenizer import Tokenizer
 
     folder = Path(tempfile.mkdtemp(prefix="penstock-prepare-"))
     try:
         text, tokenizer = folder / "text.txt", folder / "tokenizer" / "tokenizer.json"
         Tokenizer.load(arguments.tokenizer).save(tokenizer)
-        make_text(text, arguments.text, arguments.megabytes)
+        words = [f"prepare.workers={arguments.workers}"]
+        if arguments.dump is not None:
+            text = folder / ("dump.xml" if arguments.plain else "dump.xml.bz2")
+            size = make_dump(text, arguments.dump, arguments.megabytes)
+            words.append("source.kind=wikipedia")
+        else:
+            make_text(text, arguments.text, arguments.megabytes)
+            size = text.stat().st_size
+            words.append("source.documents=blank_line")
         alone: list[float] = []
         ours: list[tuple[float, int]] = []
         for _ in range(arguments.rounds):
-            if not arguments.memory_only:
+            if arguments.dump is None and not arguments.memory_only:
                 alone.append(encode_alone(text, tokenizer))
-            ours.append(prepare(text, tokenizer, folder / "out"))
-        megabytes = text.stat().st_size / 1e6
+            ours.append(prepare(text, tokenizer, folder / "out", words))
+        megabytes = size / 1e6
         ratios = [a / s for a, (s, _) in zip(alone, ours, strict=False)]
         result = {
             "megabytes": round(megabytes),
             "cores": os.cpu_count(),
+            "workers": arguments.workers,
             "tokenizers": tokenizers.__version__,
             "encode_batch_mb_per_second": [round(megabytes / s, 2) for s in alone],
             "prepare_mb_per_second": [round(megabytes / s, 2) for s, _ in ours],

@@ -25,11 +25,23 @@ from penstock.parallel.environment import (
     leave_error,
     was_launched,
 )
+from penstock.parallel.hosts import host_keys, launch_on_hosts, read_hosts
 
 _FILE_TROUBLE = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM)
 """System errors the user can mend: full or read-only disks, missing permissions."""
+_TOO_MANY_FILES = (errno.EMFILE, errno.ENFILE)
+_NO_MEMORY = ("can't allocate memory", "cannot allocate memory", "out of memory", "bad_alloc")
+"""What torch's allocators and the system say when there is no more."""
 
-_FLAGS_WITH_VALUES = ("--config", "--trust", "--from", "--processes", "--benchmark", "--compare")
+_FLAGS_WITH_VALUES = (
+    "--config",
+    "--trust",
+    "--from",
+    "--processes",
+    "--hosts",
+    "--benchmark",
+    "--compare",
+)
 
 
 class _Parser(argparse.ArgumentParser):
@@ -95,6 +107,9 @@ def _parse(words: list[str]) -> argparse.Namespace | None:
     parser.add_argument("--json", action="store_true")
     parser.add_argument("--quiet", action="store_true")
     parser.add_argument("--processes", metavar="N")
+    parser.add_argument("--hosts", metavar="FILE")
+    if verbs[0] == "launch":
+        parser.add_argument("--dry-run", action="store_true")
     if verbs[0] == "bench":
         parser.add_argument("--benchmark", metavar="NAME", action="append", default=[])
         parser.add_argument("--compare", metavar="FILE")
@@ -110,6 +125,10 @@ def _call(options: argparse.Namespace) -> Any:  # noqa: ANN401 - each verb has i
     overrides = [key for key in keys if key not in positional]
     if options.processes is not None:
         overrides.append(f"launch.processes={options.processes}")
+    if options.verb == "launch":
+        return _launch(options, positional, overrides)
+    if options.hosts is not None:
+        overrides += host_keys(read_hosts(options.hosts), overrides)
     if options.system is not None:
         overrides.append(f"from={options.system}")
     loaded = load_config(options.config, overrides, options.verb)
@@ -132,6 +151,18 @@ def _call(options: argparse.Namespace) -> Any:  # noqa: ANN401 - each verb has i
     if positional:
         raise UserError(f"{positional[0]} is not key=value", do=VERBS[options.verb].usage)
     return _run_verb(api, options.verb, loaded)
+
+
+def _launch(options: argparse.Namespace, verbs: list[str], keys: list[str]) -> None:
+    """Training on every host of a file."""
+    if verbs != ["train"] or options.hosts is None:
+        raise UserError("launch starts training on hosts", do=VERBS["launch"].usage)
+    section = load_config(options.config, keys, "train").config.launch
+    words = ["train", *keys]
+    words += ["--config", str(Path(options.config).resolve())] if options.config else []
+    words += ["--quiet"] if options.quiet else []
+    words += [word for digest in options.trust for word in ("--trust", digest)]
+    launch_on_hosts(options.hosts, words, shell=section.remote_shell, dry_run=options.dry_run)
 
 
 def _names_key(word: str) -> bool:
@@ -167,15 +198,32 @@ def _mistake(console: Console, error: UserError) -> int:
 
 
 def _fault(console: Console, error: Exception) -> int:
-    """A full disk or a missing permission is the user's to mend; all else is our fault."""
-    if isinstance(error, OSError) and error.errno in _FILE_TROUBLE:
-        message = f"{error.strerror} ({error.filename or 'writing a file'})"
-        return _mistake(console, UserError(message))
+    """What the machine ran out of, or forbids, is the user's to mend; all else is our fault."""
+    lack = _lack(error)
+    if lack is not None:
+        return _mistake(console, lack)
     message = " ".join(f"internal fault: {error!r}. Details: {_fault_report()}".split())
     if console.json:
         console.write(json.dumps({"error": message}))
     console.error(message)
     return 1
+
+
+def _lack(error: Exception) -> UserError | None:
+    """A full disk, a missing permission, too little memory or too few open files; else None."""
+    number = error.errno if isinstance(error, OSError) else None
+    text = str(error).lower()
+    if isinstance(error, OSError) and number in _FILE_TROUBLE:
+        return UserError(f"{error.strerror} ({error.filename or 'writing a file'})")
+    # Libraries tell in their own words what the system told them.
+    if number in _TOO_MANY_FILES or "too many open files" in text:
+        return UserError("too many open files", do="raise `ulimit -n`; saved checkpoints are whole")
+    if isinstance(error, MemoryError) or any(sign in text for sign in _NO_MEMORY):
+        return UserError(
+            "there is not enough memory",
+            do="use a smaller batch.micro or a machine with more; saved checkpoints are whole",
+        )
+    return None
 
 
 def _fault_report() -> str:

@@ -59,7 +59,7 @@ def open_training_data(config: Config) -> TrainingData:
     if data.streaming:
         from penstock.data.streaming import open_stream  # noqa: PLC0415 - sources are heavy
 
-        return open_stream(config.source, config.tokenizer, data)
+        return open_stream(config.source, config.tokenizer, data, config.clean)
     if data.mixture is None:
         if data.path is None:
             raise ConfigError(

@@ -20,6 +20,7 @@ from penstock.config.load import dump_config
 from penstock.config.schema import Config
 from penstock.console import get_console
 from penstock.data.loader import Loader
+from penstock.data.sample_log import SampleLog
 from penstock.files import atomic_write, canonical_json
 from penstock.hardware.process import loaded_openmp
 from penstock.models.families import hf_config
@@ -50,7 +51,8 @@ def train_run(config: Config, origins: Mapping[str, str]) -> RunSummary:
         return RunSummary.read(run.path)
     world = World(place)
     config = planning.with_replicas(config, world.size)
-    with world.joined(planning.device_of(config), config.launch.timeout_seconds):
+    device, stacks = planning.device_of(config), jobs.run_folder(config).stacks
+    with world.joined(device, config.launch.timeout_seconds, stacks):
         return _train(settle(config, world), inherited_origins() or origins)
 
 
@@ -70,6 +72,8 @@ def _train(setting: Setting, origins: Mapping[str, str]) -> RunSummary:
             _write_provenance(setting, origins)
         _check_openmp()
         job = _job(setting, kernels, resume)
+        if setting.config.train.log_samples:
+            setting.loader.log = _sample_log(setting, resume)
         if resume is not None:
             resume = dataclasses.replace(resume, tensors=job.replicas.rows_of(resume.tensors))
         trainer = Trainer(job, resume)
@@ -169,6 +173,11 @@ def _metrics(setting: Setting, resume: CheckpointState | None) -> MetricsLog:
     )
 
 
+def _sample_log(setting: Setting, resume: CheckpointState | None) -> SampleLog:
+    position = 0 if resume is None else int(resume.values["totals"]["position"])
+    return SampleLog(setting.run.samples, position, (setting.world.rank, setting.world.size))
+
+
 def _validation(setting: Setting) -> list[Validation]:
     """A fixed choice of sequences of each validation split that has any."""
     config, chosen = setting.config, setting.plan
@@ -216,9 +225,11 @@ def _results(setting: Setting, trainer: Trainer, *, compiled: bool) -> dict[str,
     totals, chosen = trainer.totals, setting.plan
     before = RunSummary.read(setting.run.path).values
     config = canonical_json(setting.config.model_dump(mode="json"))
+    is_complete = totals.step >= setting.total_steps or totals.has_stopped
     return {
         **{name: before[name] for name in ("evaluation", "compressors", "tasks") if name in before},
-        "complete": totals.step >= setting.total_steps or totals.has_stopped,
+        "complete": is_complete,
+        "status": "complete" if is_complete else "resumable",
         "steps": totals.step,
         "tokens": totals.tokens,
         "seconds": round(totals.seconds, 3),
@@ -231,6 +242,7 @@ def _results(setting: Setting, trainer: Trainer, *, compiled: bool) -> dict[str,
         "data": {
             "waiting": trainer.throughput.waiting_share,
             "samples": setting.loader.samples.drawn(totals.position),
+            "left_out": setting.loader.samples.left_out(),
         },
         "skipped_steps": trainer.guard.skipped,
         "memory_bytes": peak_memory_bytes(trainer.device),

@@ -3,8 +3,10 @@
 `compiler/layout.py` adds regions up to stages. Pure arithmetic: it must never import torch.
 
 Time is matrix products at the peak, plus traffic at the memory's bandwidth, plus what crosses
-links; nothing is assumed to overlap. Figures of data sheets are taken as they are, so that times
-are lower bounds; of measured peaks the share is taken that whole steps were seen to reach.
+links; nothing is assumed to overlap, but what torch's FSDP2 sends beside a GPU's work. Figures of
+data sheets are taken as they are, so that times are lower bounds; of measured peaks the share is
+taken that whole steps were seen to reach. For GPUs whose share is known from published runs
+(`reached` of the target), products, attention and the traffic between are as GPUs' programs are.
 """
 
 import dataclasses
@@ -26,6 +28,16 @@ _LOGIT_BYTES = 10
 _REACHED = 0.8
 """Share of the measured peak of large products that a model's products reach: GPT-2 124M at 4 × 512
 tokens in bf16 takes whole steps at 77% of it, traffic included (docs/benchmarks.md)."""
+
+_HALF_WIDTH, _HALF_ROWS = 400, 1000
+"""Width of the residual, and tokens of a micro-batch, with which a GPU's products reach half of
+what the largest do. With `reached` of the two GPUs and the three figures below, fitted to
+MosaicML's tables (docs/plan.md has the rows, and rows of others that nothing was fitted to)."""
+_ATTENTION_SHARE, _ATTENTION_BACKWARD = 0.3, 2.5
+"""FLOP/s of fused attention beside those of products; its backward pass makes five products of its
+forward's two (arXiv 2307.08691, §3.1)."""
+_GPU_BLOCK_ACTIVATIONS = 20
+"""As _BLOCK_ACTIVATIONS, where each operation between products is a kernel of its own."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -63,6 +75,7 @@ class CostModel:
     compute: str
     recompute: str
     replicas: int = 1
+    stages: int = 1
     shard: str = "none"
     compiled: bool = True
     """Whether blocks run through region kernels."""
@@ -80,21 +93,34 @@ class CostModel:
         once more, recomputing selectively without kernels all but its matrix products.
         """
         a = self.architecture
-        products = 2 * (a.block_parameters() + a.adapter_parameters())
-        flops = self._rows * (products + 4 * a.hidden_size * self.sequence_length)
+        flops = self._rows * 2 * (a.block_parameters() + a.adapter_parameters())
         # Frozen weights have no gradient: one product of two, in a backward pass.
         frozen = 0 if a.adapter is None else 2 * self._rows * a.block_parameters()
-        traffic = _BLOCK_ACTIVATIONS * self._rows * a.hidden_size * self._element
-        forward = self._work(flops, traffic) + self._fetch(a.block_parameters())
-        backward = self._work(2 * flops - frozen, 2 * traffic)
-        backward += self._fetch(2 * a.block_parameters())
-        backward += self._work(flops, traffic) * recomputed_share(self.recompute)
+        traffic = self._activations * self._rows * a.hidden_size * self._element
+        attention, attention_back = self._attention()
+        forward = self._work(flops, traffic) + attention
+        backward = self._work(2 * flops - frozen, 2 * traffic) + attention_back
+        backward += (self._work(flops, traffic) + attention) * recomputed_share(self.recompute)
         if self.recompute == "none" and self.compiled:
             # Written once more and read once more, where a kernel had it in registers.
             backward += self._work(0, _KEPT_ACTIVATIONS * traffic / _BLOCK_ACTIVATIONS)
         if self.recompute == "selective" and not self.compiled:
             backward += self._work(0, traffic)
-        return forward, backward
+        return (
+            self._beside(forward, self._fetch(a.block_parameters())),
+            self._beside(backward, self._fetch(2 * a.block_parameters())),
+        )
+
+    def _attention(self) -> tuple[Seconds, Seconds]:
+        """Scores and their use, forward and backward, of one block."""
+        a = self.architecture
+        flops = 4 * self._rows * a.hidden_size * self.sequence_length
+        if self._reached is None:
+            return self._work(flops, 0), self._work(2 * flops, 0)
+        # Fused kernels leave out what lies in the future.
+        flops /= 2 if a.is_causal else 1
+        forward = self._work(flops / _ATTENTION_SHARE, 0)
+        return forward, forward * _ATTENTION_BACKWARD
 
     def embedding(self) -> tuple[Seconds, Seconds]:
         """Forward and backward of the look-up, which is traffic only, and what follows it."""
@@ -108,14 +134,22 @@ class CostModel:
         parameters = a.head_parameters()
         flops = 2 * self._rows * parameters
         traffic = _LOGIT_BYTES * self._rows * a.padded_vocab_size / 3
-        forward = self._work(flops, traffic) + self._fetch(parameters)
         back = flops if a.adapter is not None else 2 * flops
-        return forward, self._work(back, 2 * traffic) + self._fetch(2 * parameters)
+        return (
+            self._beside(self._work(flops, traffic), self._fetch(parameters)),
+            self._beside(self._work(back, 2 * traffic), self._fetch(2 * parameters)),
+        )
 
     def boundary(self) -> Seconds:
-        """One micro-batch's activations, or their gradients, from a stage to the next."""
+        """One micro-batch's activations, or their gradients, from a stage to the next.
+
+        Replicas of a stage are neighbours: between stages lies the network where there is one.
+        """
         size = self._rows * self.architecture.hidden_size * self._element
-        return self._over_link(size)
+        speed = self.target.link_bytes_per_second
+        if self._crosses_hosts(self.stages * self.replicas):
+            speed = self.target.network_bytes_per_second
+        return Seconds(link=size / speed) if speed else Seconds()
 
     def update(self, parameters: int) -> Seconds:
         """Once per step, for a device's parameters: sum gradients over replicas, then optimize.
@@ -138,7 +172,31 @@ class CostModel:
     def _work(self, flops: float, traffic: float) -> Seconds:
         target = self.target
         peak = target.peak(self.compute) * (_REACHED if target.measured else 1.0)
+        if self._reached is not None:
+            width = self.architecture.hidden_size
+            peak *= self._reached * width / (width + _HALF_WIDTH)
+            peak *= self._rows / (self._rows + _HALF_ROWS)
         return Seconds(flops / peak, traffic / target.bandwidth_bytes_per_second)
+
+    @property
+    def _reached(self) -> float | None:
+        """Of a data sheet's peak, where it is known."""
+        return None if self.target.measured else self.target.reached
+
+    @property
+    def _activations(self) -> int:
+        is_known = self._reached is not None and not self.compiled
+        return _GPU_BLOCK_ACTIVATIONS if is_known else _BLOCK_ACTIVATIONS
+
+    def _beside(self, work: Seconds, sent: Seconds) -> Seconds:
+        """Work, and what is sent meanwhile or after it: FSDP2 sends on a stream of its own."""
+        if self._reached is None or self.shard != "weights":
+            return work + sent
+        return work + Seconds(link=max(0.0, sent.total - work.total))
+
+    def _crosses_hosts(self, devices: int) -> bool:
+        node = self.target.node_devices
+        return node is not None and devices > node
 
     def _fetch(self, parameters: int) -> Seconds:
         """Weights or gradients that do not live on the device, to or from it."""
@@ -151,7 +209,14 @@ class CostModel:
         return seconds
 
     def _over_link(self, size: float) -> Seconds:
-        speed = self.target.link_bytes_per_second
+        """Among all replicas, in rings: between hosts every device uses its own card, so that a
+        host's cards together bring what each of its devices gets.
+        """
+        target = self.target
+        speed = target.link_bytes_per_second
+        if speed and self._crosses_hosts(self.replicas):
+            network = target.network_bytes_per_second or speed
+            speed = min(speed, network * (target.node_devices or 1))
         return Seconds(link=size / speed) if speed and size else Seconds()
 
     def _over_streaming(self, size: float) -> Seconds:

@@ -154,7 +154,7 @@ def make_generation_plan(
         layers_per_stage=(architecture.layers,),
         devices=(DevicePlan(architecture.layers, True, True, memory, {}),),
         seconds=seconds,
-        measured=target.measured,
+        measured=target.is_expected,
     )
 
 
@@ -180,7 +180,7 @@ class _Deciding:
         stages = require_stages(self.architecture, plan, accumulation)
         target = with_devices(self.target, stages, plan.replicas)
         layouter = Layouter(
-            cost=CostModel(**self._common(batch, plan), target=target),
+            cost=CostModel(**self._common(batch, plan), target=target, stages=stages),
             memory=self._memory(batch, plan, accumulation),
             schedule=plan.schedule,
             stages=stages,
@@ -270,7 +270,7 @@ def _plan(layouter: Layouter, layout: Layout, target: Target, size: int, *, time
             "link": spent.link,
             "waiting": max(0.0, step_seconds - spent.total),
         },
-        measured=target.measured,
+        measured=target.is_expected,
     )
 
 

@@ -18,6 +18,9 @@ class LaunchSection(Section):
     """Hosts of the job; the same command is started on each, with as many processes."""
     address: str | None = None
     """HOST:PORT where the processes of several hosts meet, on one of the hosts."""
+    remote_shell: str = Field(default="ssh -tt", min_length=1)
+    """Program with which `launch` starts a command on another host: it is given the host's name and
+    the command. With -tt a connection that ends also ends what it started."""
     restarts: int = Field(default=3, ge=0)
     """Times the job starts again, from its last checkpoint, after a process was lost."""
     timeout_seconds: float = Field(default=600.0, gt=0, allow_inf_nan=False)

@@ -61,6 +61,19 @@ VERBS: dict[str, Verb] = {
             "seed",
             "trust",
         ),
+        (
+            ("--processes N", "launch.processes=N"),
+            ("--hosts FILE", "launch.hosts and launch.address of a host file; start it on each"),
+        ),
+    ),
+    "launch": Verb(
+        "Start training on every host of a file, over ssh.",
+        "penstock launch --hosts FILE [--dry-run] train KEYS…",
+        ("launch",),
+        (
+            ("--hosts FILE", "a host a line: NAME, NAME:PROCESSES or NAME slots=PROCESSES"),
+            ("--dry-run", "only show the command of each host"),
+        ),
     ),
     "evaluate": Verb(
         "Held-out perplexity, and tasks: WikiText, LAMBADA, SST-2, lm-evaluation-harness.",

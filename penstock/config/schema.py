@@ -150,6 +150,8 @@ class TrainSection(Section):
     spike_factor: float | None = Field(default=None, gt=1)
     """Skip a step whose gradient norm exceeds this multiple of its running mean; null: only
     steps with NaN or infinity are skipped."""
+    log_samples: bool = False
+    """Write which samples each process takes, and their checksums, to RUN/samples."""
     tensorboard: bool = True
     """Write TensorBoard event files into the run folder."""
     report: bool = True

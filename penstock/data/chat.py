@@ -114,9 +114,11 @@ class ChatTemplate:
 
     def _text(self, messages: Sequence[Message], prompt: bool) -> str:
         try:
-            return _compiled(self.template).render(
+            text = _compiled(self.template).render(
                 messages=list(messages), add_generation_prompt=prompt, **self.tokens
             )
+            text.encode()  # half a surrogate pair in some field of a message is no text
+            return text
         except RecursionError:
             raise TemplateError("recursion without an end") from None
         except Exception as error:  # templates run what they like: TypeError, KeyError and more

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from penstock.data.grouping import GroupedSamples
 from penstock.data.objective import Objective
+from penstock.data.sample_log import SampleLog
 from penstock.data.samples import Row, Samples
 from penstock.errors import ConfigError
 
@@ -74,6 +75,8 @@ class Loader:
         self.batch_size = batch_size
         self.micro = micro
         self._share = share
+        self.log: SampleLog | None = None
+        """Told of each step's samples when they are taken."""
 
     @property
     def epoch(self) -> int:
@@ -146,6 +149,13 @@ class Loader:
                 item = ready.get()
                 if isinstance(item, BaseException):
                     raise item
+                if self.log is not None:
+                    parts = item.batches
+                    self.log.write(
+                        item.position - self.batch_size,
+                        [part.sequences for part in parts],
+                        [part.tokens for part in parts],
+                    )
                 yield item
         finally:
             # Joined: a thread inside torch when the interpreter ends takes the process down.

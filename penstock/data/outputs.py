@@ -24,6 +24,7 @@ from penstock.data.formats.registry import FORMATS
 from penstock.data.formats.sequence import Layout
 from penstock.data.merge import MergedReader, Rows, merge_split
 from penstock.data.packing import parse_packing
+from penstock.data.sources.piece import READ
 from penstock.data.splits import SPLITS
 from penstock.data.tokenize import Shard, Totals
 from penstock.data.tokenizer import Tokenizer
@@ -113,7 +114,8 @@ def write_dataset(
         "packing": data.packing,
         "sequence_length": data.sequence_length,
         "splits": totals.splits,
-        "left_out": totals.tally,
+        "read": {name: n for name, n in totals.tally.items() if name in READ},
+        "left_out": {name: n for name, n in totals.tally.items() if name not in READ},
         "files": {
             path.relative_to(folder).as_posix(): {
                 "sha256": sha256_file(path),

@@ -31,6 +31,7 @@ from penstock.data.outputs import check_output, find_duplicates, manifest_name, 
 from penstock.data.packing import parse_packing
 from penstock.data.sources import SOURCES
 from penstock.data.sources.files import SourceFile
+from penstock.data.sources.piece import READ
 from penstock.data.splits import assign_splits, choose_split
 from penstock.data.tokenize import (
     CHAT,
@@ -152,9 +153,10 @@ def resolve_source(source: SourceSection, data: DataSection) -> SourceSection:
 
 
 def _say(tally: dict[str, int], places: Sequence[str]) -> None:
-    """What was left out or mended, and where the first cases are."""
-    for what, count in tally.items():
-        get_console().warning(f"{count:,} {what}")
+    """What was read, what was left out or mended, and where the first cases of that are."""
+    for what in sorted(tally, key=lambda name: name not in READ):
+        tell = get_console().info if what in READ else get_console().warning
+        tell(f"{tally[what]:,} {what}")
     for place in places:
         get_console().info(f"  {place}")
 

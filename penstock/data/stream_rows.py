@@ -6,17 +6,18 @@ packing and its cursor alone. It must never know about threads, windows or batch
 
 import dataclasses
 import itertools
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Callable, Iterator, Sequence
 from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
+from penstock.console import get_console
 from penstock.data.formats.sequence import TokenSequence
 from penstock.data.order import permute
 from penstock.data.packing import Packing
-from penstock.data.sources.piece import Piece
+from penstock.data.sources.piece import READ, Piece, Tally
 from penstock.data.tokenize import Shard
 from penstock.errors import DataError
 
@@ -42,14 +43,38 @@ class StreamRow(NamedTuple):
     after: Cursor
 
 
+class LeftOut:
+    """What the parts of a source leave out or mend, each counted once however often it is read."""
+
+    def __init__(self) -> None:
+        self._of: dict[int, Counter[str]] = {}
+        self._told: set[str] = set()
+
+    def add(self, shard: Shard, tally: Tally) -> None:
+        """A shard has been read to its end; a kind that is new is told, with its first place."""
+        found = Counter({name: n for name, n in tally.counts.items() if name not in READ})
+        if not found:
+            return
+        self._of[shard.index] = found
+        new = found.keys() - self._told
+        self._told |= new
+        if new:
+            first = f", first {tally.places[0]}" if tally.places else ""
+            get_console().warning(f"the stream has {', '.join(sorted(new))}{first}")
+
+    def counts(self) -> dict[str, int]:
+        """Of all shards that were read to their end."""
+        return dict(sorted(sum(list(self._of.values()), Counter[str]()).items()))
+
+
 @dataclasses.dataclass(frozen=True)
 class StreamText:
     """What rows depend on."""
 
     shards: Sequence[Shard]
-    read: Callable[[Shard], Iterator[tuple[str, Piece]]]
+    read: Callable[[Shard, Tally], Iterator[tuple[str, Piece]]]
     """The pieces of a shard's text, with their splits."""
-    encode: Callable[[Sequence[Piece]], list[list[TokenSequence]]]
+    encode: Callable[[Sequence[Piece], Tally], list[list[TokenSequence]]]
     """The token sequences of each piece; end-of-text is behind each document."""
     end_of_text: int
     split: str
@@ -58,6 +83,8 @@ class StreamText:
     seed: int
     shuffle: bool = True
     """Whether shards come in another order each epoch."""
+    left_out: LeftOut = dataclasses.field(default_factory=LeftOut)
+    """What was left out on the way."""
 
 
 class _Part(NamedTuple):
@@ -118,14 +145,16 @@ def _parts(text: StreamText, start: Cursor, step: int) -> Iterator[_Part]:
 def _shard_parts(text: StreamText, number: int, first: int) -> Iterator[_Part]:
     """The token sequences of one shard, from its piece `first` on."""
     held: _Part | None = None
-    for batch in _batches(text, shard_at(text, number), first):
-        encoded = text.encode([piece for _, piece in batch])
+    shard, tally = shard_at(text, number), Tally()
+    for batch in _batches(text, shard, first, tally):
+        encoded = text.encode([piece for _, piece in batch], tally)
         for (index, piece), sequences in zip(batch, encoded, strict=True):
             joined = _joined(sequences) if text.packing.kind == "full" else sequences
             for offset, sequence in enumerate(joined):
                 if held is not None:
                     yield held
                 held = _Part(Cursor(number, index, offset), sequence, piece.ends)
+    text.left_out.add(shard, tally)
     if held is not None and not held.ends:
         # The document goes on in another shard, which comes at another time.
         end = TokenSequence(np.array([text.end_of_text], np.int32))
@@ -134,11 +163,13 @@ def _shard_parts(text: StreamText, number: int, first: int) -> Iterator[_Part]:
         yield held
 
 
-def _batches(text: StreamText, shard: Shard, first: int) -> Iterator[list[tuple[int, Piece]]]:
+def _batches(
+    text: StreamText, shard: Shard, first: int, tally: Tally
+) -> Iterator[list[tuple[int, Piece]]]:
     """Pieces of the split with their numbers, some text at a time."""
     batch: list[tuple[int, Piece]] = []
     size = 0
-    for index, (split, piece) in enumerate(text.read(shard)):
+    for index, (split, piece) in enumerate(text.read(shard, tally)):
         if index < first or split != text.split:
             continue
         batch.append((index, piece))

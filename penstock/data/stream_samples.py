@@ -187,6 +187,10 @@ class StreamSamples:
         """Nothing: there is one stream."""
         return {}
 
+    def left_out(self) -> dict[str, int]:
+        """What this process has left out or mended, in the parts of the text it has finished."""
+        return self._text.left_out.counts()
+
     def close(self) -> None:
         """End the thread, after what it is doing."""
         self._pool.shutdown(cancel_futures=True)

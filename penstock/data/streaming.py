@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from penstock.config.cleaning import CleanSection
 from penstock.config.data import DataSection, SourceSection, TokenizerSection
 from penstock.console import get_console
 from penstock.data.chat import ChatTemplate
@@ -29,6 +30,8 @@ from penstock.data.tokenizer import Tokenizer
 from penstock.errors import ConfigError, DataError
 from penstock.files import canonical_json
 
+_NOTHING = CleanSection()
+"""Cleaning that changes nothing."""
 _SHARD_BYTES = 4 << 20
 """Text of a shard: what a lane goes through before it turns to text elsewhere."""
 
@@ -72,6 +75,8 @@ class TextStream:
     chat: ChatTemplate | None
     """How the tokenizer lays out chats, where it says so."""
     shards: list[Shard]
+    cleaning: CleanSection = _NOTHING
+    """What is done to each document before it is tokenized."""
 
     @property
     def path(self) -> Path:
@@ -116,6 +121,7 @@ class TextStream:
             "lanes": lanes,
             "sequence_length": sequence_length,
             "seed": seed,
+            **({"clean": self.cleaning.model_dump()} if self.cleaning != _NOTHING else {}),
         }
         identity = hashlib.sha256(canonical_json(settings).encode()).hexdigest()
         return StreamSamples(text, identity, lanes=lanes, buffer=self.data.shuffle_buffer)
@@ -162,14 +168,16 @@ class TextStream:
     ) -> StreamText:
         encoder = Encoder(self.inner, self.source, self.chat)
 
-        def encode(pieces: Sequence[Piece]) -> list[list[TokenSequence]]:
-            encoded = encoder.encode(pieces, Tally())
+        def encode(pieces: Sequence[Piece], tally: Tally) -> list[list[TokenSequence]]:
+            encoded = encoder.encode(pieces, tally)
             return [[_weighted(s, self.source.prompt_weight) for s in one] for one in encoded]
 
         shards = [s for s in self.shards if any(f.split in (None, split) for f in s.files)]
         return StreamText(
             shards=shards,
-            read=lambda shard: split_pieces(shard.files, self.source, self.data.splits),
+            read=lambda shard, tally: split_pieces(
+                shard.files, self.source, self.data.splits, tally, self.cleaning
+            ),
             encode=encode,
             end_of_text=self.inner.end_of_text,
             split=split,
@@ -200,14 +208,24 @@ def _one_pass(text: StreamText) -> Iterator[StreamRow]:
 
 
 def open_stream(
-    source: SourceSection, tokenizer: TokenizerSection, data: DataSection
+    source: SourceSection,
+    tokenizer: TokenizerSection,
+    data: DataSection,
+    cleaning: CleanSection = _NOTHING,
 ) -> TextStream:
     """List the source and load the tokenizer.
 
     Raises:
-        ConfigError: no tokenizer to load.
+        ConfigError: no tokenizer to load, or cleaning that must see all documents.
         DataError: no text.
     """
+    for name in ("exact_duplicates", "near_duplicates"):
+        if getattr(cleaning, name):
+            raise ConfigError(
+                "duplicates are found among all documents, and a stream has not read them",
+                where=f"clean.{name}",
+                do="leave it out, or `prepare` the dataset with it and train on that",
+            )
     if tokenizer.from_ is None:
         raise ConfigError(
             "streaming needs a tokenizer that is there already",
@@ -218,6 +236,7 @@ def open_stream(
     files = assign_splits(SOURCES[source.kind].files(source), source, data.splits)
     if sum(file.size for file in files) == 0:
         raise DataError("the source has no text", where="source", do="check source.path")
-    shards = make_shards(files, source, _SHARD_BYTES, Path())
+    shards = make_shards(files, source, _SHARD_BYTES, Path(), cleaning=cleaning)
     chat = ChatTemplate.find(tokenizer.from_)
-    return TextStream(source, data, Tokenizer.load(tokenizer.from_, tokenizer.bos), chat, shards)
+    inner = Tokenizer.load(tokenizer.from_, tokenizer.bos)
+    return TextStream(source, data, inner, chat, shards, cleaning)

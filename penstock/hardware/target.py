@@ -41,6 +41,10 @@ class Target:
     devices: int = 1
     link_bytes_per_second: float | None = None
     """From one device to another, in one direction; None where there is one device."""
+    node_devices: int | None = None
+    """Devices of one host, where there are several hosts; None where all are on one."""
+    network_bytes_per_second: float | None = None
+    """Between hosts, for each device, in one direction; None where there is one host."""
     streaming_memory_bytes: int = 0
     """Slower memory beside the device that holds what `streams` names; 0: none."""
     streaming_bytes_per_second: float | None = None
@@ -52,8 +56,16 @@ class Target:
     measured: bool = False
     """Whether the speeds were measured; peaks of a data sheet are never reached, so times
     predicted from them are lower bounds."""
+    reached: float | None = None
+    """Share of `peak_flops` that the largest matrix products reach in whole programs; with it times
+    are expected, and smaller products reach less (`compiler/cost.py`). None: not known."""
     sources: dict[str, str] = dataclasses.field(default_factory=dict[str, str])
     """Where each figure is from, by key."""
+
+    @property
+    def is_expected(self) -> bool:
+        """Whether predicted times are what is expected, and not only lower bounds."""
+        return self.measured or self.reached is not None
 
     def to_json(self) -> dict[str, Any]:
         """Plain JSON."""
@@ -143,11 +155,31 @@ class _Reader:
             sums=self._sums(),
             measured=self._flag("measured", default=False),
             sources={str(k): str(v) for k, v in self._mapping("sources", {}).items()},
+            reached=self._share("reached"),
             **self._streaming(),
+            **self._network(int(devices)),
         )
         if devices != target.devices:
             raise _refusal(self.path, f"has devices={devices}, not a whole number")
         return target
+
+    def _network(self, devices: int) -> dict[str, Any]:
+        """What joins hosts: both of its keys, or none."""
+        if "node_devices" not in self.value and "network_bytes_per_second" not in self.value:
+            return {}
+        node = self._figure("node_devices")
+        if devices % node:
+            raise _refusal(self.path, f"has devices={devices}, not a multiple of node_devices")
+        network = self._figure("network_bytes_per_second")
+        return {"node_devices": int(node), "network_bytes_per_second": network}
+
+    def _share(self, key: str) -> float | None:
+        if key not in self.value:
+            return None
+        share = self._number(key, self.value[key])
+        if share > 1:
+            raise _refusal(self.path, f"has {key}={share}", "give a share, at most 1")
+        return share
 
     def _streaming(self) -> dict[str, Any]:
         """The slower memory beside the device: all of its keys, or none."""

@@ -142,6 +142,14 @@ def use_interface_to(place: Place) -> None:
         os.environ.setdefault("NCCL_SOCKET_IFNAME", interface)
 
 
+def found_by() -> list[str]:
+    """Words before a command with which another host finds this Penstock, where it is not installed
+    but named by PYTHONPATH.
+    """
+    path = os.environ.get("PYTHONPATH")
+    return ["env", f"PYTHONPATH={path}"] if path else []
+
+
 def was_launched() -> bool:
     """Whether Penstock's own launcher started this process, and tells what came of it."""
     return CHILD_MARK in os.environ

@@ -127,7 +127,8 @@ def _config(section: LaunchSection, attempt: int, logs: str) -> LaunchConfig:
             do="set launch.address=HOST:PORT, one of the hosts and a free port, on all of them",
         )
     meeting = None if section.address is None else _meeting_place(section.address)
-    settings: dict[str, Any] = {"timeout": section.timeout_seconds}
+    seconds = max(1, round(section.timeout_seconds))
+    settings: dict[str, Any] = {"join_timeout": seconds, "read_timeout": seconds}
     if meeting is not None:
         settings["is_host"] = is_this_host(*meeting)
     return LaunchConfig(

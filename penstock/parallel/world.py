@@ -9,18 +9,21 @@ Host values travel by gloo, tensors of a GPU by NCCL.
 import atexit
 import contextlib
 import datetime
-import faulthandler
 import json
 import secrets
-import sys
+import time
 from collections.abc import Generator, Mapping
+from pathlib import Path
+from typing import Any
 
 import torch
 import torch.distributed
 from torch import Tensor
 
+from penstock.console import get_console
 from penstock.errors import ConfigError, UserError
 from penstock.parallel.environment import Place, use_interface_to
+from penstock.parallel.watch import Pace, Watchdog, absent
 
 
 class PeerLostError(UserError):
@@ -38,6 +41,8 @@ class World:
         self.rank = place.rank
         self.size = place.size
         self._token = ""
+        self._watchdog: Watchdog | None = None
+        self._pace = Pace(place.size)
 
     @property
     def is_first(self) -> bool:
@@ -50,35 +55,45 @@ class World:
         return self._token
 
     @contextlib.contextmanager
-    def joined(self, device: str, timeout_seconds: float) -> Generator[None]:
+    def joined(self, device: str, timeout_seconds: float, stacks: Path) -> Generator[None]:
         """Meet the peers, once in a process: a second job in it goes on with the same.
 
         Args:
             device: cpu or cuda; each process of a host takes the GPU of its place there.
             timeout_seconds: longest wait for a peer before the job is given up.
+            stacks: folder for where each process stands when that is over.
 
         Raises:
             PeerLostError: inside, a peer ended or was silent for too long; every thread's stack
-                is on standard error then.
+                is in a file then, which the message names.
         """
         if self.size == 1:
             yield
             return
         if not torch.distributed.is_initialized():
             self._meet(device, timeout_seconds)
-        try:
-            self._token = self._gather({"token": secrets.token_hex(4)})[0]["token"]
-            yield
-        except RuntimeError as error:
-            if not _is_lost_peer(error):
-                raise
-            faulthandler.dump_traceback(sys.stderr)
-            raise PeerLostError(
-                f"rank {self.rank} lost another process: {_first_line(error)}",
-                where="launch",
-                do="see what the first process that failed says; the same command goes on from "
-                "the last checkpoint",
-            ) from None
+        with Watchdog(stacks, self.rank, timeout_seconds) as self._watchdog:
+            try:
+                self._token = self._gather({"token": secrets.token_hex(4)})[0]["token"]
+                yield
+            except RuntimeError as error:
+                if not _is_lost_peer(error):
+                    raise
+                raise self._lost(error, self._watchdog.dump()) from None
+
+    def _lost(self, error: RuntimeError, file: str) -> PeerLostError:
+        """What to say of a collective that failed: who was silent, where this process stood."""
+        silent: list[int] = []
+        if "timed out" in str(error).lower():
+            # Whom it waited for, a collective does not say; those who wait can be asked.
+            silent = absent(_store(), self.rank, self.size, self._token)
+        who = f"rank {', '.join(map(str, silent))}" if silent else "another process"
+        return PeerLostError(
+            f"rank {self.rank} lost {who}: {_first_line(error)}; where its threads stood: {file}",
+            where="launch.timeout_seconds" if silent else "launch",
+            do="see what the first process that failed says; the same command goes on from "
+            "the last checkpoint",
+        )
 
     def _meet(self, device: str, timeout_seconds: float) -> None:
         """Make the process group; it lasts as long as the process."""
@@ -106,14 +121,24 @@ class World:
     def sum(self, tensor: Tensor) -> Tensor:
         """The sum of all processes' tensors of one shape, in place; the same bits everywhere."""
         if self.size > 1:
+            started = time.perf_counter()
             torch.distributed.all_reduce(tensor)
+            self._pace.waited += time.perf_counter() - started
         return tensor
 
-    def any(self, flag: bool) -> bool:
-        """Whether any process says so."""
+    def end_step(self, stop: bool) -> bool:
+        """Whether any process wants to stop after this step; one that is slow is named."""
         if self.size == 1:
-            return flag
-        return bool(self.sum(torch.tensor(int(flag))).item())
+            return stop
+        if self._watchdog is not None:
+            self._watchdog.rearm()
+        told = torch.zeros(self.size + 1, dtype=torch.float64)
+        told[-1], told[self.rank] = float(stop), self._pace.own_seconds()
+        *seconds, stops = self.sum(told).tolist()
+        slow = self._pace.straggler(seconds)
+        if slow is not None and self.is_first:
+            get_console().warning(slow)
+        return stops > 0
 
     def require_same(self, values: Mapping[str, str]) -> None:
         """Refuse to go on where processes disagree.
@@ -153,6 +178,11 @@ class World:
 def _needs_address() -> bool:
     """Whether no launcher of torch's gave a meeting place in the environment."""
     return not torch.distributed.is_torchelastic_launched()
+
+
+def _store() -> Any:  # noqa: ANN401 - torch's own class, which it does not name publicly
+    """Where processes leave each other notes outside collectives."""
+    return torch.distributed.distributed_c10d._get_default_store()
 
 
 def _is_lost_peer(error: RuntimeError) -> bool:

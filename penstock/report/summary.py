@@ -68,7 +68,7 @@ class RunSummary:
         ]
         console.table(f"Run {self.run}", ["", ""], rows)
         if not self.values["complete"]:
-            console.info("stopped before its end; the same command goes on from here")
+            console.info("resumable: stopped before its end; the same command goes on from here")
         console.path("run", self.run)
         if self.report is not None:
             self.report.show(console)

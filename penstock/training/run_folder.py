@@ -36,6 +36,8 @@ class RunFolder:
         self.executable = self.path / "executable.penstock"
         self.report = self.path / "report.html"
         self.curve = self.path / "loss.png"
+        self.stacks = self.path / "stacks"
+        self.samples = self.path / "samples"
 
     def lock(self) -> "RunLock":
         """Take the folder for this process.

@@ -151,7 +151,7 @@ class Trainer:
                 progress.advance(1, **self._fields())
                 self._between_steps()
                 # One process alone must not leave: the others would wait for it.
-                interrupted = job.world.any(bool(stop.requested))
+                interrupted = job.world.end_step(bool(stop.requested))
                 if interrupted:
                     why = stop.requested or "another process was told to stop"
                     get_console().warning(f"{why}: saving a checkpoint, then stopping")

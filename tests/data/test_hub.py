@@ -1,6 +1,9 @@
 """Data sets in the hub's layout, from local folders: no network is needed, and no code is run."""
 
 import json
+import os
+import subprocess
+import sys
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -88,3 +91,59 @@ def test_a_data_sets_own_code_is_never_run(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="cannot be read"):
         read(path=str(folder))
     assert not marker.exists()
+
+
+def cached(folder: Path, name: str, configurations: dict[str, list[dict]]) -> None:
+    """A cache as `datasets` leaves it after a download, each configuration with a train split."""
+    import datasets
+
+    owner, _, short = name.partition("/")
+    for configuration, rows in configurations.items():
+        made = folder / "made" / configuration
+        jsonl(folder / f"{configuration}.jsonl", rows)
+        datasets.load_dataset(
+            "json",
+            configuration,
+            data_files={"train": str(folder / f"{configuration}.jsonl")},
+            cache_dir=str(made),
+        )
+        (table,) = made.rglob("*.arrow")
+        target = folder / "cache" / f"{owner}___{short}" / configuration / "0.0.0" / ("0" * 40)
+        target.mkdir(parents=True)
+        table.replace(target / f"{short}-train.arrow")
+        info = json.loads((table.parent / "dataset_info.json").read_text())
+        info |= {"config_name": configuration, "dataset_name": short}
+        info["splits"]["train"]["dataset_name"] = short
+        (target / "dataset_info.json").write_text(json.dumps(info))
+
+
+def test_a_data_set_of_the_hub_is_found_by_its_name(tmp_path: Path) -> None:
+    """Without a network, from the cache: by name and configuration."""
+    cached(tmp_path, "someone/things", {"one": ROWS[:20], "two": ROWS[20:]})
+    environment = {
+        **os.environ,
+        "HF_HUB_OFFLINE": "1",
+        "HF_DATASETS_CACHE": str(tmp_path / "cache"),
+        "HF_HOME": str(tmp_path / "home"),
+    }
+    words = ["source.kind=hub", "source.path=someone/things", "data.splits=[1,0,0]"]
+    words += ["tokenizer.train=true", "tokenizer.vocab_size=300", "prepare.workers=1"]
+
+    def prepare(*more: str) -> subprocess.CompletedProcess[str]:
+        return subprocess.run(
+            [sys.executable, "-m", "penstock", "prepare", *words, *more],
+            capture_output=True,
+            check=False,
+            text=True,
+            env=environment,
+        )
+
+    done = prepare("source.name=two", f"data.path={tmp_path / 'd'}", "--json")
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout)["splits"]["train"]["documents"] == 40
+    for more, told in (([], "one"), (["source.name=three"], "three")):
+        refused = prepare(*more, f"data.path={tmp_path / 'e'}")
+        assert refused.returncode == 2, refused.stderr
+        assert "someone/things cannot be read" in " ".join(refused.stderr.split())
+        assert told in refused.stderr
+        assert "Traceback" not in refused.stderr

@@ -10,6 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from penstock.config.cleaning import CleanSection
 from penstock.config.data import DataSection, SourceSection, TokenizerSection
 from penstock.data import streaming
 from penstock.data.dataset import Dataset
@@ -199,6 +200,68 @@ def test_another_stream_is_not_gone_on_with(corpus: Path, dataset_folder: Path) 
     state["stream"]["cursors"] = {"0": [1]}
     with pytest.raises(CheckpointError, match="place in the stream is damaged"):
         own.resume(state, 8)
+
+
+def test_what_a_stream_leaves_out_is_counted_once_and_told(
+    dataset_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    lines = [json.dumps({"text": f"document {i} has words"}) for i in range(400)]
+    lines[7] = "{broken"
+    lines[300] = '{"text": 5}'
+    (tmp_path / "x.jsonl").write_text("\n".join(lines))
+    source = {"kind": "jsonl", "documents": None, "on_error": "skip"}
+    found = stream(tmp_path / "x.jsonl", dataset_folder, source, splits=(1, 0, 0))
+    samples = found.training("train", LENGTH, 0)
+    # Several epochs, some of them by a stream that is gone on with in the middle of a shard.
+    samples.rows(0, 400)
+    again = found.training("train", LENGTH, 0)
+    again.resume(samples.state(), 400)
+    again.rows(400, 400)
+    for one in (samples, again):
+        assert one.left_out() == {"broken records left out": 2}
+        one.close()
+    with_place = capsys.readouterr().err
+    assert with_place.count("the stream has broken records left out, first") == 2
+    assert ", line 8: is no JSON" in with_place or ", line 301: has a field" in with_place
+
+
+@pytest.mark.parametrize("packing", ["full", "single::truncate_right"])
+def test_a_stream_is_cleaned_as_prepared_text_is(
+    packing: str, dataset_folder: Path, tmp_path: Path
+) -> None:
+    texts = [f"cafe\u0301 number {i} " + "12345 " * (i % 3) * 9 for i in range(300)]
+    (tmp_path / "x.txt").write_text("\n\n".join(texts), encoding="utf-8")
+    tokenizer = TokenizerSection.model_validate({"from": str(dataset_folder / "tokenizer.json")})
+    data = DataSection(splits=(1, 0, 0), lanes=1, packing=packing)
+    cleaning = CleanSection(unicode="nfc", max_digits=0.6)
+    found = open_stream(section(tmp_path / "x.txt"), tokenizer, data, cleaning)
+    text = dataclasses.replace(found.training("train", 8, 0)._text, shuffle=False)
+    tokens: list[int] = []
+    for row in rows_from(text, Cursor(0, 0, 0)):
+        if row.after.shard >= len(text.shards):
+            break
+        tokens += row.sequence.tokens[: None if packing != "full" else -1].tolist()
+    whole = found.tokenizer().decode(tokens)
+    assert "caf\u00e9" in whole
+    assert "e\u0301" not in whole
+    if packing == "full":
+        assert "number 3 " in whole
+        assert "number 5 " not in whole
+    assert text.left_out.counts() == {"documents left out: too many digits": 200}
+    other = open_stream(section(tmp_path / "x.txt"), tokenizer, data)
+    with pytest.raises(CheckpointError, match="trained on another stream"):
+        other.training("train", 8, 0).resume(found.training("train", 8, 0).state(), 0)
+
+
+@pytest.mark.parametrize("keys", [{"exact_duplicates": True}, {"near_duplicates": 0.8}])
+def test_duplicates_cannot_be_told_in_a_stream(
+    keys: dict, corpus: Path, dataset_folder: Path
+) -> None:
+    tokenizer = TokenizerSection.model_validate({"from": str(dataset_folder / "tokenizer.json")})
+    with pytest.raises(
+        ConfigError, match=rf"a stream has not read them.*clean\.{next(iter(keys))}"
+    ):
+        open_stream(section(corpus), tokenizer, DataSection(), CleanSection(**keys))
 
 
 def test_a_source_without_text_is_told(dataset_folder: Path, tmp_path: Path) -> None:

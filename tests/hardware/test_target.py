@@ -53,8 +53,8 @@ def test_each_target_loads_and_names_a_source_for_each_figure(name: str) -> None
 
 def test_the_systems_users_come_from_are_there() -> None:
     expected = {
-        "a100-80gb", "cerebras-cs2", "gaudi2", "graphcore-pod16", "graphcore-pod64", "h100",
-        "h200", "sambanova-sn30-tile", "zen5-2core",
+        "a100-80gb", "a100-cluster", "cerebras-cs2", "gaudi2", "graphcore-pod16", "graphcore-pod64", "h100",
+        "h100-cluster", "h200", "sambanova-sn30-tile", "zen5-2core",
     }  # fmt: skip
     assert expected <= set(target_names())
     assert load_target("graphcore-pod16").memory_bytes == 900_000_000

@@ -17,6 +17,8 @@ _MARKS = (
     (codecs.BOM_UTF16_LE, "utf-16-le"),
     (codecs.BOM_UTF16_BE, "utf-16-be"),
 )
+_UNMARKED = {"utf-16": "utf-16-le", "utf-32": "utf-32-le"}
+"""What these names mean without a mark (WHATWG Encoding Standard, §4.2)."""
 _LONGEST_MARK = 4
 
 
@@ -30,7 +32,7 @@ def encoding_of(start: bytes, wanted: str | None) -> tuple[str, int]:
     for mark, name in _MARKS:
         if start.startswith(mark) and (named is None or name.startswith(named)):
             return name, len(mark)
-    return named or "utf-8", 0
+    return _UNMARKED.get(named or "utf-8", named or "utf-8"), 0
 
 
 def _normalized(name: str) -> str:
@@ -69,8 +71,10 @@ def _transcoded(
     for chunk in itertools.chain(chunks, [b""]):
         try:
             text = decoder.decode(chunk, final=not chunk)
-        except UnicodeDecodeError as error:
-            place = offset + len(chunk) - len(error.object) + error.start
+        except UnicodeError as error:  # some codecs raise it bare
+            place = offset
+            if isinstance(error, UnicodeDecodeError):
+                place += len(chunk) - len(error.object) + error.start
             raise DataError(
                 f"{path} is not {name} at byte {place}",
                 where="source.encoding",

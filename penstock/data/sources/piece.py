@@ -12,6 +12,8 @@ Pair = tuple[str, str]
 """A prompt, which may be empty, and its completion."""
 Message = Mapping[str, Any]
 """One message of a chat: at least `role` and `content`."""
+READ = frozenset({"pages", "pieces of text normalized"})
+"""What a tally counts that is no loss and no defect."""
 _NAMED = 5
 """Places of broken records that are remembered of each unit of work."""
 

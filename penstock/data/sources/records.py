@@ -130,9 +130,10 @@ def _message(value: Any, section: SourceSection) -> Message:  # noqa: ANN401 - J
     """One message with the names templates use."""
     if not isinstance(value, Mapping):
         raise RecordError("has a message that is no object")
-    role = next((value[key] for key in _ROLE_KEYS if key in value), None)
+    told = next((key for key in _ROLE_KEYS if key in value), None)
     key = next((key for key in _CONTENT_KEYS if value.get(key) is not None), None)
-    if not isinstance(role, str) or key is None:
+    if told is None or key is None:
         raise RecordError("has a message without a role or a content")
+    role = _text(value, told, section)
     rest = {k: v for k, v in value.items() if k not in (*_ROLE_KEYS, *_CONTENT_KEYS)}
     return {**rest, "role": _ROLES.get(role, role), "content": _text(value, key, section)}

@@ -121,7 +121,7 @@ def _csv_records(file: SourceFile, section: SourceSection, tally: Tally) -> _Rec
     lines = _text_lines(file, section, tally)
     header = next(lines, "")
     mark = "\t" if "\t" in header and "," not in header else ","
-    names = next(csv.reader([header], delimiter=mark), [])
+    names = _header(file, header, mark)
     rows = csv.reader(lines, delimiter=mark, strict=True)
     while True:
         try:
@@ -136,6 +136,18 @@ def _csv_records(file: SourceFile, section: SourceSection, tally: Tally) -> _Rec
                 continue
             row = RecordError(f"has {len(row)} fields, the header has {len(names)}")
         yield place, dict(zip(names, row, strict=True)) if isinstance(row, list) else row
+
+
+def _header(file: SourceFile, line: str, mark: str) -> list[str]:
+    """The names of the fields."""
+    try:
+        return next(csv.reader([line], delimiter=mark), [])
+    except csv.Error as error:
+        raise DataError(
+            f"the header of {file.path} is no CSV ({error})",
+            where="source.path",
+            do="mend its first line",
+        ) from None
 
 
 def _text_lines(file: SourceFile, section: SourceSection, tally: Tally) -> Iterator[str]:

@@ -1,0 +1,106 @@
+"""Which samples a run has taken, step by step: one file for each process.
+
+The loader writes a line when a step takes its samples; tests and people read them back. It must
+never know why one process has these samples and another those.
+"""
+
+import json
+import os
+import zlib
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from penstock.errors import DataError
+from penstock.files import atomic_write
+
+
+class SampleLog:
+    """Appends to FOLDER/rank-00000.jsonl: {"position": …, "samples": […], "crc32": […]}.
+
+    `position` is the first sample of the step's global batch, counted over all epochs; `samples`
+    are those this process took of it, counted likewise, and `crc32` the checksum of each one's
+    tokens, by which equal samples are known.
+    """
+
+    def __init__(self, folder: Path, position: int, share: tuple[int, int] = (0, 1)) -> None:
+        """Forget what was logged from `position` on: it will be done again.
+
+        Args:
+            folder: with the files of all processes, and of more where there were more before.
+            position: where this start of the run begins.
+            share: which of how many processes this one is.
+
+        Raises:
+            DataError: the folder cannot be written.
+        """
+        rank, size = share
+        self._path = folder / f"rank-{rank:05}.jsonl"
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            for path in folder.glob("rank-*.jsonl"):
+                if int(path.stem.partition("-")[2]) % size == rank:
+                    _forget(path, position)
+            self._file = self._path.open("ab", buffering=0)
+        except OSError as error:
+            raise self._unwritable(error) from error
+
+    def write(self, position: int, places: Sequence[Tensor], tokens: Sequence[Tensor]) -> None:
+        """One step's samples; the line is with the system when this returns.
+
+        Args:
+            position: first sample of the global batch.
+            places: (B,) of each micro-batch, places in the global batch.
+            tokens: (B, T) of each micro-batch.
+
+        Raises:
+            DataError: the disk is full.
+        """
+        samples = [position + place for part in places for place in part.tolist()]
+        checksums = [zlib.crc32(row.tobytes()) for part in tokens for row in part.numpy()]
+        record = {"position": position, "samples": samples, "crc32": checksums}
+        try:
+            self._file.write((json.dumps(record) + "\n").encode())
+        except OSError as error:
+            raise self._unwritable(error) from error
+
+    def close(self) -> None:
+        """Closing twice is fine."""
+        self._file.close()
+
+    def _unwritable(self, error: OSError) -> DataError:
+        why = os.strerror(error.errno) if error.errno else str(error)
+        return DataError(
+            f"the samples could not be logged: {why}",
+            where=str(self._path),
+            do="make room, or set train.log_samples=false",
+        )
+
+
+def read_sample_log(folder: Path) -> list[tuple[int, int]]:
+    """Number and checksum of every sample all processes took, in their global order.
+
+    Lines that a killed process left half written are passed over.
+    """
+    records = [record for path in sorted(folder.glob("rank-*.jsonl")) for record in _records(path)]
+    pairs = [zip(r["samples"], r["crc32"], strict=True) for r in records]
+    return sorted(pair for step in pairs for pair in step)
+
+
+def _records(path: Path) -> list[dict[str, Any]]:
+    records: list[dict[str, Any]] = []
+    for line in path.read_bytes().splitlines():
+        try:
+            record = json.loads(line)
+        except (ValueError, RecursionError):
+            continue
+        if isinstance(record, dict) and type(record.get("position")) is int:
+            records.append(record)
+    return records
+
+
+def _forget(path: Path, position: int) -> None:
+    kept = [record for record in _records(path) if record["position"] < position]
+    atomic_write(path, "".join(f"{json.dumps(record)}\n" for record in kept))

@@ -1,0 +1,91 @@
+"""Infinite gradients in one process of several: all skip the step, and count, and stop alike.
+
+The policy itself is tested in `tests/training/test_guard.py`.
+"""
+
+import json
+import math
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from penstock.checkpoint import list_checkpoints, load_checkpoint
+from penstock.training.metrics import read_metrics
+from tests.parallel.test_replicas import job, state
+
+CHILD = """
+import json, os, sys, torch, penstock
+from penstock.hardware.process import prepare_process
+prepare_process()
+from penstock import jobs
+from penstock.errors import UserError
+
+rank = int(os.environ.get("RANK", 0))
+real = jobs.new_model
+
+def infected(model, when, value):
+    # The gradient one process's own data give one weight, in some micro-batches.
+    seen = {"micro-batches": 0}
+    def spoil(gradient):
+        seen["micro-batches"] += 1
+        return gradient * value if (seen["micro-batches"] - 1) // 2 in when else gradient
+    next(iter(model.parameters())).register_hook(spoil)
+
+for job, when, value in json.load(open(sys.argv[1])):
+    def new_model(*arguments):
+        model, masters = real(*arguments)
+        if rank == int(os.environ.get("WORLD_SIZE", 1)) - 1:
+            infected(model, when, float(value))
+        return model, masters
+    jobs.new_model = new_model
+    try:
+        penstock.train(**job)
+    except UserError as error:
+        print(f"rank {rank}: {error}", flush=True)
+"""
+
+
+def test_one_process_with_infinite_gradients_makes_all_skip_count_and_stop(
+    dataset_folder: Path, tmp_path: Path
+) -> None:
+    def values(name: str, bad_steps: int) -> dict:
+        train = {"steps": 8, "evaluate_every": None, "bad_steps": bad_steps}
+        return job(dataset_folder, tmp_path / name, train=train)
+
+    jobs = [
+        (values("skipped", 3), [2, 5], "inf"),
+        (values("stopped", 1), [2, 4, 6], "nan"),
+        (values("alone", 0), [], "1"),
+    ]
+    (tmp_path / "jobs.json").write_text(json.dumps(jobs))
+    (tmp_path / "child.py").write_text(CHILD)
+    command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2"]
+    done = subprocess.run(
+        [*command, str(tmp_path / "child.py"), str(tmp_path / "jobs.json")],
+        check=False,
+        capture_output=True,
+        text=True,
+        timeout=300,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+    )
+    assert done.returncode == 0, done.stderr[-2000:]
+    records = [r for r in read_metrics(tmp_path / "skipped" / "metrics.jsonl") if "loss" in r]
+    assert [r["skipped"] for r in records] == [0, 0, 1, 1, 1, 2, 2, 2]
+    assert [r["grad_norm"] is None for r in records] == [n in (2, 5) for n in range(8)]
+    assert all(math.isfinite(r["loss"]) for r in records)
+    assert all(bool(tensor.isfinite().all()) for tensor in state(tmp_path / "skipped").values())
+    assert json.loads((tmp_path / "skipped" / "summary.json").read_bytes())["skipped_steps"] == 2
+    said = [line for line in done.stdout.splitlines() if line.startswith("rank")]
+    assert sorted(line[:6] for line in said) == ["rank 0", "rank 1"]
+    assert all("2 steps were skipped" in line for line in said)
+    # The last checkpoint is from before, and whole.
+    newest = load_checkpoint(list_checkpoints(tmp_path / "stopped" / "checkpoints")[-1])
+    assert newest.step == 4
+    assert newest.values["guard"]["skipped"] == 1
+    # Up to the first bad step nothing differs from a run without one.
+    calm = [r["loss"] for r in read_metrics(tmp_path / "alone" / "metrics.jsonl") if "loss" in r]
+    assert [r["loss"] for r in records[:3]] == pytest.approx(calm[:3], rel=0)
+    assert records[4]["loss"] != calm[4]
