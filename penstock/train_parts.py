@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from torch import Tensor
 
+from penstock.compiler.pipeline import pieces_per_stage
 from penstock.models.transformer import Transformer
 from penstock.parallel.mesh import Mesh
 from penstock.parallel.parts import WHOLE, Part
@@ -60,7 +61,9 @@ def _stages(
 
     c, chosen, world = setting.config, setting.plan, setting.world
     line = mesh.stages
-    pieces = layers_of_pieces(chosen.layers_per_stage, chosen.pieces_per_stage)
+    pieces = layers_of_pieces(
+        chosen.layers_per_stage, pieces_per_stage(chosen.schedule, chosen.stages)
+    )
     own = [
         Stage(model, pieces, index, c.train.z_loss)
         for index in range(line.rank, len(pieces), line.size)

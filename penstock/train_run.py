@@ -69,7 +69,8 @@ def _train(setting: Setting, origins: Mapping[str, str]) -> RunSummary:
             _write_provenance(setting, origins)
         _check_openmp()
         job = _job(setting, kernels, resume)
-        if setting.config.train.log_samples:
+        # Stages of one replica take the same samples; the first stages have the first ranks.
+        if setting.config.train.log_samples and world.rank < chosen.replicas:
             setting.loader.log = _sample_log(setting, resume)
         if resume is not None:
             resume = dataclasses.replace(resume, tensors=job.replicas.rows_of(resume.tensors))
@@ -157,7 +158,7 @@ def _metrics(setting: Setting, resume: CheckpointState | None) -> MetricsLog:
 
 def _sample_log(setting: Setting, resume: CheckpointState | None) -> SampleLog:
     position = 0 if resume is None else int(resume.values["totals"]["position"])
-    return SampleLog(setting.run.samples, position, (setting.world.rank, setting.world.size))
+    return SampleLog(setting.run.samples, position, (setting.world.rank, setting.plan.replicas))
 
 
 def _validation(setting: Setting) -> list[Validation]:
@@ -194,11 +195,12 @@ def _check_openmp() -> None:
 def _write_provenance(setting: Setting, origins: Mapping[str, str]) -> None:
     """What the run is made of: resolved config, model config, plan, tokenizer."""
     run, architecture = setting.run, setting.plan.architecture
-    described = hf_config(architecture, setting.data.end_of_text)
+    tokenizer = setting.data.tokenizer()
+    described = hf_config(architecture, tokenizer.end_of_text, tokenizer.begin)
     atomic_write(run.config, dump_config(setting.config, origins))
     atomic_write(run.path / "config.json", json.dumps(described, indent=2))
     atomic_write(run.plan, json.dumps(setting.plan.to_json(), indent=1))
-    setting.data.tokenizer().save(run.tokenizer)
+    tokenizer.save(run.tokenizer)
 
 
 def _results(setting: Setting, trainer: Trainer, *, compiled: bool) -> dict[str, Any]:

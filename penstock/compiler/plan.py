@@ -9,7 +9,7 @@ from typing import Any
 
 from penstock.compiler.generation import GenerationShapes
 from penstock.compiler.layout import DevicePlan
-from penstock.compiler.pipeline import Piece, Schedule, pieces_per_stage
+from penstock.compiler.pipeline import Piece, Schedule
 from penstock.config.recompute import kept_values
 from penstock.console import Console
 from penstock.models.architecture import Architecture
@@ -73,11 +73,6 @@ class Plan:
     def stages(self) -> int:
         """Devices of one replica."""
         return max(1, len(self.layers_per_stage))
-
-    @property
-    def pieces_per_stage(self) -> int:
-        """Parts of the depth on each device."""
-        return pieces_per_stage(self.schedule, self.stages)
 
     @property
     def limited_by(self) -> str:
