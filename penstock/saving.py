@@ -4,7 +4,9 @@ The trainer saves through `AsyncSaver`; what a checkpoint is, `checkpoint.py` kn
 """
 
 import concurrent.futures
+import contextlib
 import ctypes
+import dataclasses
 import json
 import shutil
 import threading
@@ -39,6 +41,7 @@ class AsyncSaver:
         self._thread = concurrent.futures.ThreadPoolExecutor(1, "checkpoint")
         self._writing: concurrent.futures.Future[None] | None = None
         self._buffers: dict[str, Tensor] = {}
+        self._saves = 0
         self._copied = threading.Event()
         self._copied.set()
         for leftover in folder.glob(".step-*.tmp") if part.index == 0 else ():
@@ -109,10 +112,19 @@ class AsyncSaver:
         self._write(CheckpointState(state.step, copies, state.values), is_best)
 
     def _write(self, state: CheckpointState, is_best: bool) -> None:
-        """Write one checkpoint, then delete those that are no longer wanted."""
-        newest = save_checkpoint(self.folder, state, is_best=is_best, part=self._part)
+        """Write one checkpoint, then clear old ones away."""
+        # One step may be saved twice, and a process be at the second while another is at the first.
+        self._saves += 1
+        token = f"{self._part.token}-{self._saves}" if self._part.token else ""
+        part = dataclasses.replace(self._part, token=token)
+        newest = save_checkpoint(self.folder, state, is_best=is_best, part=part)
         if self._part.index > 0:
             return
+        with contextlib.suppress(OSError):  # What cannot be listed or read now is kept.
+            self._clear(newest)
+
+    def _clear(self, newest: Path) -> None:
+        """Delete the checkpoints that are no longer wanted."""
         paths = list_checkpoints(self.folder)
         # Newer ones were damaged, or this run would have gone on from them.
         past = paths[: paths.index(newest) + 1]

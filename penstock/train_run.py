@@ -25,14 +25,13 @@ from penstock.files import atomic_write, canonical_json
 from penstock.hardware.process import loaded_openmp
 from penstock.models.families import hf_config
 from penstock.parallel.environment import find_place, inherited_origins
-from penstock.parallel.parts import Part
+from penstock.parallel.mesh import coordinates
 from penstock.parallel.replicas import Replicas
 from penstock.parallel.world import World
 from penstock.report.summary import RunSummary, environment
-from penstock.saving import AsyncSaver
+from penstock.train_parts import divide
 from penstock.train_setting import Setting, objective, require_same, settle
 from penstock.training.metrics import MetricsLog, peak_memory_bytes
-from penstock.training.optimizers import make_optimizer
 from penstock.training.trainer import Trainer, TrainingJob
 from penstock.training.validation import Validation
 
@@ -72,7 +71,8 @@ def _train(setting: Setting, origins: Mapping[str, str]) -> RunSummary:
             _write_provenance(setting, origins)
         _check_openmp()
         job = _job(setting, kernels, resume)
-        if setting.config.train.log_samples:
+        # Stages of one replica take the same samples; the first stages have the first ranks.
+        if setting.config.train.log_samples and world.rank < chosen.replicas:
             setting.loader.log = _sample_log(setting, resume)
         if resume is not None:
             resume = dataclasses.replace(resume, tensors=job.replicas.rows_of(resume.tensors))
@@ -129,16 +129,12 @@ def _job(
     c, chosen, world = setting.config, setting.plan, setting.world
     model, masters = jobs.new_model(c, chosen, kernels)
     speeds = measured_speeds(chosen.device)
-    replicas = Replicas(model, world, chosen.shard)
-    optimizer = make_optimizer(
-        model.named_parameters(), c.optimizer, masters=replicas.rows_of(masters)
-    )
-    saver = _saver(setting, replicas)
-    if saver is not None:
-        optimizer.before_step = saver.wait_for_copy
+    parts = divide(setting, model, masters)
+    if parts.saver is not None:
+        parts.optimizer.before_step = parts.saver.wait_for_copy
     return TrainingJob(
-        model=model,
-        optimizer=optimizer,
+        **parts._asdict(),
+        restore=lambda: _newest(setting, parts.replicas),
         loader=setting.loader,
         validation=_validation(setting),
         train=c.train,
@@ -147,33 +143,21 @@ def _job(
         lr=c.optimizer.lr,
         seed=c.seed,
         total_steps=setting.total_steps,
-        accumulation=chosen.accumulation,
         flops_per_token=chosen.flops_per_token,
         peak_flops=(speeds.bf16_flops if chosen.compute == "bf16" else speeds.fp32_flops)
         * (world.place.hosts if chosen.device == "cpu" else world.size),
         world=world,
-        replicas=replicas,
-        restore=lambda: _newest(setting, replicas),
-        saver=saver,
         metrics=_metrics(setting, resume) if world.is_first else None,
         identity=setting.identity,
     )
 
 
 def _newest(setting: Setting, replicas: Replicas) -> CheckpointState | None:
+    """The newest checkpoint, this process's rows of it."""
     state = load_newest(setting.run.checkpoints)
     if state is None:
         return None
     return dataclasses.replace(state, tensors=replicas.rows_of(state.tensors))
-
-
-def _saver(setting: Setting, replicas: Replicas) -> AsyncSaver | None:
-    """What writes checkpoints here: all of each, this process's part, or nothing."""
-    world, folder = setting.world, setting.run.checkpoints
-    if not replicas.is_divided:
-        return AsyncSaver(folder, setting.config.checkpoint.keep) if world.is_first else None
-    part = Part(world.rank, world.size, world.token, setting.config.launch.timeout_seconds)
-    return AsyncSaver(folder, setting.config.checkpoint.keep, part)
 
 
 def _metrics(setting: Setting, resume: CheckpointState | None) -> MetricsLog:
@@ -185,9 +169,14 @@ def _metrics(setting: Setting, resume: CheckpointState | None) -> MetricsLog:
     )
 
 
-def _sample_log(setting: Setting, resume: CheckpointState | None) -> SampleLog:
+def _sample_log(setting: Setting, resume: CheckpointState | None) -> SampleLog | None:
+    """Where this process logs its samples; all stages of a replica have the same."""
+    chosen = setting.plan
+    replica, stage = coordinates(setting.world.place, chosen.stages)
+    if not setting.config.train.log_samples or stage > 0:
+        return None
     position = 0 if resume is None else int(resume.values["totals"]["position"])
-    return SampleLog(setting.run.samples, position, (setting.world.rank, setting.world.size))
+    return SampleLog(setting.run.samples, position, (replica, chosen.replicas))
 
 
 def _validation(setting: Setting) -> list[Validation]:
@@ -224,11 +213,12 @@ def _check_openmp() -> None:
 def _write_provenance(setting: Setting, origins: Mapping[str, str]) -> None:
     """What the run is made of: resolved config, model config, plan, tokenizer."""
     run, architecture = setting.run, setting.plan.architecture
-    described = hf_config(architecture, setting.data.end_of_text)
+    tokenizer = setting.data.tokenizer()
+    described = hf_config(architecture, tokenizer.end_of_text, tokenizer.begin)
     atomic_write(run.config, dump_config(setting.config, origins))
     atomic_write(run.path / "config.json", json.dumps(described, indent=2))
     atomic_write(run.plan, json.dumps(setting.plan.to_json(), indent=1))
-    setting.data.tokenizer().save(run.tokenizer)
+    tokenizer.save(run.tokenizer)
 
 
 def _results(setting: Setting, trainer: Trainer, *, compiled: bool) -> dict[str, Any]:

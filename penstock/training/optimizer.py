@@ -4,7 +4,7 @@ The train step calls `AdamW.step`; checkpoints hold `AdamW.state_tensors`. It mu
 model's structure: it sees names and parameters, nothing else.
 """
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -14,7 +14,7 @@ from torch.nn import Parameter
 from penstock.config.schema import OptimizerSection
 from penstock.errors import CheckpointError
 from penstock.parallel.replicas import local
-from penstock.training.parameter_groups import go_on, learning_rate_shares, parameter_groups
+from penstock.training.parameter_groups import Trained, learning_rate_shares, parameter_groups
 
 _GROUP_BYTES = {"cpu": 4 << 20, "cuda": 256 << 20}
 """Bound on the transient fp32 gradients of one group. On a CPU they stay in its cache: 4 MiB was
@@ -57,7 +57,7 @@ class _Group:
     """(n,) float32 views of the space shared by all groups for fp32 copies of gradients."""
 
 
-class AdamW:
+class AdamW(Trained):
     """Adam with decoupled weight decay; masters and moments are fp32.
 
     Per step: gradients → fp32 → `torch._fused_adamw_` (the kernel of `torch.optim.AdamW` with
@@ -67,9 +67,6 @@ class AdamW:
     Source: Kingma & Ba, arXiv 1412.6980, algorithm 1; Loshchilov & Hutter, arXiv 1711.05101,
     algorithm 2; fp32 masters: Micikevicius et al., arXiv 1710.03740, §3.1.
     """
-
-    before_step: Callable[[], None] = staticmethod(go_on)
-    """Called before the state changes: a checkpoint may still be copying it."""
 
     def __init__(
         self,
@@ -120,24 +117,6 @@ class AdamW:
     def steps(self, value: int) -> None:
         """Go on after `value` updates, as a resumed run does."""
         self._count.fill_(value)
-
-    @property
-    def names(self) -> list[str]:
-        """Names of the trainable parameters, in the order of `gradients`."""
-        return list(self._parameters)
-
-    def gradients(self) -> list[Tensor]:
-        """Return the gradients that `step` will use, in its order.
-
-        Raises:
-            RuntimeError: a parameter took no part in the loss.
-        """
-        found: list[Tensor] = []
-        for name, parameter in self._parameters.items():
-            if parameter.grad is None:
-                raise RuntimeError(f"{name} has no gradient")
-            found.append(local(parameter.grad))
-        return found
 
     @torch.no_grad()
     def step(
@@ -195,11 +174,6 @@ class AdamW:
                 torch._foreach_copy_(group.weights, group.masters)
         if stop is not None:
             self._count -= stop
-
-    def zero_gradients(self) -> None:
-        """Drop all gradients; the next backward pass makes new ones."""
-        for parameter in self._parameters.values():
-            parameter.grad = None
 
     def state_tensors(self) -> dict[str, Tensor]:
         """Return the state itself, not a copy: fp32 `master.NAME`, `exp_avg.NAME`,

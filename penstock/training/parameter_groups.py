@@ -3,11 +3,49 @@
 The optimizers divide a model's parameters by it. It must never know more of a model than names.
 """
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 
+from torch import Tensor
 from torch.nn import Parameter
 
+from penstock.parallel.replicas import local
+
 NamedParameters = list[tuple[str, Parameter]]
+
+
+def go_on() -> None:
+    """What an optimizer does before it changes its state, where nobody else reads that."""
+
+
+class Trained:
+    """The parameters an optimizer updates, by name: what all optimizers have in common."""
+
+    before_step: Callable[[], None] = staticmethod(go_on)
+    """Called before the state changes: a checkpoint may still be copying it."""
+    _parameters: dict[str, Parameter]
+
+    @property
+    def names(self) -> list[str]:
+        """Names of the trainable parameters, in the order of `gradients`."""
+        return list(self._parameters)
+
+    def gradients(self) -> list[Tensor]:
+        """The gradients that `step` will use, in its order; of divided ones this process's rows.
+
+        Raises:
+            RuntimeError: a parameter took no part in the loss.
+        """
+        found: list[Tensor] = []
+        for name, parameter in self._parameters.items():
+            if parameter.grad is None:
+                raise RuntimeError(f"{name} has no gradient")
+            found.append(local(parameter.grad))
+        return found
+
+    def zero_gradients(self) -> None:
+        """Drop all gradients; the next backward pass makes new ones."""
+        for parameter in self._parameters.values():
+            parameter.grad = None
 
 
 def parameter_groups(
@@ -54,7 +92,3 @@ def learning_rate_shares(names: Iterable[str], layer_decay: float) -> dict[str, 
         below = 0 if name.startswith("head.") else count + 1
         shares[name] = layer_decay ** (count - numbers[name] if name in numbers else below)
     return shares
-
-
-def go_on() -> None:
-    """What an optimizer does before it changes its state, where nobody else reads that."""

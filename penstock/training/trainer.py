@@ -9,15 +9,12 @@ import dataclasses
 import math
 from collections import deque
 from collections.abc import Callable
-from typing import Any
-
-import torch
+from typing import TYPE_CHECKING, Any
 
 from penstock.checkpoint import CheckpointState
 from penstock.config.schema import CheckpointSection, ScheduleSection, TrainSection
 from penstock.console import get_console
 from penstock.data.loader import Loader
-from penstock.models.transformer import Transformer
 from penstock.parallel.replicas import Replicas
 from penstock.parallel.world import World
 from penstock.saving import AsyncSaver
@@ -27,15 +24,18 @@ from penstock.training.optimizers import Optimizer
 from penstock.training.rollback import load_optimizer, roll_back
 from penstock.training.schedule import learning_rate
 from penstock.training.signals import StopSignals
-from penstock.training.step import Accumulator, StepResult, train_step
+from penstock.training.step import Passes, StepResult, train_step
 from penstock.training.validation import Validation, validate
+
+if TYPE_CHECKING:  # It loads torch's pipelines.
+    from penstock.parallel.pipeline import Pipeline
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class TrainingJob:
     """Everything a training run works with."""
 
-    model: Transformer
+    passes: "Passes | Pipeline"
     optimizer: Optimizer
     loader: Loader
     validation: list[Validation]
@@ -47,7 +47,6 @@ class TrainingJob:
     """Peak learning rate."""
     seed: int
     total_steps: int
-    accumulation: int
     flops_per_token: int
     peak_flops: float
     """FLOP/s of matrix products this device was measured at, in the compute format."""
@@ -96,21 +95,17 @@ class Trainer:
         self.job = job
         self.totals = Totals()
         self.guard = Guard(job.train)
-        self.device = next(job.model.parameters()).device
+        self.device = job.passes.device
         self.throughput = Throughput(
             warmup_steps=job.train.throughput_warmup_steps,
             flops_per_token=job.flops_per_token,
             peak_flops=job.peak_flops,
         )
-        needs_sums = job.replicas.needs_sums(job.accumulation)
-        self._accumulator = Accumulator(job.optimizer, needs_sums=needs_sums)
-        self._z_loss = torch.tensor(job.train.z_loss, device=self.device)
-        self._tokens_per_step = job.loader.batch_size * job.loader.sequence_length
         # A GPU works on the next step while the last one's figures are read.
         self._data_state: dict[str, Any] = {}
         self._lag = 1 if self.device.type == "cuda" else 0
-        self._pending: deque[tuple[int, float, StepResult]] = deque()
-        self._judged: list[tuple[int, float, float, float]] = []
+        self._pending: deque[tuple[int, int, float, StepResult]] = deque()
+        self._judged: list[tuple[int, int, float, float, float]] = []
         if resume is not None:
             self._resume(resume)
 
@@ -134,25 +129,23 @@ class Trainer:
                 self.throughput.data_ready()
                 lr = learning_rate(totals.step, job.schedule, job.lr, job.total_steps)
                 result = train_step(
-                    job.model,
+                    job.passes,
                     loaded.batches,
                     job.optimizer,
-                    self._accumulator,
                     step=totals.step,
                     seed=job.seed,
                     lr=lr,
                     norm_limit=self.guard.limit,
-                    z_loss=self._z_loss,
                     replicas=job.replicas,
                 )
                 totals.step, totals.position = totals.step + 1, loaded.position
                 self._data_state = loaded.state
-                totals.tokens += self._tokens_per_step
-                self._pending.append((totals.step, lr, result))
+                totals.tokens += loaded.tokens
+                self._pending.append((totals.step, totals.tokens, lr, result))
                 self._read_results(self._lag)
                 if self.guard.asks_to_roll_back():
                     roll_back(job.optimizer, job.saver, job.world, job.restore)
-                totals.seconds += self.throughput.stop(self._tokens_per_step)
+                totals.seconds += self.throughput.stop(loaded.tokens)
                 self._log()
                 progress.advance(1, **self._fields())
                 self._between_steps()
@@ -168,9 +161,9 @@ class Trainer:
     def _read_results(self, keep: int) -> None:
         """Judge the steps whose figures are due, all but the newest `keep`."""
         while len(self._pending) > keep:
-            step, lr, result = self._pending.popleft()
+            step, tokens, lr, result = self._pending.popleft()
             loss, norm = float(result.loss), float(result.grad_norm)
-            self._judged.append((step, lr, loss, norm))
+            self._judged.append((step, tokens, lr, loss, norm))
             if self.guard.admit(step, loss, norm):
                 self.totals.last_loss = loss
             else:
@@ -179,7 +172,7 @@ class Trainer:
     def _log(self) -> None:
         """Write the lines of metrics.jsonl that are due."""
         metrics = self.job.metrics
-        for step, lr, loss, norm in self._judged:
+        for step, tokens, lr, loss, norm in self._judged:
             if metrics and (step % self.job.train.log_every == 0 or step == self.job.total_steps):
                 metrics.log(
                     step,
@@ -187,7 +180,7 @@ class Trainer:
                         "loss": loss,
                         "lr": lr,
                         "grad_norm": norm,
-                        "tokens": step * self._tokens_per_step,
+                        "tokens": tokens,
                         "tokens_per_second": self.throughput.tokens_per_second,
                         "step_seconds": self.throughput.step_seconds,
                         "memory_bytes": peak_memory_bytes(self.device),
@@ -233,7 +226,7 @@ class Trainer:
         if not job.validation:
             return False
         self._catch_up()
-        loss, parts = validate(job.model, job.validation, self.device, job.world)
+        loss, parts = validate(job.passes, job.validation, job.replicas, job.world)
         by_part = {f"validation_loss/{name}": value for name, value in parts.items()}
         if job.metrics is not None:
             job.metrics.log(totals.step, {"validation_loss": loss, **by_part})
@@ -270,7 +263,7 @@ class Trainer:
         """Everything needed to go on exactly."""
         return CheckpointState(
             step=self.totals.step,
-            tensors=self.job.optimizer.state_tensors(),
+            tensors=self.job.replicas.saved(self.job.optimizer.state_tensors()),
             values={
                 "totals": dataclasses.asdict(self.totals),
                 "guard": self.guard.state_dict(),
