@@ -34,6 +34,8 @@ class TokenSequence:
     """(N,), loss weight of each token as a target; None: every token weighs 1."""
     roles: NDArray[np.uint8] | None = None
     """(N,), PROMPT, COMPLETION, PADDING or SEPARATOR, where the format knows."""
+    categories: NDArray[np.int32] | None = None
+    """(N,), category of each token, -1 for none; only SambaNova's files hold them."""
 
     def loss_weights(self) -> NDArray[np.float32]:
         """The weights, spelt out where they are all 1."""
