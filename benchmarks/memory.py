@@ -1,9 +1,15 @@
 """Predicted against measured peak memory, run by run, each in a process of its own.
 
 Measured is the resident set's high-water mark as `summary.json` records it, after three optimizer
-steps from compiled kernels. Shapes are compiled once and cached; `--list` only shows the cases.
+steps from compiled kernels. Shapes are compiled once and cached. Writes
+build/benchmarks/memory/memory.json after each case.
+
+    python benchmarks/memory.py                    all cases: an hour on two cores
+    python benchmarks/memory.py --resume           go on where a run was stopped
+    python benchmarks/memory.py --list
 """
 
+import argparse
 import json
 import subprocess
 import sys
@@ -11,21 +17,32 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
 FOLDER = ROOT / "build" / "benchmarks" / "memory"
+STEPS = 3
+"""Optimizer steps of a case; the heap has its full size in the second."""
 CASES = [
-    ("gpt2", 1, 256, 1, "none", False),
+    ("gpt2", 1, 256, 1, "selective", False),
+    ("gpt2", 4, 512, 1, "selective", False),
+    ("gpt2", 4, 512, 1, "blocks", False),
+    ("gpt2", 4, 512, 1, "none", False),
+    ("gpt2", 4, 512, 4, "selective", False),
+    ("gpt2", 4, 512, 1, "selective", True),
+    ("gpt2", 8, 256, 1, "selective", False),
     ("gpt2", 8, 256, 1, "none", False),
-    ("gpt2", 2, 512, 1, "none", False),
-    ("gpt2", 2, 512, 4, "none", False),
-    ("gpt2", 2, 512, 1, "blocks", False),
-    ("gpt2", 2, 512, 1, "none", True),
-    ("gpt2", 1, 1024, 1, "none", False),
-    ("gpt2", 8, 1024, 1, "none", False),
+    ("gpt2", 1, 1024, 1, "selective", False),
+    ("gpt2-medium", 1, 256, 1, "selective", False),
+    ("gpt2-medium", 1, 256, 1, "blocks", False),
     ("gpt2-medium", 1, 256, 1, "none", False),
-    ("gpt2-medium", 4, 512, 1, "none", False),
-    ("gpt2-medium", 4, 512, 1, "blocks", False),
-    ("gpt2-medium", 1, 1024, 1, "none", True),
+    ("gpt2-medium", 1, 1024, 1, "selective", False),
+    ("gpt2-medium", 1, 1024, 1, "blocks", False),
+    ("gpt2-medium", 1, 1024, 1, "none", False),
+    ("gpt2", 8, 1024, 1, "selective", False),
+    ("gpt2", 8, 1024, 1, "blocks", False),
+    ("gpt2", 8, 1024, 1, "none", False),
+    ("gpt2-medium", 4, 512, 1, "selective", False),
+    ("gpt2-medium", 8, 512, 1, "blocks", False),
 ]
-"""(preset, micro, sequence length, micro-batches, recompute, checkpoints while training)."""
+"""(preset, micro, sequence length, micro-batches, recompute, checkpoints while training), quick ones
+first."""
 
 
 def penstock(*words: str) -> None:
@@ -37,6 +54,8 @@ def penstock(*words: str) -> None:
 
 def dataset(length: int) -> Path:
     path = FOLDER / f"dataset-{length}"
+    if path.exists():
+        return path
     penstock(
         "prepare", "source.kind=stdlib", "tokenizer.train=true", "tokenizer.vocab_size=1024",
         f"data.sequence_length={length}", f"data.path={path}",
@@ -52,8 +71,8 @@ def measure(case: tuple[str, int, int, int, str, bool]) -> dict[str, object]:
         "train", f"model.preset={preset}", "model.vocab_size=50257", f"batch.micro={micro}",
         f"batch.size={micro * accumulation}", f"data.sequence_length={length}",
         f"data.path={dataset(length)}", f"plan.recompute={recompute}", f"run={run}",
-        "train.steps=3", f"checkpoint.every={1 if saves else 'null'}", "train.report=false",
-        "train.tensorboard=false", "train.evaluate_sequences=8",
+        f"train.steps={STEPS}", f"checkpoint.every={1 if saves else 'null'}", "train.report=false",
+        "train.tensorboard=false", "train.evaluate_sequences=1",
     )  # fmt: skip
     summary = json.loads((run / "summary.json").read_text())
     predicted, measured = summary["predicted_memory_bytes"], summary["memory_bytes"]
@@ -81,16 +100,27 @@ def show(found: list[dict[str, object]]) -> None:
 
 
 def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--list", action="store_true", help="only show the cases")
+    parser.add_argument("--resume", action="store_true", help="keep what memory.json holds")
+    parser.add_argument("--cases", type=int, nargs="+", help="these alone, by number from 0")
+    options = parser.parse_args()
+    chosen = CASES if options.cases is None else [CASES[number] for number in options.cases]
+    path = FOLDER / "memory.json"
     FOLDER.mkdir(parents=True, exist_ok=True)
-    found = []
-    for case in CASES:
-        if "--list" in sys.argv:
-            print(case)
+    found = json.loads(path.read_text()) if options.resume and path.exists() else []
+    done = {tuple(row["case"]) for row in found}
+    for case in chosen:
+        if options.list:
+            print(CASES.index(case), case)
+            continue
+        if case in done:
             continue
         found.append(measure(case))
         print(case, f"{found[-1]['difference']:+.1%}", flush=True)
-        (FOLDER / "memory.json").write_text(json.dumps(found, indent=1))
-    show(found)
+        path.write_text(json.dumps(found, indent=1))
+    if found:
+        show(found)
 
 
 if __name__ == "__main__":

@@ -57,13 +57,23 @@ def evaluate_run(config: Config) -> EvaluationResult | ComparisonResult:
 
 def _name(config: Config) -> str:
     """What a model is called beside others."""
-    return str(config.model.from_ or config.run)
+    use = config.checkpoint.use
+    step = f", step {use}" if isinstance(use, int) else ", best" if use == "best" else ""
+    return str(config.model.from_ or f"{config.run}{step}")
 
 
 def _other(config: Config, path: str) -> Config:
-    """The same evaluation of another run, or of a model in the Hugging Face layout."""
+    """The same evaluation of another run, of one of its checkpoints, or of a model in the Hugging
+    Face layout.
+    """
+    folder = Path(path)
+    checkpoint = config.checkpoint.model_copy(update={"use": "newest"})
+    if folder.parent.name == "checkpoints" and folder.name.removeprefix("step-")[:8].isdigit():
+        step = int(folder.name.removeprefix("step-")[:8])
+        checkpoint = config.checkpoint.model_copy(update={"use": step})
+        path = str(folder.parent.parent)
     if RunFolder(path).config.is_file():
-        update = {"run": path, "model": ModelSection()}
+        update = {"run": path, "model": ModelSection(), "checkpoint": checkpoint}
     else:
         update = {"run": None, "model": ModelSection.model_validate({"from": path})}
     return config.model_copy(update={**update, "executable": None})
@@ -127,9 +137,13 @@ def _subject(config: Config, dataset: Dataset | None) -> tuple[Subject, Plan]:
         exact = config.precision.model_copy(update={"compute": config.precision.compute or "fp32"})
         config = config.model_copy(update={"precision": exact})
         plan = planning.plan_of(config, dataset)
+        if dataset is not None:
+            planning.require_tokenizer_of_model(config, dataset)
         model, _ = jobs.new_model(config, plan, None)
         folder = config.tokenizer.from_ or model_folder(source)
-        tokenizer = Tokenizer.load(folder) if dataset is None else dataset.tokenizer()
+        tokenizer = (
+            Tokenizer.load(folder, config.tokenizer.bos) if dataset is None else dataset.tokenizer()
+        )
         length, rows = plan.sequence_length, None
     else:
         loaded = runs.load_run(config)
@@ -164,7 +178,12 @@ def _subject(config: Config, dataset: Dataset | None) -> tuple[Subject, Plan]:
 def _record(config: Config, result: EvaluationResult, name: str | None) -> None:
     """Write what was found into the run, and into the output folder."""
     output = config.evaluate.output
-    if config.run is not None and config.model.from_ is None:
+    is_of_run = config.run is not None and config.model.from_ is None
+    if is_of_run and isinstance(config.checkpoint.use, int):
+        # Figures of a step on the way are not the run's own.
+        if result.tasks:
+            _write(Path(str(config.run), "evaluation", f"step-{config.checkpoint.use}"), result)
+    elif is_of_run and config.run is not None:
         folder = Path(config.run, "evaluation")
         summary = RunSummary.read(Path(config.run))
         summary.values.update(result.summary(summary.values))

@@ -22,7 +22,9 @@ from penstock.config.lora import LoraSection
 from penstock.config.schema import Config, ModelSection
 from penstock.console import get_console
 from penstock.errors import ConfigError, ExecutableError
+from penstock.models.adapter import held_base
 from penstock.models.architecture import Architecture
+from penstock.models.frozen_base import hold
 from penstock.models.hub import model_folder
 from penstock.models.huggingface import load_model
 from penstock.models.initialization import initial_adapter, initialize, unfilled
@@ -50,6 +52,9 @@ def compiled_kernels(
             f"{plan.architecture.family} is not one of Penstock's families: it runs as "
             "transformers computes it, without kernels"
         )
+        return None
+    if held_base(plan.architecture.adapter):
+        console.info("lora.base: matrices held in few bits are computed with eagerly, no kernels")
         return None
     if plan.device != "cpu":
         console.warning("region kernels are compiled for CPUs only so far: running eagerly")
@@ -125,8 +130,7 @@ def new_model(
         masters = masters or {name: value.detach() for name, value in trained}
         for parameter in model.parameters():
             parameter.data = parameter.data.to(plan.device, DTYPES[plan.compute])
-    else:
-        model.to(plan.device)
+    model.to(plan.device)
     if kernels is not None:
         attach(model, kernels, recompute=plan.recompute)
     elif config.plan.recompute is not None:
@@ -145,7 +149,11 @@ def base_model(
         return load_model(folder, architecture, "cpu", dtype)
     model = unfilled(architecture, "cpu", torch.float32)
     initialize(model, seed)
-    return model.to(dtype)
+    model.to(dtype)
+    base = held_base(architecture.adapter)
+    if base is not None:
+        hold(model, base)
+    return model
 
 
 def empty_model(architecture: Architecture) -> Transformer:

@@ -14,9 +14,11 @@ from penstock.compiler.probe import detected_target
 from penstock.config.schema import Config
 from penstock.data.dataset import MANIFEST, Dataset
 from penstock.data.training_data import TrainingData
-from penstock.errors import ConfigError, DoesNotFitError
+from penstock.errors import ConfigError, DataError, DoesNotFitError
 from penstock.hardware.detect import free_memory_bytes, gpus
 from penstock.hardware.target import Target, load_target
+from penstock.models.adapter import held_base
+from penstock.models.hub import model_folder
 from penstock.models.lora import adapted
 from penstock.models.parameters import count_frozen
 from penstock.models.resolve import resolve_architecture
@@ -128,7 +130,9 @@ def plan_of(config: Config, dataset: TrainingData | None, mode: str = "train") -
         optimizer=config.optimizer.name,
         saves=mode == "train" and config.checkpoint.every is not None,
         resumes=mode == "train" and _has_checkpoint(config),
-        compiled=config.compile.mode != "off" and architecture.generic is None,
+        compiled=config.compile.mode != "off"
+        and architecture.generic is None
+        and held_base(architecture.adapter) is None,
         frozen=count_frozen(architecture, config.train.freeze),
         attention=config.data.attention if run is None else run.attention,
     )
@@ -182,6 +186,29 @@ def with_replicas(config: Config, processes: int) -> Config:
     return config.model_copy(update={"plan": plan})
 
 
+def require_tokenizer_of_model(config: Config, data: TrainingData) -> None:
+    """Refuse data of another tokenizer than the one that lies beside the weights of `model.from`.
+
+    Nothing is compared where there is none, or where the user names a tokenizer.
+    """
+    if config.model.from_ is None or config.tokenizer.from_ is not None:
+        return
+    from penstock.data.tokenizer import Tokenizer  # noqa: PLC0415 - not where plans are made
+
+    try:
+        own = Tokenizer.load(model_folder(config.model.from_))
+    except DataError:
+        return
+    found = own.contradiction(data.tokenizer())
+    if found is not None:
+        raise DataError(
+            f"{data.path} was made with another tokenizer than {config.model.from_} has: {found}",
+            where="data.path",
+            do=f"prepare the data with tokenizer.from={config.model.from_}, "
+            "or name the data's own as tokenizer.from to use it all the same",
+        )
+
+
 def require_here(config: Config, plan: Plan, processes: int = 1) -> None:
     """Refuse to train a plan for another kind of device, or for another number of processes."""
     here = device_of(config)
@@ -203,6 +230,12 @@ def require_here(config: Config, plan: Plan, processes: int = 1) -> None:
             f"{processes} {'process' if processes == 1 else 'processes'}",
             where="plan.replicas",
             do=f"start it with --processes {plan.replicas}, or change plan.replicas",
+        )
+    if plan.shard != "none" and held_base(plan.architecture.adapter):
+        raise ConfigError(
+            f"plan.shard={plan.shard} divides weights that are numbers, not lora.base's bits",
+            where="lora.base",
+            do="leave it out, or use plan.shard=none",
         )
     if plan.shard != "none" and config.optimizer.name != "adamw":
         raise ConfigError(

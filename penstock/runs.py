@@ -12,12 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from penstock.checkpoint import (
-    CheckpointState,
-    best_checkpoint,
-    load_checkpoint,
-    load_newest,
-)
+from penstock.checkpoint import CheckpointState
 from penstock.compiler.demands import require_causal
 from penstock.compiler.executable import Executable
 from penstock.compiler.native import STEP_KERNEL
@@ -42,6 +37,7 @@ from penstock.jobs import (
     run_folder,
     start_adapters,
 )
+from penstock.models.frozen_base import make_whole
 from penstock.models.hub import model_folder
 from penstock.models.huggingface import save_weights
 from penstock.models.lora import adapted
@@ -93,6 +89,7 @@ class LoadedRun:
             self._require_base()
             exact = DTYPES["fp32" if merged else compute]
             model = base_model(self.config.model, architecture, self.config.seed, exact)
+            make_whole(model, exact)
         with torch.no_grad():
             for name, parameter in model.named_parameters():
                 if name in trained:
@@ -134,25 +131,9 @@ def write_weights_of(loaded: LoadedRun, folder: Path) -> None:
         architecture,
         tokenizer=loaded.folder.tokenizer.read_text(encoding="utf-8"),
         end_of_text=tokenizer.end_of_text,
+        begin=tokenizer.begin,
         special_tokens=tokenizer.special_tokens,
     )
-
-
-def _chosen_state(folder: RunFolder, use: str) -> CheckpointState:
-    """The newest whole checkpoint, or the best by validation loss."""
-    if use == "best":
-        best = best_checkpoint(folder.checkpoints)
-        if best is None:
-            raise CheckpointError(
-                f"{folder.path} has no best checkpoint: it was never validated",
-                where="checkpoint.use",
-                do="use checkpoint.use=newest, or train with train.evaluate_every",
-            )
-        return load_checkpoint(best, weights_only=True)
-    state = load_newest(folder.checkpoints, weights_only=True)
-    if state is None:
-        raise CheckpointError(f"{folder.path} has no checkpoint", where="run", do="train first")
-    return state
 
 
 def load_run(config: Config) -> LoadedRun:
@@ -163,7 +144,7 @@ def load_run(config: Config) -> LoadedRun:
     """
     folder = run_folder(config)
     plan = folder.read_plan()
-    state = _chosen_state(folder, config.checkpoint.use)
+    state = folder.state_for(config.checkpoint.use)
     config = load_config(str(folder.config), []).config
     return LoadedRun(folder, plan, Tokenizer.load(folder.tokenizer), state, config)
 
@@ -246,6 +227,7 @@ def _outside_model(config: Config, compute: str) -> Transformer:
     exact = DTYPES[compute if architecture.adapter is None else "fp32"]
     model = base_model(config.model, architecture, config.seed, exact)
     if architecture.adapter is not None:
+        make_whole(model, exact)
         start_adapters(model, config.lora, config.seed)
         merge_adapters(model)
     return model.to(DTYPES[compute]).requires_grad_(False)
@@ -266,7 +248,7 @@ def open_engine(config: Config) -> Engine:
     else:
         folder = model_folder(config.model.from_)
         model = _outside_model(config, compute).to(device)
-        tokenizer = Tokenizer.load(config.tokenizer.from_ or folder)
+        tokenizer = Tokenizer.load(config.tokenizer.from_ or folder, config.tokenizer.bos)
     require_causal(model.architecture)
     if executable is None:
         if config.precision.weights == "int8":

@@ -212,11 +212,12 @@ def _check_openmp() -> None:
 def _write_provenance(setting: Setting, origins: Mapping[str, str]) -> None:
     """What the run is made of: resolved config, model config, plan, tokenizer."""
     run, architecture = setting.run, setting.plan.architecture
-    described = hf_config(architecture, setting.data.end_of_text)
+    tokenizer = setting.data.tokenizer()
+    described = hf_config(architecture, tokenizer.end_of_text, tokenizer.begin)
     atomic_write(run.config, dump_config(setting.config, origins))
     atomic_write(run.path / "config.json", json.dumps(described, indent=2))
     atomic_write(run.plan, json.dumps(setting.plan.to_json(), indent=1))
-    setting.data.tokenizer().save(run.tokenizer)
+    tokenizer.save(run.tokenizer)
 
 
 def _results(setting: Setting, trainer: Trainer, *, compiled: bool) -> dict[str, Any]:

@@ -17,6 +17,7 @@ from penstock.checkpoint import CheckpointState
 from penstock.compiler.executable import Executable
 from penstock.compiler.plan import Plan
 from penstock.config.schema import Config
+from penstock.data.grouping import grouped
 from penstock.data.loader import Loader
 from penstock.data.objective import Objective, objective_for
 from penstock.data.training_data import TrainingData
@@ -69,10 +70,15 @@ def settle(config: Config, world: World) -> Setting:
         config = planning.follow_executable(config, executable.plan)
     data = planning.open_training_data(config)
     chosen = planning.plan_of(config, data)
+    planning.require_tokenizer_of_model(config, data)
     planning.require_here(config, chosen, world.size)
     planning.require_fit(chosen)
+    samples = data.training(config.data.split, chosen.sequence_length, config.seed)
+    if config.data.group_by_length:
+        _require_no_kernels(config, chosen)
+        samples = grouped(samples, chosen.size, config.seed)
     loader = Loader(
-        data.training(config.data.split, chosen.sequence_length, config.seed),
+        samples,
         sequence_length=chosen.sequence_length,
         batch_size=chosen.size,
         micro=chosen.micro,
@@ -86,6 +92,8 @@ def settle(config: Config, world: World) -> Setting:
         "architecture": dataclasses.asdict(chosen.architecture),
         "tokenizer": data.tokenizer_sha256,
     }
+    if config.data.group_by_length:
+        identity["group_by_length"] = chosen.size
     if config.train.freeze:
         identity["frozen"] = config.train.freeze
     if config.train.freeze or chosen.architecture.adapter is not None:
@@ -102,6 +110,17 @@ def _check_patience(config: Config) -> None:
             "train.patience needs validations to count",
             where="train.patience",
             do="set train.evaluate_every",
+        )
+
+
+def _require_no_kernels(config: Config, plan: Plan) -> None:
+    """Refuse batches of several lengths where kernels take one."""
+    has_kernels = config.compile.mode != "off" or config.executable is not None
+    if has_kernels and plan.device == "cpu" and plan.architecture.generic is None:
+        raise ConfigError(
+            "kernels take batches of one length, groups have their own",
+            where="data.group_by_length",
+            do="set compile.mode=off and no executable, or leave it out",
         )
 
 

@@ -131,6 +131,14 @@ def test_what_needs_no_torch_loads_none(words: list[str], code: int) -> None:
     )
 
 
+def test_training_loads_nothing_that_draws() -> None:
+    program = (
+        "import sys, penstock.train_run; assert not {'matplotlib', 'PIL'} & sys.modules.keys(); "
+        "assert 'transformers' not in sys.modules"
+    )
+    subprocess.run([sys.executable, "-c", program], check=True, timeout=120)
+
+
 def test_faults_of_ours_exit_1_with_a_report(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:

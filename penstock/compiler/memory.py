@@ -6,8 +6,10 @@ allocate.
 
 import dataclasses
 
+from penstock.compiler.activations import also_kept, block_activations, product_outputs
 from penstock.compiler.sizes import ELEMENT_BYTES, LIBRARY_BYTES, OPTIMIZER_BYTES, PROCESS_BYTES
 from penstock.config.recompute import is_recomputed, kept_values
+from penstock.models.adapter import HELD_BYTES, held_base
 from penstock.models.architecture import WEIGHT_GROUP, Architecture
 from penstock.models.parameters import Frozen
 
@@ -132,11 +134,18 @@ class MemoryModel:
         weights_share = self.replicas if self.shard == "weights" else 1
         gradients_share = self.replicas if self.shard in ("gradients", "weights") else 1
         return {
-            "weights": element * parameters // weights_share,
+            "weights": (element * parameters - self._held(layers, element)) // weights_share,
             "gradients": (element + sums) * trained // gradients_share,
             "optimizer": self._state_bytes(trained, layers)
             - (4 * trained if self.compute == "fp32" else 0) // self._optimizer_share(),
         }
+
+    def _held(self, layers: int, element: int) -> int:
+        """Bytes less for the blocks' matrices where they are held in few bits under adapters."""
+        a = self.architecture
+        base = held_base(a.adapter)
+        matrices = a.distinct_blocks(layers) * a.block_matrix_elements()
+        return 0 if base is None else int((element - HELD_BYTES[base]) * matrices)
 
     def _has_sums(self, addends: int) -> bool:
         """Whether gradients are summed beside the gradients themselves: in another format."""
@@ -172,7 +181,7 @@ class MemoryModel:
             kept = block_activations(a, rows, element) + low
             kept += element * scores - 4 * rows * a.heads if a.attention_rate > 0 else 0
             if kept_values(self.recompute) == "everything":
-                kept += _also_kept(a, rows, element)
+                kept += also_kept(a, rows, element)
                 kept += element * scores if a.attention_rate > 0 else 0
             return kept, kept
         read = rows * self._eager_bytes(element) + low
@@ -184,7 +193,7 @@ class MemoryModel:
             read += 4 * rows * a.heads
             read += rows * element * a.hidden_size if self.device == "cpu" else 0
             read += 0 if a.is_causal else 8 * rows * a.heads  # segments
-        return (read if self.recompute == "none" else rows * element * _outputs(a)), read
+        return (read if self.recompute == "none" else rows * element * product_outputs(a)), read
 
     def _eager_bytes(self, element: int) -> int:
         """Per position, what a block without kernels keeps beside attention's own: norms' inputs in
@@ -219,7 +228,10 @@ class MemoryModel:
         """
         a = self.architecture
         inner = (4 if a.gated_mlp else 2) * a.mlp_size
-        return rows * element * (3 * a.hidden_size + inner)
+        # A held matrix is unpacked in float32, then in the compute format.
+        largest = max(a.mlp_size, a.hidden_size + 2 * a.kv_size) * a.hidden_size
+        unpacked = (4 + 4 + element) * largest if held_base(a.adapter) else 0
+        return rows * element * (3 * a.hidden_size + inner) + unpacked
 
     def _gathered(self, *, embedding: bool) -> int:
         """Weights and gradients of the largest region, whole while it computes, where replicas
@@ -231,41 +243,6 @@ class MemoryModel:
         table = a.table_elements(padded=True) if embedding else 0
         kinds = 2 if self.shard == "weights" else 1
         return kinds * ELEMENT_BYTES[self.compute] * max(table, a.block_parameters())
-
-
-def block_activations(architecture: Architecture, rows: int, element: int) -> int:
-    """Bytes one block keeps: its input, the matrix products' outputs but the last, attention's
-    output and log-sum-exp (`compiler/graphs.py` keeps exactly the outputs of matrix products).
-    A parallel block's gradients need no sum, hence not what attention's projection gave; those of
-    a norm after the MLP need that product too.
-    """
-    a = architecture
-    attention = a.hidden_size + 2 * a.kv_size + a.hidden_size
-    projected = a.hidden_size if a.residual == "sequential" else 0
-    projected += a.hidden_size if a.norm_position == "after" else 0
-    inner = (2 if a.gated_mlp else 1) * a.mlp_size
-    return rows * (element * (a.hidden_size + attention + projected + inner) + 4 * a.heads)
-
-
-def _also_kept(architecture: Architecture, rows: int, element: int) -> int:
-    """Bytes one block keeps besides when nothing is to be computed twice: what goes into its matrix
-    products, and the norms' statistics in float32.
-    """
-    a = architecture
-    norms = 1 if a.residual == "parallel_one_norm" else 2
-    inputs = 1 if a.norm_position == "after" else norms  # the last gives the next block's input
-    turned = a.kv_size if a.positions == "rotary" else 0
-    statistics = norms * (8 if a.norm == "layer" else 4)
-    return rows * (element * ((inputs + 1) * a.hidden_size + turned + a.mlp_size) + statistics)
-
-
-def _outputs(architecture: Architecture) -> int:
-    """Elements per position of one block's input and of all its products' outputs, attention's own
-    left out.
-    """
-    a = architecture
-    inner = (2 if a.gated_mlp else 1) * a.mlp_size
-    return 4 * a.hidden_size + 2 * a.kv_size + inner
 
 
 def generation_memory(

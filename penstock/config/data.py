@@ -75,6 +75,9 @@ class TokenizerSection(Section):
     models need; or BERT's word pieces in lower case."""
     vocab_size: int = Field(default=8192, ge=257)
     """Vocabulary to train, in tokens, the end-of-text token included."""
+    bos: bool | None = None
+    """Whether a token (Llama's <s>) begins every document and prompt; as the tokenizer's own
+    settings have it when not given."""
 
 
 class DataSection(Section):
@@ -113,6 +116,9 @@ class DataSection(Section):
     files: int = Field(default=1, ge=1)
     """Files of each split, where the format's own tool writes several: sambanova, cerebras,
     tfrecord, parquet, arrow."""
+    group_by_length: bool = False
+    """Whether steps are made of sequences of like length, and cut after the longest of them:
+    for packings that pad, without kernels (compile.mode=off)."""
     shuffle: bool = False
     """Whether `prepare` shuffles each split's documents, by `seed`, before it packs them."""
     split: str = "train"

@@ -4,7 +4,7 @@
 section it needs. This module must never import torch or know what the keys do.
 """
 
-from typing import Literal
+from typing import Annotated, Literal
 
 from pydantic import Field
 
@@ -168,8 +168,9 @@ class CheckpointSection(Section):
     resume: Literal["auto", "must", "never"] = "auto"
     """With checkpoints in the run folder: go on from the newest (auto), fail when there is none
     (must), or refuse to touch them (never)."""
-    use: Literal["newest", "best"] = "newest"
-    """Checkpoint of a run that `evaluate`, `generate` and `convert` read; best: by validation."""
+    use: Literal["newest", "best"] | Annotated[int, Field(ge=1)] = "newest"
+    """Checkpoint of a run that `evaluate`, `generate` and `convert` read; best: by validation; or
+    the number of its optimizer step."""
 
 
 class EvaluateSection(Section):

@@ -69,4 +69,4 @@ def _texts(reader: megatron.Reader, tokenizer: Tokenizer) -> Iterator[str]:
     for start, length in zip(reader.starts, reader.lengths, strict=True):
         for first in range(int(start), int(start + length), _BLOCK):
             tokens = np.asarray(reader.tokens[first : min(first + _BLOCK, int(start + length))])
-            yield tokenizer.decode(tokens[tokens != tokenizer.end_of_text].tolist())
+            yield tokenizer.decode(tokens[~np.isin(tokens, tokenizer.frame)].tolist())

@@ -13,7 +13,13 @@ from numpy.typing import NDArray
 from penstock.config.data import SourceSection
 from penstock.data.articles import ArticleRules, article_texts, tokenize_article
 from penstock.data.chat import ChatTemplate, Span, TemplateError
-from penstock.data.formats.sequence import COMPLETION, PROMPT, SEPARATOR, TokenSequence
+from penstock.data.formats.sequence import (
+    COMPLETION,
+    PROMPT,
+    SEPARATOR,
+    TokenSequence,
+    begun,
+)
 from penstock.data.sources.piece import Piece, Tally
 from penstock.data.tokenizer import Tokenizer
 from penstock.errors import DataError
@@ -44,9 +50,9 @@ class Encoder:
     def encode(self, pieces: Sequence[Piece], tally: Tally) -> list[list[TokenSequence]]:
         """The sequences of each piece, with roles where they are not of plain text.
 
-        A text has one, end-of-text behind it where the document ends, and for masked models
-        their class token in front; pairs have one, or one each
-        where packing may part them; a chat has one, or none where the template refuses it.
+        A text has one, end-of-text behind it where the document ends, and in front the token the
+        tokenizer begins a text with, if it has one; pairs have one, or one each where packing may
+        part them; a chat has one, as the template lays it out, or none where that refuses it.
 
         Raises:
             DataError: a chat without a template, or refused by it with on_error=stop.
@@ -63,16 +69,19 @@ class Encoder:
     def _sequences(
         self, piece: Piece, ids: Iterator[NDArray[np.int32]], tally: Tally
     ) -> list[TokenSequence]:
-        end = self.tokenizer.end_of_text
+        end, begin = self.tokenizer.end_of_text, self.tokenizer.begin
         if piece.pairs:
             made = tokenize_article(
                 piece.pairs, lambda text: next(ids).tolist(), end, self._rules, piece.categories
             )
-            return [sequence for sequence in made if len(sequence.tokens)]
+            found = [sequence for sequence in made if len(sequence.tokens)]
+            return [
+                sequence if begin is None or number else begun(sequence, begin)
+                for number, sequence in enumerate(found)
+            ]
         if piece.messages:
             return [_categorized(one, piece) for one in self._chat_sequences(piece, tally)]
-        masked = self.tokenizer.masked
-        before = [masked.begin] if piece.begins and masked is not None else []
+        before = [begin] if piece.begins and begin is not None else []
         after = [end] if piece.ends else []
         parts = (np.array(before, np.int32), next(ids), np.array(after, np.int32))
         return [_categorized(TokenSequence(np.concatenate(parts)), piece)]

@@ -14,6 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from penstock.data.grouping import GroupedSamples
 from penstock.data.objective import Objective
 from penstock.data.sample_log import SampleLog
 from penstock.data.samples import Row, Samples
@@ -45,6 +46,8 @@ class LoadedStep(NamedTuple):
     position: int
     """Samples before the next step, over all epochs."""
     batches: list[Batch]
+    tokens: int
+    """Of the whole global batch, padding counted."""
     state: dict[str, Any]
     """What a checkpoint keeps besides the position, to go on after this step."""
 
@@ -90,16 +93,25 @@ class Loader:
 
     def micro_batches(self, position: int) -> list[Batch]:
         """The step that starts at sample `position`, counted over all epochs; this share of it."""
+        length = self._length(position)
         batches: list[Batch] = []
         for first, rows in self._own_rows(position):
             chosen = [self._objective.of(row, position + first + i) for i, row in enumerate(rows)]
             tokens, targets, weights, segments = (
-                torch.from_numpy(np.stack(part)) for part in zip(*chosen, strict=True)
+                torch.from_numpy(np.stack(part)[:, :length]) for part in zip(*chosen, strict=True)
             )
             places = torch.arange(first, first + len(chosen))
             told = segments if self._objective.takes_segments else None
             batches.append(Batch(tokens, targets, weights, places, told))
         return batches
+
+    def _length(self, position: int) -> int:
+        """Tokens per sequence in the step that starts at a sample: where samples are grouped by
+        length, all processes cut the step after its longest one.
+        """
+        if not isinstance(self.samples, GroupedSamples):
+            return self.sequence_length
+        return self.samples.longest(position, self.batch_size)
 
     def _own_rows(self, position: int) -> Iterator[tuple[int, list[Row]]]:
         """First place in the global batch, and rows, of each micro-batch of this share."""
@@ -124,8 +136,9 @@ class Loader:
             try:
                 while not stop.is_set():
                     batches = self.micro_batches(at)
+                    tokens = self.batch_size * self._length(at)
                     at += self.batch_size
-                    _put(ready, LoadedStep(at, batches, self.samples.state()), stop)
+                    _put(ready, LoadedStep(at, batches, tokens, self.samples.state()), stop)
             except BaseException as error:
                 _put(ready, error, stop)
 

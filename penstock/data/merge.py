@@ -131,9 +131,7 @@ def _counted(
 def _count(
     facts: dict[str, int], tokens: NDArray[np.generic], tokenizer: Tokenizer, sign: int
 ) -> None:
-    added = [tokenizer.end_of_text]
-    added += [] if tokenizer.masked is None else [tokenizer.masked.begin]
-    text = tokenizer.decode(tokens[~np.isin(tokens, added)].tolist())
+    text = tokenizer.decode(tokens[~np.isin(tokens, tokenizer.frame)].tolist())
     facts["documents"] += sign
     facts["text_bytes"] += sign * len(text.encode())
     facts["words"] += sign * len(text.split())

@@ -227,7 +227,7 @@ def _tokenizer(section: TokenizerSection, job: Job, files: Sequence[SourceFile])
     if saved.is_file():
         return Tokenizer.load(saved)
     if section.from_ is not None:
-        tokenizer = Tokenizer.load(section.from_)
+        tokenizer = Tokenizer.load(section.from_, section.bos)
     elif section.train:
         with get_console().stage(f"training a tokenizer of {section.vocab_size:,} tokens"):
             text = _training_text(job, files)

@@ -67,6 +67,11 @@ class Sequences(Protocol):
     """A split, as far as samples are cut from it."""
 
     @property
+    def packing(self) -> str:
+        """How its sequences are laid out: data.packing."""
+        ...
+
+    @property
     def name(self) -> str:
         """What it is called."""
         ...
@@ -124,12 +129,16 @@ class SplitSamples:
 
     def rows(self, position: int, count: int) -> list[Row]:
         """Samples `position` and after, counted over all epochs."""
-        indices = self._indices(np.arange(position, position + count))
-        return [self._row(int(index)) for index in indices]
+        indices = self.indices(np.arange(position, position + count))
+        return [self.row(int(index)) for index in indices]
 
-    def _row(self, index: int) -> Row:
-        split, length = self.split, self._length
-        return Row(*split.sample(index, length), split.length(index, length))
+    def row(self, index: int) -> Row:
+        """One sample by its number in the split."""
+        return Row(*self.split.sample(index, self._length), self.length(index))
+
+    def length(self, index: int) -> int:
+        """How many tokens of a sample are not padding."""
+        return self.split.length(index, self._length)
 
     def state(self) -> dict[str, Any]:
         """Nothing: the position says all."""
@@ -149,7 +158,7 @@ class SplitSamples:
     def close(self) -> None:
         """Nothing: samples are cut when they are asked for."""
 
-    def _indices(self, positions: NDArray[np.int64]) -> NDArray[np.int64]:
+    def indices(self, positions: NDArray[np.int64]) -> NDArray[np.int64]:
         """Sample of the split for each position."""
         epochs, places = np.divmod(positions, self.count)
         if not self._shuffle:

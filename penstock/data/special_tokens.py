@@ -68,6 +68,22 @@ def word_piece_trainer(vocab_size: int) -> trainers.WordPieceTrainer:
     )
 
 
+def token_in_front(inner: tokenizers.Tokenizer) -> int | None:
+    """The token that a tokenizer's own settings put before every text, where it is one alone."""
+    plain, whole = (inner.encode("a", add_special_tokens=added).ids for added in (False, True))
+    has_one = len(whole) > len(plain) and whole[1 : 1 + len(plain)] == plain
+    return whole[0] if has_one else None
+
+
+def put_in_front(inner: tokenizers.Tokenizer, name: str | None) -> None:
+    """Have the tokenizer put this token before every text and nothing behind it; None: nothing."""
+    first = "" if name is None else f"{name} "
+    known = [] if name is None else [(name, inner.token_to_id(name))]
+    inner.post_processor = processors.TemplateProcessing(  # type: ignore[assignment]
+        single=f"{first}$A", pair=f"{first}$A {first}$B", special_tokens=known
+    )
+
+
 def enclose(inner: tokenizers.Tokenizer, roles: dict[str, str]) -> None:
     """Have other programs that use the tokenizer put its special tokens around a text."""
     names = (roles["cls_token"], roles["sep_token"])

@@ -197,7 +197,7 @@ def _add(found: Statistics, sequence: TokenSequence, part: TokenSequence, *, is_
 
 def _decode(found: Statistics, part: TokenSequence, tokenizer: Tokenizer) -> None:
     ids = np.asarray(part.tokens[:_DECODED_TOKENS])
-    ids = ids[ids != tokenizer.end_of_text]
+    ids = ids[~np.isin(ids, tokenizer.frame)]
     text = tokenizer.decode(ids.tolist())
     found.decoded_tokens += len(ids)
     found.decoded_bytes += len(text.encode("utf-8", "replace"))

@@ -42,6 +42,7 @@ class HeldOutRows:
 
     name: str
     rows: Sequence[Row]
+    packing: str
 
     @property
     def token_count(self) -> int:
@@ -148,7 +149,11 @@ class TextStream:
         if not rows:
             get_console().warning(f"split {split} of the stream is too small: no validation")
             return []
-        return [HeldOut("", 1.0, SplitSamples(HeldOutRows(split, rows), sequence_length))]
+        return [
+            HeldOut(
+                "", 1.0, SplitSamples(HeldOutRows(split, rows, self.data.packing), sequence_length)
+            )
+        ]
 
     def announce(self, split: str, sequence_length: int) -> None:
         """How much text there is."""
@@ -233,4 +238,5 @@ def open_stream(
         raise DataError("the source has no text", where="source", do="check source.path")
     shards = make_shards(files, source, _SHARD_BYTES, Path(), cleaning=cleaning)
     chat = ChatTemplate.find(tokenizer.from_)
-    return TextStream(source, data, Tokenizer.load(tokenizer.from_), chat, shards, cleaning)
+    inner = Tokenizer.load(tokenizer.from_, tokenizer.bos)
+    return TextStream(source, data, inner, chat, shards, cleaning)

@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 import tokenizers
 from numpy.typing import NDArray
-from tokenizers import decoders, models, pre_tokenizers, processors, trainers
+from tokenizers import models, pre_tokenizers, trainers
 
 from penstock.data.special_tokens import (
     BERT,
@@ -21,21 +21,30 @@ from penstock.data.special_tokens import (
     MaskedTokens,
     enclose,
     masked_tokens,
+    put_in_front,
+    token_in_front,
     word_piece,
     word_piece_trainer,
+)
+from penstock.data.tokenizer_files import (
+    END_OF_TEXT,
+    SETTINGS,
+    byte_level,
+    from_vocabulary,
+    from_word_pieces,
+    setting,
 )
 from penstock.data.words import WordEncoder, takes_words
 from penstock.errors import DataError
 from penstock.files import atomic_write
 
-END_OF_TEXT = "<|endoftext|>"
-"""GPT-2's separator of documents."""
 _KNOWN_ENDS = (END_OF_TEXT, "<|end_of_text|>", "</s>", "<eos>")
 """Separators by the names families give them: GPT-2, GPT-J and GPT-NeoX; Llama 3; Llama 2; Gemma.
 Those of masked models end a document with their separator (`data/special_tokens.py`).
 Chat models' configurations name the end of a turn instead, so these come first."""
+_KNOWN_BEGINNINGS = ("<|begin_of_text|>", "<s>", "<bos>")
+"""Tokens before a text, where no settings name one: Llama 3, Llama 2, Gemma."""
 _FILE = "tokenizer.json"
-_SETTINGS = ("tokenizer_config.json", "special_tokens_map.json")
 
 
 class Tokenizer:
@@ -70,26 +79,38 @@ class Tokenizer:
         self.end_of_text_name: str = found[0][0]
         self.end_of_text: int = found[0][1]
         self._strips = self._drops_leading_space()
+        self.begin: int | None = token_in_front(inner) if self.masked is None else self.masked.begin
+        """The token before every document and prompt, where the tokenizer puts one there."""
         self._words = WordEncoder(self._encode_each) if takes_words(inner) else None
 
     @staticmethod
-    def load(path: str | Path) -> "Tokenizer":
+    def load(path: str | Path, begins: bool | None = None) -> "Tokenizer":
         """Load from a folder with tokenizer.json, vocab.json + merges.txt or BERT's vocab.txt,
         from a .json file, or by a hub name where there is a network.
 
+        `begins`: whether a token stands before every text; None: where tokenizer.json has one
+        there, which is what `transformers` goes by (5.23; not by add_bos_token beside it).
+
         Raises:
-            DataError: nothing there, or not a tokenizer.
+            DataError: nothing there, or not a tokenizer; or no token that could begin a text.
         """
+        tokenizer = Tokenizer._load(path)
+        if begins is not None:
+            tokenizer._begin_with(setting(Path(path), "bos_token"), begins)
+        return tokenizer
+
+    @staticmethod
+    def _load(path: str | Path) -> "Tokenizer":
         folder = Path(path)
         try:
             for file in (folder, folder / _FILE):
                 if file.is_file():
                     inner = tokenizers.Tokenizer.from_file(str(file))
-                    return Tokenizer(inner, _configured_end(file.parent))
+                    return Tokenizer(inner, setting(file.parent, "eos_token"))
             if (folder / "vocab.json").is_file() and (folder / "merges.txt").is_file():
-                return Tokenizer(_from_vocabulary(folder))
+                return Tokenizer(from_vocabulary(folder))
             if (folder / "vocab.txt").is_file():
-                return Tokenizer(_from_word_pieces(folder))
+                return Tokenizer(from_word_pieces(folder))
         except DataError:
             raise
         except Exception as error:  # tokenizers raises bare Exception
@@ -113,7 +134,7 @@ class Tokenizer:
             inner = word_piece(models.WordPiece(unk_token=BERT["unk_token"]), lowercase=True)
             inner.train_from_iterator(texts, word_piece_trainer(vocab_size))
         else:
-            inner = _byte_level(models.BPE())
+            inner = byte_level(models.BPE())
             named = [END_OF_TEXT] if kind == "gpt2" else list(dict.fromkeys(ROBERTA.values()))
             trainer = trainers.BpeTrainer(
                 vocab_size=vocab_size,
@@ -125,6 +146,43 @@ class Tokenizer:
         if kind != "gpt2":
             enclose(inner, ROBERTA if kind == "roberta" else BERT)
         return Tokenizer(inner)
+
+    def _begin_with(self, name: str | None, begins: bool) -> None:
+        """Put a token before every text from now on, by its name or the first known one it has."""
+        if self.masked is not None:
+            if not begins:
+                raise DataError(
+                    "a masked model's tokenizer always begins a text with its class token",
+                    where="tokenizer.bos",
+                    do="leave it out",
+                )
+            return
+        now = None if self.begin is None else self._inner.id_to_token(self.begin)
+        if begins == (now is not None) and name in (None, now):
+            return
+        wanted = (name, *_KNOWN_BEGINNINGS)
+        names = [n for n in wanted if n is not None and self._inner.token_to_id(n) is not None]
+        if begins and not names:
+            raise DataError(
+                "the tokenizer has no token to begin a text with",
+                where="tokenizer.bos",
+                do="name it as bos_token in tokenizer_config.json beside tokenizer.json",
+            )
+        put_in_front(self._inner, names[0] if begins else None)
+        self.begin = token_in_front(self._inner)
+
+    def encode_prompt(self, text: str) -> list[int]:
+        """Token ids of a text that a model is to continue, behind the token that begins a text
+        where there is one; never none: an empty text starts a new document.
+        """
+        first = [] if self.begin is None else [self.begin]
+        return [*first, *self.encode(text)] or [self.end_of_text]
+
+    @property
+    def frame(self) -> tuple[int, ...]:
+        """Tokens that stand around documents and are no text of theirs."""
+        begin = () if self.begin is None else (self.begin,)
+        return (*begin, self.end_of_text)
 
     def encode(self, text: str) -> list[int]:
         """Token ids of `text`, nothing added."""
@@ -162,7 +220,7 @@ class Tokenizer:
         Tokenizers made by SentencePiece put a space before the first word of a text and take it
         away again, so that the first word of a continuation would be joined to the text before.
         """
-        if not self._strips or not before or before[-1] == self.end_of_text:
+        if not self._strips or not before or before[-1] in self.frame:
             return self.decode(ids)
         last = list(before[-1:])
         return self.decode([*last, *ids])[len(self.decode(last)) :]
@@ -172,7 +230,9 @@ class Tokenizer:
         """Texts of the special tokens by the role `transformers` gives them."""
         if self.masked is not None:
             return self.masked.roles
-        return {"bos_token": self.end_of_text_name, "eos_token": self.end_of_text_name}
+        end = self.end_of_text_name
+        begin = end if self.begin is None else self._inner.id_to_token(self.begin) or end
+        return {"bos_token": begin, "eos_token": end}
 
     @property
     def special_ids(self) -> tuple[int, ...]:
@@ -190,6 +250,18 @@ class Tokenizer:
         """Tokens, special ones included."""
         return self._inner.get_vocab_size(with_added_tokens=True)
 
+    def contradiction(self, other: "Tokenizer") -> str | None:
+        """The first token that means something else in another tokenizer, in words; None where
+        both agree on all the ids they share.
+        """
+        if self.sha256 == other.sha256:
+            return None
+        own, theirs = ({i: t for t, i in one._inner.get_vocab().items()} for one in (self, other))
+        for token in sorted(own.keys() & theirs.keys()):
+            if own[token] != theirs[token]:
+                return f"token {token} is {own[token]!r} in one and {theirs[token]!r} in the other"
+        return None
+
     @property
     def sha256(self) -> str:
         """Identity: SHA-256 of the serialized tokenizer."""
@@ -200,52 +272,7 @@ class Tokenizer:
         atomic_write(path, self._inner.to_str(pretty=True))
         if self.masked is None and self.end_of_text_name not in _KNOWN_ENDS:
             settings = json.dumps({"eos_token": self.end_of_text_name})
-            atomic_write(path.parent / _SETTINGS[0], settings)
-
-
-def _configured_end(folder: Path) -> str | None:
-    """The end-of-text token that the files beside tokenizer.json name."""
-    for name in _SETTINGS:
-        try:
-            value = json.loads((folder / name).read_bytes())["eos_token"]
-        except (OSError, ValueError, KeyError, TypeError, RecursionError):
-            continue
-        found = value.get("content") if isinstance(value, dict) else value
-        if isinstance(found, str):
-            return found
-    return None
-
-
-def _byte_level(model: models.Model) -> tokenizers.Tokenizer:
-    """GPT-2's pipeline around a BPE model."""
-    inner = tokenizers.Tokenizer(model)
-    inner.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)  # type: ignore[assignment]
-    inner.decoder = decoders.ByteLevel()  # type: ignore[assignment]
-    inner.post_processor = processors.ByteLevel(trim_offsets=False)  # type: ignore[assignment]
-    return inner
-
-
-def _from_vocabulary(folder: Path) -> tokenizers.Tokenizer:
-    """GPT-2's two files, or RoBERTa's."""
-    model = models.BPE.from_file(str(folder / "vocab.json"), str(folder / "merges.txt"))
-    inner = _byte_level(model)
-    if model.token_to_id(ROBERTA["mask_token"]) is None:
-        inner.add_special_tokens([END_OF_TEXT])
-    else:
-        inner.add_special_tokens(list(dict.fromkeys(ROBERTA.values())))
-        enclose(inner, ROBERTA)
-    return inner
-
-
-def _from_word_pieces(folder: Path) -> tokenizers.Tokenizer:
-    """BERT's vocab.txt, and whether it is in lower case from tokenizer_config.json."""
-    model = models.WordPiece.from_file(str(folder / "vocab.txt"), unk_token=BERT["unk_token"])
-    settings = folder / _SETTINGS[0]
-    given = json.loads(settings.read_bytes()) if settings.is_file() else {}
-    inner = word_piece(model, lowercase=bool(given.get("do_lower_case", True)))
-    inner.add_special_tokens(list(BERT.values()))
-    enclose(inner, BERT)
-    return inner
+            atomic_write(path.parent / SETTINGS[0], settings)
 
 
 def _from_hub(name: str) -> Tokenizer:
@@ -255,9 +282,9 @@ def _from_hub(name: str) -> Tokenizer:
     try:
         file = Path(huggingface_hub.hf_hub_download(name, _FILE))
         with contextlib.suppress(huggingface_hub.errors.EntryNotFoundError):
-            huggingface_hub.hf_hub_download(name, _SETTINGS[0])
+            huggingface_hub.hf_hub_download(name, SETTINGS[0])
         inner = tokenizers.Tokenizer.from_file(str(file))
-        return Tokenizer(inner, _configured_end(file.parent))
+        return Tokenizer(inner, setting(file.parent, "eos_token"))
     except Exception as error:  # many kinds of network and hub errors, one meaning
         raise DataError(
             f"{name} is neither a folder nor a tokenizer the hub gives ({type(error).__name__})",

@@ -44,8 +44,7 @@ def compressor_bits(split: Split, tokenizer: Tokenizer) -> dict[str, float]:
     total = 0
     with get_console().progress(f"compressing {split.name}", split.token_count) as progress:
         for document in read_documents(split):
-            ends = len(document) > 0 and document[-1] == split.end_of_text
-            for text in _pieces(document[:-1] if ends else document, tokenizer):
+            for text in _pieces(_content(document, tokenizer), tokenizer):
                 total += len(text)
                 for name, compressor in compressors.items():
                     sizes[name] += len(compressor.compress(text))
@@ -53,6 +52,13 @@ def compressor_bits(split: Split, tokenizer: Tokenizer) -> dict[str, float]:
     for name, compressor in compressors.items():
         sizes[name] += len(compressor.flush())
     return {name: 8 * size / max(1, total) for name, size in sizes.items()}
+
+
+def _content(document: NDArray[Any], tokenizer: Tokenizer) -> NDArray[Any]:
+    """A document without the tokens that begin and end it."""
+    first = int(len(document) > 0 and document[0] == tokenizer.begin)
+    ends = len(document) > first and document[-1] == tokenizer.end_of_text
+    return document[first : len(document) - int(ends)]
 
 
 def _pieces(document: NDArray[Any], tokenizer: Tokenizer) -> Iterator[bytes]:

@@ -124,7 +124,7 @@ class Engine:
                 where="generate.prompt",
                 do="give the prompt in UTF-8",
             )
-        ids = self._tokenizer.encode(prompt) or [self._tokenizer.end_of_text]
+        ids = self._tokenizer.encode_prompt(prompt)
         limit = self._decoder.most_tokens
         if len(ids) + section.tokens > limit:
             room = limit - len(ids)

@@ -176,7 +176,12 @@ _TRAINER = (
         "optimizer.name",
         lambda v, _: {"optimizer.name": "muon" if "muon" in str(v) else "adamw"},
     ),
-    none("group_by_length", "sequences are packed to one length"),
+    changed(
+        "group_by_length",
+        "data.group_by_length, compile.mode",
+        "for packings that pad; kernels have one length, so it goes without",
+        lambda v, _: {"data.group_by_length": True, "compile.mode": "off"} if v else {},
+    ),
     none("deepspeed", "import that file with --from deepspeed, and give both: later keys win"),
     *none_of(
         "remove_unused_columns push_to_hub hub_model_id hub_token ddp_find_unused_parameters",

@@ -7,6 +7,11 @@ it, `models/lora.py` makes it from the user's section. It must never import torc
 import dataclasses
 from typing import Any
 
+NF4_GROUP = 64
+"""Weights that share a scale in 4 bits (QLoRA, arXiv 2305.14314, §3)."""
+HELD_BYTES = {"int8": 1 + 4 / 128, "nf4": 0.5 + 4 / NF4_GROUP}
+"""Bytes of one weight of a held matrix, its share of a float32 scale counted."""
+
 
 @dataclasses.dataclass(frozen=True)
 class Site:
@@ -38,6 +43,8 @@ class Adapter:
     dropout: float
     """Probability of dropping an element of x on its way into A."""
     sites: tuple[Site, ...]
+    base: str | None = None
+    """How the blocks' own matrices are held: int8, nf4, or None: as they are computed with."""
 
     @property
     def scale(self) -> float:
@@ -54,3 +61,8 @@ class Adapter:
         fields = dict(value)
         fields["sites"] = tuple(Site(**site) for site in value["sites"])
         return Adapter(**fields)
+
+
+def held_base(adapter: Adapter | None) -> str | None:
+    """How the blocks' matrices are held under adapters, where they are in few bits."""
+    return None if adapter is None else adapter.base

@@ -15,8 +15,10 @@ from torch import Tensor
 
 from penstock.errors import CheckpointError
 from penstock.files import atomic_write, replacing
+from penstock.models.adapter import held_base
 from penstock.models.architecture import Architecture
-from penstock.models.families import FAMILIES
+from penstock.models.families import FAMILIES, hf_config
+from penstock.models.frozen_base import HeldLinear, make_held
 from penstock.models.initialization import unfilled
 from penstock.models.stored import Stored
 from penstock.models.transformer import Transformer
@@ -36,19 +38,25 @@ def load_model(
     folder: Path, architecture: Architecture, device: str, dtype: torch.dtype
 ) -> Transformer:
     """A model with the weights of FOLDER: each goes from its file straight to its place, so that
-    the most memory in use is little over the weights' own.
+    the most memory in use is little over the weights' own, also where adapters have them held in
+    few bits.
 
     Raises:
         CheckpointError: as `load_weights`.
     """
     model = unfilled(architecture, device, dtype)
-    load_weights(folder, model)
+    base = held_base(architecture.adapter)
+    held = {} if base is None else make_held(model, base)
+    load_weights(folder, model, held)
     return model
 
 
 @torch.no_grad()
-def load_weights(folder: Path, model: Transformer) -> None:
-    """Fill `model` from FOLDER/model.safetensors or pytorch_model.bin, sharded or not.
+def load_weights(
+    folder: Path, model: Transformer, held: Mapping[str, HeldLinear] | None = None
+) -> None:
+    """Fill `model` from FOLDER/model.safetensors or pytorch_model.bin, sharded or not; `held`: the
+    layers whose weights, by name, are packed as they come.
 
     One tensor at a time is read from safetensors, so that no second copy of the weights exists.
 
@@ -59,20 +67,31 @@ def load_weights(folder: Path, model: Transformer) -> None:
     family = FAMILIES[architecture.family]
     files = WeightFiles(folder)
     stored = {_full_name(name, family.PREFIX, family.RENAMED): name for name in files.names()}
+    held = held or {}
     own = dict(model.named_parameters())
     places = family.hf_names(architecture)
     targets = {
         ours: own[ours][: architecture.vocab_size] if ours in _VOCABULARY else own[ours]
         for ours in places
+        if ours not in held
     }
     wanted: dict[str, list[int]] = {}
     for ours, place in places.items():
-        shapes = _stored_shapes(place, targets[ours].shape)
+        layer = held.get(ours)
+        shape = (
+            targets[ours].shape
+            if layer is None
+            else torch.Size((layer.out_features, layer.in_features))
+        )
+        shapes = _stored_shapes(place, shape)
         wanted |= dict(zip(place.names, shapes, strict=True))
     _require_fit(folder, files, stored, wanted, architecture)
     for ours, place in places.items():
         parts = [files.read(stored[name]) for name in place.names]
-        targets[ours].copy_(from_stored(place, parts))
+        if ours in held:
+            held[ours].fill(from_stored(place, parts))
+        else:
+            targets[ours].copy_(from_stored(place, parts))
     for name in _VOCABULARY:
         if name in own:
             own[name][architecture.vocab_size :] = 0
@@ -85,6 +104,7 @@ def save_weights(
     *,
     tokenizer: str | None,
     end_of_text: int | None,
+    begin: int | None = None,
     special_tokens: Mapping[str, str] | None = None,
 ) -> None:
     """Write config.json, model.safetensors and the tokenizer, as `transformers` loads them.
@@ -100,9 +120,10 @@ def save_weights(
         tensors |= {name: part.contiguous().clone() for name, part in parts.items()}
     with replacing(folder / SAFE_NAME) as temporary:
         safetensors.torch.save_file(tensors, temporary, metadata={"format": "pt"})
-    config = family.to_hf_config(architecture, end_of_text)
+    config = hf_config(architecture, end_of_text, begin)
     if architecture.is_causal:
-        generation = {"bos_token_id": end_of_text, "eos_token_id": end_of_text}
+        first = end_of_text if begin is None else begin
+        generation = {"bos_token_id": first, "eos_token_id": end_of_text}
         atomic_write(folder / "generation_config.json", json.dumps(generation, indent=2))
     if tokenizer is not None:
         atomic_write(folder / "tokenizer.json", tokenizer)

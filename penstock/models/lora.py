@@ -61,7 +61,8 @@ def adapted(architecture: Architecture, section: LoraSection) -> Architecture:
     elif section.rank is not None:
         sites = _chosen(section.targets, architecture)
         adapter = Adapter(section.rank, section.alpha or _ALPHA, section.dropout, sites)
-    elif given:
+    elif given or section.base is not None:
+        given = [*given, "base"]
         raise ConfigError(
             f"lora.{given[0]} is set, but there are no adapters",
             where="lora.rank",
@@ -69,6 +70,7 @@ def adapted(architecture: Architecture, section: LoraSection) -> Architecture:
         )
     else:
         return architecture
+    adapter = dataclasses.replace(adapter, base=section.base)
     return dataclasses.replace(architecture, adapter=adapter)
 
 
@@ -123,7 +125,8 @@ def peft_config(architecture: Architecture, base: str | None) -> dict[str, Any]:
         short = sorted(paths)
     return {
         "peft_type": "LORA",
-        "task_type": "CAUSAL_LM",
+        # PEFT has no task of its own for masked models: without one it wraps any model as it is.
+        "task_type": "CAUSAL_LM" if architecture.is_causal else None,
         "base_model_name_or_path": base,
         "r": adapter.rank,
         "lora_alpha": adapter.alpha,

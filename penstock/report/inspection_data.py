@@ -157,7 +157,9 @@ class DataInspection:
         """Counts, lengths, and the beginnings of some sequences with their weights in colour."""
         title = "Dataset" if self.dataset is not None else "Data"
         console.table(f"{title} {self.path}", ["", ""], self.facts)
-        console.table("", COLUMNS, [split.row() for split in self.splits])
+        # Splits side by side: as lines their ten figures would not fit a terminal's 80 columns.
+        heads, *rows = zip(COLUMNS, *(split.row() for split in self.splits), strict=True)
+        console.table("", ["", *heads[1:]], rows)
         for note in self.notes:
             console.info(note)
         largest = max(self.splits, key=lambda split: split.bytes)

@@ -18,6 +18,8 @@ from penstock.report.curve import DARK, draw_loss, draw_speed
 from penstock.training.metrics import read_metrics
 
 _TEMPLATE = "page.html"
+_TASK_SETTINGS = ("sequence_length", "stride", "mask_probability", "seed", "seconds")
+"""Numbers of a task's result that are no measurements."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -58,6 +60,7 @@ def write_report(run: Path) -> ReportFiles:
         headline=_headline(summary),
         bars=_bars(summary),
         memory=_memory(summary, _read(run / "plan.json")),
+        tasks=_tasks(summary),
         drawn=_drawn(summary),
         samples=_samples(run, summary),
         curve=(_embedded(curve), _embedded(draw_loss(metrics, DARK))),
@@ -147,6 +150,31 @@ def _memory(summary: dict[str, Any], plan: dict[str, Any]) -> list[tuple[str, st
     if rows:
         rows.append(("measured, peak", _number(summary.get("memory_bytes"))))
     return [(kind, f"{size / 2**20:,.0f} MiB") for kind, size in rows if size is not None]
+
+
+def _words(value: object) -> str:
+    """A setting, or several, as text."""
+    return ", ".join(map(str, value)) if isinstance(value, list) else str(value)
+
+
+def _tasks(summary: dict[str, Any]) -> list[tuple[str, str, str]]:
+    """(task, its figures, what they depend on) of everything that was evaluated."""
+    rows: list[tuple[str, str, str]] = []
+    for name in _section(summary, "tasks"):
+        told = _section(_section(summary, "tasks"), name)
+        numbers = {k: n for k, v in told.items() if (n := _number(v)) is not None}
+        measured = {k: v for k, v in numbers.items() if k not in _TASK_SETTINGS}
+        figures = [
+            f"{key.replace('_', ' ')} " + (f"{value:.2%}" if "accuracy" in key else f"{value:,.5g}")
+            for key, value in measured.items()
+        ]
+        others = [
+            f"{key.replace('_', ' ')} {_words(value)}"
+            for key, value in told.items()
+            if key not in measured and value is not None
+        ]
+        rows.append((name, "; ".join(figures), "; ".join(others)))
+    return rows
 
 
 def _drawn(summary: dict[str, Any]) -> list[tuple[str, str, str]]:

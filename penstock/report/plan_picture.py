@@ -150,9 +150,9 @@ def _memory_bar(device: DevicePlan, kinds: Sequence[str], y: int, scale: float) 
     for kind, size in device.outside.items():
         words += f" + {_bytes(size)} {kind} outside"
     is_right = x > _LEFT + 0.6 * _PLOT
-    place = (
-        f'x="{x - 6:.1f}" text-anchor="end" style="fill: #fff"' if is_right else f'x="{x + 6:.1f}"'
-    )
+    # On the bar, the words lie over colours light and dark.
+    halo = "fill: #fff; paint-order: stroke; stroke: rgba(0, 0, 0, 0.6); stroke-width: 3px"
+    place = f'x="{x - 6:.1f}" text-anchor="end" style="{halo}"' if is_right else f'x="{x + 6:.1f}"'
     parts.append(f'<text {place} y="{y + 19}">{words}</text>')
     return "".join(parts)
 

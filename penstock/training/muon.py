@@ -13,7 +13,7 @@ from torch.nn import Parameter
 from penstock.config.schema import OptimizerSection
 from penstock.errors import CheckpointError
 from penstock.training.optimizer import AdamW, make_master
-from penstock.training.parameter_groups import learning_rate_shares
+from penstock.training.parameter_groups import Trained, learning_rate_shares
 
 _COEFFICIENTS = (3.4445, -4.7750, 2.0315)
 """Quintic Newton–Schulz iteration, chosen by Jordan for the steepest slope at zero."""
@@ -23,7 +23,7 @@ _RMS = 0.2
 one learning rate serves both."""
 
 
-class Muon:
+class Muon(Trained):
     """Momentum, orthogonalized by Newton–Schulz, for matrices; AdamW for the other parameters.
 
     Source: Jordan et al., "Muon: An optimizer for hidden layers in neural networks" (2024), with
@@ -42,7 +42,6 @@ class Muon:
         self._section = section
         self._shares = learning_rate_shares(named, section.layer_decay)
         self._matrices = {n: p for n, p in named.items() if _is_hidden_matrix(n, p)}
-        self._order = [name for name, parameter in named.items() if parameter.requires_grad]
         others = [(n, p) for n, p in named.items() if n not in self._matrices]
         self._adamw = AdamW(others, section, masters=masters)
         self._masters: dict[str, Tensor] = {}
@@ -52,7 +51,7 @@ class Muon:
             self._masters[name] = make_master(weight, (masters or {}).get(name))
             parameter.detach().copy_(self._masters[name])
             self._momenta[name] = torch.zeros_like(weight, dtype=torch.float32)
-        self._parameters = named
+        self._parameters = {name: p for name, p in named.items() if p.requires_grad}
 
     @property
     def steps(self) -> int:
@@ -63,20 +62,6 @@ class Muon:
     def steps(self, value: int) -> None:
         """Go on after `value` updates."""
         self._adamw.steps = value
-
-    def gradients(self) -> list[Tensor]:
-        """The gradients that `step` will use, in its order.
-
-        Raises:
-            RuntimeError: a parameter took no part in the loss.
-        """
-        found: list[Tensor] = []
-        for name in self._order:
-            gradient = self._parameters[name].grad
-            if gradient is None:
-                raise RuntimeError(f"{name} has no gradient")
-            found.append(gradient)
-        return found
 
     @torch.no_grad()
     def step(
@@ -89,7 +74,7 @@ class Muon:
     ) -> None:
         """Update all parameters; see `AdamW.step`. Clipping leaves Muon's direction as it is."""
         gradients = self.gradients() if gradients is None else gradients
-        by_name = dict(zip(self._order, gradients, strict=True))
+        by_name = dict(zip(self._parameters, gradients, strict=True))
         others = [by_name[name] for name in self._adamw.names]
         self._adamw.step(lr, grad_norm=grad_norm, skip=skip, gradients=others)
         keep = torch.ones(()) if skip is None else 1.0 - skip.float()
@@ -114,11 +99,6 @@ class Muon:
             weight = self._parameters[name].detach()
             if weight.data_ptr() != master.data_ptr():
                 weight.copy_(master)
-
-    def zero_gradients(self) -> None:
-        """Drop all gradients."""
-        for parameter in self._parameters.values():
-            parameter.grad = None
 
     def state_tensors(self) -> dict[str, Tensor]:
         """The state itself: AdamW's, and `master.NAME` and `momentum.NAME` of the matrices."""

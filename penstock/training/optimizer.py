@@ -14,7 +14,7 @@ from torch.nn import Parameter
 from penstock.config.schema import OptimizerSection
 from penstock.errors import CheckpointError
 from penstock.parallel.replicas import local
-from penstock.training.parameter_groups import learning_rate_shares, parameter_groups
+from penstock.training.parameter_groups import Trained, learning_rate_shares, parameter_groups
 
 _GROUP_BYTES = {"cpu": 4 << 20, "cuda": 256 << 20}
 """Bound on the transient fp32 gradients of one group. On a CPU they stay in its cache: 4 MiB was
@@ -57,7 +57,7 @@ class _Group:
     """(n,) float32 views of the space shared by all groups for fp32 copies of gradients."""
 
 
-class AdamW:
+class AdamW(Trained):
     """Adam with decoupled weight decay; masters and moments are fp32.
 
     Per step: gradients → fp32 → `torch._fused_adamw_` (the kernel of `torch.optim.AdamW` with
@@ -118,24 +118,6 @@ class AdamW:
         """Go on after `value` updates, as a resumed run does."""
         self._count.fill_(value)
 
-    @property
-    def names(self) -> list[str]:
-        """Names of the trainable parameters, in the order of `gradients`."""
-        return list(self._parameters)
-
-    def gradients(self) -> list[Tensor]:
-        """Return the gradients that `step` will use, in its order.
-
-        Raises:
-            RuntimeError: a parameter took no part in the loss.
-        """
-        found: list[Tensor] = []
-        for name, parameter in self._parameters.items():
-            if parameter.grad is None:
-                raise RuntimeError(f"{name} has no gradient")
-            found.append(local(parameter.grad))
-        return found
-
     @torch.no_grad()
     def step(
         self,
@@ -191,11 +173,6 @@ class AdamW:
                 torch._foreach_copy_(group.weights, group.masters)
         if stop is not None:
             self._count -= stop
-
-    def zero_gradients(self) -> None:
-        """Drop all gradients; the next backward pass makes new ones."""
-        for parameter in self._parameters.values():
-            parameter.grad = None
 
     def state_tensors(self) -> dict[str, Tensor]:
         """Return the state itself, not a copy: fp32 `master.NAME`, `exp_avg.NAME`,

@@ -5,9 +5,41 @@ The optimizers divide a model's parameters by it. It must never know more of a m
 
 from collections.abc import Iterable
 
+from torch import Tensor
 from torch.nn import Parameter
 
+from penstock.parallel.replicas import local
+
 NamedParameters = list[tuple[str, Parameter]]
+
+
+class Trained:
+    """The parameters an optimizer updates, by name: what all optimizers have in common."""
+
+    _parameters: dict[str, Parameter]
+
+    @property
+    def names(self) -> list[str]:
+        """Names of the trainable parameters, in the order of `gradients`."""
+        return list(self._parameters)
+
+    def gradients(self) -> list[Tensor]:
+        """The gradients that `step` will use, in its order; of divided ones this process's rows.
+
+        Raises:
+            RuntimeError: a parameter took no part in the loss.
+        """
+        found: list[Tensor] = []
+        for name, parameter in self._parameters.items():
+            if parameter.grad is None:
+                raise RuntimeError(f"{name} has no gradient")
+            found.append(local(parameter.grad))
+        return found
+
+    def zero_gradients(self) -> None:
+        """Drop all gradients; the next backward pass makes new ones."""
+        for parameter in self._parameters.values():
+            parameter.grad = None
 
 
 def parameter_groups(

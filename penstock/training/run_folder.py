@@ -9,7 +9,13 @@ import os
 from pathlib import Path
 from types import TracebackType
 
-from penstock.checkpoint import CheckpointState, list_checkpoints, load_newest
+from penstock.checkpoint import (
+    CheckpointState,
+    best_checkpoint,
+    list_checkpoints,
+    load_checkpoint,
+    load_newest,
+)
 from penstock.compiler.plan import Plan
 from penstock.errors import CheckpointError
 
@@ -71,6 +77,41 @@ class RunFolder:
                 do="check the run folder, or set checkpoint.resume=auto",
             )
         return state
+
+    def state_for(self, use: str | int) -> CheckpointState:
+        """The weights `checkpoint.use` names: the newest whole checkpoint's, the best's by
+        validation loss, or those of a step.
+
+        Raises:
+            CheckpointError: there is none such.
+        """
+        if isinstance(use, int):
+            return self._state_of_step(use)
+        if use == "best":
+            best = best_checkpoint(self.checkpoints)
+            if best is None:
+                raise CheckpointError(
+                    f"{self.path} has no best checkpoint: it was never validated",
+                    where="checkpoint.use",
+                    do="use checkpoint.use=newest, or train with train.evaluate_every",
+                )
+            return load_checkpoint(best, weights_only=True)
+        state = load_newest(self.checkpoints, weights_only=True)
+        if state is None:
+            raise CheckpointError(f"{self.path} has no checkpoint", where="run", do="train first")
+        return state
+
+    def _state_of_step(self, step: int) -> CheckpointState:
+        names = {path.name: path for path in list_checkpoints(self.checkpoints)}
+        found = names.get(f"step-{step:08}")
+        if found is None:
+            steps = ", ".join(str(int(name[5:])) for name in names if name[5:].isdigit())
+            raise CheckpointError(
+                f"{self.path} has no checkpoint of step {step}",
+                where="checkpoint.use",
+                do=f"choose from {steps}" if steps else "train first",
+            )
+        return load_checkpoint(found, weights_only=True)
 
     def read_plan(self) -> Plan:
         """What the run was trained by.

@@ -22,6 +22,8 @@ class StopSignals:
         self._previous = {}
         if threading.current_thread() is threading.main_thread():
             for number in (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGHUP):
+                if signal.getsignal(number) is signal.SIG_IGN:
+                    continue  # as under nohup
                 self._previous[number] = signal.signal(number, self._request)
         return self
 

@@ -15,7 +15,7 @@ from torch.optim import Optimizer
 from penstock.config.schema import OptimizerSection
 from penstock.errors import CheckpointError
 from penstock.training.optimizer import make_master
-from penstock.training.parameter_groups import learning_rate_shares, parameter_groups
+from penstock.training.parameter_groups import Trained, learning_rate_shares, parameter_groups
 
 _KINDS: dict[str, tuple[Callable[..., Optimizer], Callable[[OptimizerSection], dict[str, Any]]]] = {
     "sgd": (torch.optim.SGD, lambda s: {"momentum": s.momentum}),
@@ -30,7 +30,7 @@ _KINDS: dict[str, tuple[Callable[..., Optimizer], Callable[[OptimizerSection], d
 """optimizer.name → class of torch.optim, and what of the section it takes."""
 
 
-class TorchOptimizer:
+class TorchOptimizer(Trained):
     """One of `torch.optim`, a parameter at a time, so that beside its state no more than one
     parameter's fp32 gradient is needed. Weight decay is decoupled in all of them, as in AdamW.
 
@@ -73,24 +73,6 @@ class TorchOptimizer:
         """Go on after `value` updates."""
         self._steps = value
 
-    @property
-    def names(self) -> list[str]:
-        """Names of the trainable parameters, in the order of `gradients`."""
-        return list(self._parameters)
-
-    def gradients(self) -> list[Tensor]:
-        """The gradients that `step` will use, in its order.
-
-        Raises:
-            RuntimeError: a parameter took no part in the loss.
-        """
-        found: list[Tensor] = []
-        for name, parameter in self._parameters.items():
-            if parameter.grad is None:
-                raise RuntimeError(f"{name} has no gradient")
-            found.append(parameter.grad)
-        return found
-
     def step(
         self,
         lr: float | Tensor,
@@ -118,11 +100,6 @@ class TorchOptimizer:
             master.grad = None
         self._steps += 1
         self._round_masters()
-
-    def zero_gradients(self) -> None:
-        """Drop all gradients."""
-        for parameter in self._parameters.values():
-            parameter.grad = None
 
     def state_tensors(self) -> dict[str, Tensor]:
         """The state itself: fp32 `master.NAME`, and torch's own by its names, `KIND.NAME`."""

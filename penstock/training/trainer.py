@@ -102,12 +102,11 @@ class Trainer:
             job.optimizer, needs_sums=job.replicas.needs_sums(job.accumulation)
         )
         self._z_loss = torch.tensor(job.train.z_loss, device=self.device)
-        self._tokens_per_step = job.loader.batch_size * job.loader.sequence_length
         # A GPU works on the next step while the last one's figures are read.
         self._data_state: dict[str, Any] = {}
         self._lag = 1 if self.device.type == "cuda" else 0
-        self._pending: deque[tuple[int, float, StepResult]] = deque()
-        self._judged: list[tuple[int, float, float, float]] = []
+        self._pending: deque[tuple[int, int, float, StepResult]] = deque()
+        self._judged: list[tuple[int, int, float, float, float]] = []
         if resume is not None:
             self._resume(resume)
 
@@ -144,10 +143,10 @@ class Trainer:
                 )
                 totals.step, totals.position = totals.step + 1, loaded.position
                 self._data_state = loaded.state
-                totals.tokens += self._tokens_per_step
-                self._pending.append((totals.step, lr, result))
+                totals.tokens += loaded.tokens
+                self._pending.append((totals.step, totals.tokens, lr, result))
                 self._read_results(self._lag)
-                totals.seconds += self.throughput.stop(self._tokens_per_step)
+                totals.seconds += self.throughput.stop(loaded.tokens)
                 self._log()
                 progress.advance(1, **self._fields())
                 self._between_steps()
@@ -163,9 +162,9 @@ class Trainer:
     def _read_results(self, keep: int) -> None:
         """Judge the steps whose figures are due, all but the newest `keep`."""
         while len(self._pending) > keep:
-            step, lr, result = self._pending.popleft()
+            step, tokens, lr, result = self._pending.popleft()
             loss, norm = float(result.loss), float(result.grad_norm)
-            self._judged.append((step, lr, loss, norm))
+            self._judged.append((step, tokens, lr, loss, norm))
             if self.guard.admit(step, loss, norm):
                 self.totals.last_loss = loss
             else:
@@ -174,7 +173,7 @@ class Trainer:
     def _log(self) -> None:
         """Write the lines of metrics.jsonl that are due."""
         metrics = self.job.metrics
-        for step, lr, loss, norm in self._judged:
+        for step, tokens, lr, loss, norm in self._judged:
             if metrics and (step % self.job.train.log_every == 0 or step == self.job.total_steps):
                 metrics.log(
                     step,
@@ -182,7 +181,7 @@ class Trainer:
                         "loss": loss,
                         "lr": lr,
                         "grad_norm": norm,
-                        "tokens": step * self._tokens_per_step,
+                        "tokens": tokens,
                         "tokens_per_second": self.throughput.tokens_per_second,
                         "step_seconds": self.throughput.step_seconds,
                         "memory_bytes": peak_memory_bytes(self.device),

@@ -61,7 +61,8 @@ def test_steps_equal_direct_access_from_any_position(split: object) -> None:
     for start in (0, 12, whole.epoch - 3):
         steps = whole.steps(start)
         for i in range(3):
-            position, batches, _ = next(steps)
+            position, batches, tokens, _ = next(steps)
+            assert tokens == 6 * 64
             assert position == start + 6 * (i + 1)
             for ours, theirs in zip(batches, whole.micro_batches(position - 6), strict=True):
                 assert torch.equal(ours.tokens, theirs.tokens)

@@ -9,6 +9,7 @@ import torch
 import transformers
 
 import penstock
+from penstock.cli import main
 from penstock.errors import ConfigError, DataError, MissedTargetError
 from penstock.evaluation.detokenize import detokenize_wikitext
 
@@ -233,6 +234,41 @@ def test_models_are_compared_on_the_same_examples(
     p = accuracies[0]  # the other model is never right: the difference has the spread of p
     assert accuracies[1] == 0
     assert difference["standard_error"] == pytest.approx(math.sqrt(p * (1 - p) / 29))
+
+
+def test_checkpoints_of_a_run_are_compared(
+    dataset_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = tmp_path / "run"
+    penstock.train(
+        model={"preset": "gpt2-tiny"},
+        data={"path": dataset_folder, "sequence_length": 64},
+        batch={"micro": 4},
+        compile={"mode": "off"},
+        checkpoint={"every": 4, "keep": 9},
+        run=run,
+        train={"steps": 12, "report": False, "tensorboard": False},
+    )
+    rows = [{"prompt": f"def f{i}(", "completion": "yes" if i % 2 else "no"} for i in range(6)]
+    data = tmp_path / "dev.jsonl"
+    data.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    section = {"tasks": ["perplexity", "sst2"], "task_data": str(data)}
+    early = str(run / "checkpoints" / "step-00000004")
+    given = {"run": str(run), "data": {"path": dataset_folder}}
+    models = penstock.evaluate(**given, evaluate={**section, "compare": [early]}).json()["models"]
+    last, first = models.values()
+    assert list(models) == [str(run), f"{run}, step 4"]
+    assert first["loss"] > last["loss"] + 0.05
+    alone = penstock.evaluate(**given, evaluate=section, checkpoint={"use": 4}).json()
+    assert alone["loss"] == first["loss"]
+    # The run's own figures are those of its end, and its page shows them.
+    assert json.loads((run / "summary.json").read_text())["evaluation"]["loss"] == last["loss"]
+    assert (run / "evaluation" / "step-4" / "results.json").is_file()
+    assert "labels accuracy" in (run / "report.html").read_text()
+    assert main(["evaluate", f"run={run}", f"data.path={dataset_folder}", "checkpoint.use=5"]) == 2
+    line = capsys.readouterr().err.splitlines()[-1]
+    assert "no checkpoint of step 5" in line
+    assert "choose from 4, 8, 12" in line
 
 
 def test_a_missed_accuracy_fails_and_is_recorded(

@@ -275,6 +275,19 @@ def test_deepspeed_and_accelerate(tmp_path: Path) -> None:
     assert ours["plan.shard"] == "gradients"
 
 
+@pytest.mark.parametrize(
+    ("stage", "shard"),
+    [(0, "none"), (1, "optimizer"), (2, "gradients"), (3, "weights"), ("auto", None)],
+)
+def test_deepspeeds_stages_say_what_is_divided(
+    stage: object, shard: str | None, tmp_path: Path
+) -> None:
+    text = json.dumps({"zero_optimization": {"stage": stage}, "train_batch_size": 8})
+    ours, _ = imported(tmp_path, "deepspeed", "ds.json", text)
+    assert ours.get("plan.shard") == shard
+    assert ours["batch.size"] == 8
+
+
 def test_unknown_keys_get_a_line_each(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     source = tmp_path / "p.yaml"
     source.write_text("model: {hiden_size: 8, hidden_size: 768}\nzzz: 1\n")

@@ -1,13 +1,14 @@
 """Small models of `transformers`, one for each thing a family's configuration can ask for."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import torch
 import transformers
 
 from penstock.models.architecture import Architecture
-from penstock.models.huggingface import load_weights
+from penstock.models.families import FAMILIES
+from penstock.models.huggingface import load_weights, save_weights, to_stored
 from penstock.models.resolve import read_hf_config
 from penstock.models.transformer import Transformer
 
@@ -98,3 +99,35 @@ def ours_in(folder: Path) -> Transformer:
 def tokens_for(rows: int = 3, length: int = 33) -> torch.Tensor:
     """Tokens (rows, length) of the vocabulary of 97."""
     return torch.randint(0, 97, (rows, length), generator=torch.Generator().manual_seed(1))
+
+
+def gradients_beside(
+    model: Transformer, reference: transformers.PreTrainedModel
+) -> Iterator[tuple[str, torch.Tensor, torch.Tensor]]:
+    """Their name, our gradient as they keep it, and theirs, of every parameter they have."""
+    compared = set()
+    a = model.architecture
+    for name, place in FAMILIES[a.family].hf_names(a).items():
+        gradient = model.get_parameter(name).grad
+        assert gradient is not None
+        has_vocabulary = gradient.shape[0] == a.padded_vocab_size
+        assert not gradient[a.vocab_size :].any() or not has_vocabulary
+        rows = a.vocab_size if has_vocabulary else None
+        for their_name, part in to_stored(place, gradient[:rows]).items():
+            expected = reference.get_parameter(their_name.replace("embed_out", "lm_head"))
+            compared.add(expected)
+            yield their_name, part, expected.grad
+    assert compared == set(reference.parameters())
+
+
+def check_export(first: Transformer, kind: type, tokens: torch.Tensor, folder: Path) -> None:
+    """What is written loads in `transformers` with the same logits, and comes back as it was."""
+    weights = {name: value.detach() for name, value in first.named_parameters()}
+    save_weights(folder, weights, first.architecture, tokenizer=None, end_of_text=96)
+    theirs, report = kind.from_pretrained(folder, output_loading_info=True)
+    assert not any(report[kind] for kind in ("missing_keys", "unexpected_keys", "mismatched_keys"))
+    assert (first(tokens) - theirs.eval()(tokens).logits).abs().max() < 1e-4
+    again = ours_in(folder)
+    assert again.architecture == first.architecture
+    for (name, ours), back in zip(first.named_parameters(), again.parameters(), strict=True):
+        assert torch.equal(ours, back), name

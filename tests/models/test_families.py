@@ -13,11 +13,19 @@ from penstock.errors import CheckpointError, UserError
 from penstock.inference.decoding import EagerDecoder
 from penstock.models.architecture import Architecture
 from penstock.models.families import FAMILIES
-from penstock.models.huggingface import save_weights, to_stored
+from penstock.models.huggingface import to_stored
 from penstock.models.initialization import initialize
 from penstock.models.resolve import read_hf_config, resolve_architecture
 from penstock.models.transformer import Transformer
-from tests.models.family_cases import CASES, ours_from, ours_in, reference_model, tokens_for
+from tests.models.family_cases import (
+    CASES,
+    check_export,
+    gradients_beside,
+    ours_from,
+    ours_in,
+    reference_model,
+    tokens_for,
+)
 from tests.numerics import assert_matches
 
 
@@ -25,7 +33,7 @@ from tests.numerics import assert_matches
 def test_logits_and_gradients_equal_transformers(case: str, tmp_path: Path) -> None:
     reference = reference_model(case)
     model = ours_from(reference, tmp_path)
-    a, tokens = model.architecture, tokens_for()
+    tokens = tokens_for()
     theirs = reference(tokens, labels=tokens)
     assert (model(tokens) - theirs.logits).abs().max() < 1e-4
     weights = torch.full((tokens.shape[0], tokens.shape[1] - 1), 1.0)
@@ -33,35 +41,15 @@ def test_logits_and_gradients_equal_transformers(case: str, tmp_path: Path) -> N
     assert abs(loss.item() - theirs.loss.item()) < 1e-5
     theirs.loss.backward()
     loss.backward()
-    compared = set()
-    for name, place in FAMILIES[a.family].hf_names(a).items():
-        gradient = model.get_parameter(name).grad
-        assert gradient is not None
-        assert not gradient[a.vocab_size :].any() or gradient.shape[0] != a.padded_vocab_size
-        rows = a.vocab_size if gradient.shape[0] == a.padded_vocab_size else None
-        for their_name, part in to_stored(place, gradient[:rows]).items():
-            expected = reference.get_parameter(their_name.replace("embed_out", "lm_head"))
-            compared.add(expected)
-            assert_matches(part, expected.grad, 1e-4)
-            assert (part - expected.grad).abs().max() < 1e-4, name
-    assert compared == set(reference.parameters())
+    for name, part, expected in gradients_beside(model, reference):
+        assert_matches(part, expected, 1e-4)
+        assert (part - expected).abs().max() < 1e-4, name
 
 
 @pytest.mark.parametrize("case", CASES)
 def test_exported_folders_load_in_transformers_and_come_back(case: str, tmp_path: Path) -> None:
     first = ours_from(reference_model(case), tmp_path / "theirs")
-    a, tokens = first.architecture, tokens_for()
-    weights = {name: value.detach() for name, value in first.named_parameters()}
-    save_weights(tmp_path / "ours", weights, a, tokenizer=None, end_of_text=96)
-    theirs, report = transformers.AutoModelForCausalLM.from_pretrained(
-        tmp_path / "ours", output_loading_info=True
-    )
-    assert not any(report[kind] for kind in ("missing_keys", "unexpected_keys", "mismatched_keys"))
-    assert (first(tokens) - theirs.eval()(tokens).logits).abs().max() < 1e-4
-    again = ours_in(tmp_path / "ours")
-    assert again.architecture == a
-    for (name, ours), back in zip(first.named_parameters(), again.parameters(), strict=True):
-        assert torch.equal(ours, back), name
+    check_export(first, transformers.AutoModelForCausalLM, tokens_for(), tmp_path / "ours")
 
 
 @pytest.mark.parametrize("family", sorted({case.split()[0] for case in CASES}))

@@ -18,14 +18,31 @@ from penstock.models.peft_format import read_adapter, write_adapter
 from penstock.models.projection import is_trained, merge_adapters
 from penstock.models.resolve import read_hf_config
 from penstock.models.transformer import Transformer
-from tests.models.family_cases import CASES, tokens_for
+from tests.models import masked_cases
+from tests.models.family_cases import CASES
+from tests.models.masked_cases import tokens_for
 
 GPT2 = {"n_layer": 2, "n_embd": 48, "n_head": 3, "n_positions": 40, "vocab_size": 97}
 FAMILIES = {
     "gpt2": lambda: transformers.GPT2Config(**GPT2, bos_token_id=1, eos_token_id=1),
     **{name: CASES[name] for name in ("gpt_neox", "gptj", "llama")},
 }
-TARGETS = {"gpt2": ["c_attn", "mlp.c_proj"], "gpt_neox": ["query_key_value", "dense"]}
+MASKED = {name: masked_cases.CASES[name] for name in ("bert", "roberta", "distilbert", "albert")}
+FAMILIES |= MASKED
+TARGETS = {
+    "gpt2": ["c_attn", "mlp.c_proj"],
+    "gpt_neox": ["query_key_value", "dense"],
+    "bert": ["query", "attention.output.dense"],
+    "roberta": ["key", "intermediate.dense"],
+    "distilbert": ["q_lin", "out_lin", "lin2"],
+    "albert": ["query", "value", "ffn"],
+}
+
+
+def kind_of(family: str) -> type:
+    return (
+        transformers.AutoModelForMaskedLM if family in MASKED else transformers.AutoModelForCausalLM
+    )
 
 
 def base_and_peft(
@@ -33,10 +50,13 @@ def base_and_peft(
 ) -> tuple[transformers.PreTrainedModel, peft.PeftModel]:
     """A base model in FOLDER/base, and the same under an adapter saved in FOLDER/adapter."""
     torch.manual_seed(5)
-    base = transformers.AutoModelForCausalLM.from_config(FAMILIES[family]()).eval().float()
+    base = kind_of(family).from_config(FAMILIES[family]()).eval().float()
     base.save_pretrained(folder / "base")
-    options = {"r": 3, "lora_alpha": 12, "target_modules": "all-linear", **settings}
-    model = peft.get_peft_model(base, peft.LoraConfig(task_type="CAUSAL_LM", **options)).eval()
+    # PEFT's all-linear of a masked model has layers of its head too.
+    targets = TARGETS[family] if family in MASKED else "all-linear"
+    options = {"r": 3, "lora_alpha": 12, "target_modules": targets, **settings}
+    task = None if family in MASKED else "CAUSAL_LM"
+    model = peft.get_peft_model(base, peft.LoraConfig(task_type=task, **options)).eval()
     for name, parameter in model.named_parameters():
         if "lora_" in name:
             parameter.data = 0.1 * torch.randn_like(parameter)
@@ -64,7 +84,7 @@ def ours(folder: Path, section: LoraSection | None = None) -> Transformer:
 def test_logits_equal_pefts_and_merging_changes_nothing(
     family: str, targets: str | None, tmp_path: Path
 ) -> None:
-    chosen = targets or TARGETS.get(family)
+    chosen = targets if targets and family not in MASKED else TARGETS.get(family)
     _, theirs = base_and_peft(family, tmp_path, target_modules=chosen, use_rslora=not targets)
     model, tokens = ours(tmp_path), tokens_for()
     expected = theirs(tokens).logits
@@ -83,7 +103,10 @@ def test_gradients_equal_pefts(family: str, tmp_path: Path) -> None:
     for name, parameter in model.named_parameters():
         parameter.requires_grad_(is_trained(model.architecture, name))
     theirs(tokens, labels=tokens).loss.backward()
-    model(tokens[:, :-1], tokens[:, 1:]).div(tokens[:, 1:].numel()).backward()
+    if family in MASKED:
+        model(tokens, tokens).div(tokens.numel()).backward()
+    else:
+        model(tokens[:, :-1], tokens[:, 1:]).div(tokens[:, 1:].numel()).backward()
     mine = {name: p.grad for name, p in model.named_parameters() if p.requires_grad}
     written = tmp_path / "gradients"
     write_adapter(written, mine, model.architecture, None)
@@ -105,13 +128,14 @@ def test_gradients_equal_pefts(family: str, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("family", "targets"),
     [("gpt2", ["mlp.c_proj"]), ("gpt2", []), ("gpt_neox", ["all-linear"]), ("gptj", []),
-     ("llama", []), ("llama", ["k_proj", "mlp.up"])],
+     ("llama", []), ("llama", ["k_proj", "mlp.up"]), ("bert", []), ("albert", ["query"]),
+     ("distilbert", ["lin1"]), ("roberta", ["all-linear"])],
 )  # fmt: skip
 def test_peft_loads_what_we_write_with_the_same_logits(
     family: str, targets: list[str], tmp_path: Path
 ) -> None:
     base_and_peft(family, tmp_path)
-    base = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "base").eval()
+    base = kind_of(family).from_pretrained(tmp_path / "base").eval()
     model = ours(tmp_path, LoraSection(rank=2, targets=targets, dropout=0.25))
     start = model(tokens_for())
     with torch.no_grad():
@@ -126,7 +150,10 @@ def test_peft_loads_what_we_write_with_the_same_logits(
     assert (start - expected).abs().max() > 1e-3
     sites = model.architecture.adapter.sites
     loaded = [n for n, _ in theirs.named_parameters() if "lora_A" in n]
-    assert len(loaded) == len(sites) * model.architecture.layers
+    a = model.architecture
+    assert len(loaded) == len(sites) * a.distinct_blocks(a.layers)
+    task = None if family in MASKED else "CAUSAL_LM"
+    assert theirs.peft_config["default"].task_type == task
     assert theirs.peft_config["default"].lora_dropout == 0.25
     # And back again, equal to the bit.
     again = read_adapter(tmp_path / "out", model.architecture)

@@ -13,11 +13,11 @@ from penstock.config.schema import ModelSection
 from penstock.errors import CheckpointError, UserError
 from penstock.models.architecture import Architecture
 from penstock.models.families import FAMILIES
-from penstock.models.huggingface import save_weights, to_stored
+from penstock.models.huggingface import to_stored
 from penstock.models.initialization import initialize
 from penstock.models.resolve import read_hf_config, resolve_architecture
 from penstock.models.transformer import Transformer
-from tests.models.family_cases import ours_from, ours_in
+from tests.models.family_cases import check_export, gradients_beside, ours_from, ours_in
 from tests.models.masked_cases import CASES, reference_model, tokens_for
 from tests.numerics import assert_matches
 
@@ -36,7 +36,6 @@ def padded() -> tuple[torch.Tensor, torch.Tensor]:
 def test_logits_and_gradients_equal_transformers(case: str, tmp_path: Path) -> None:
     reference = reference_model(case)
     model = ours_from(reference, tmp_path)
-    a = model.architecture
     tokens, mask = padded()
     tokens = torch.where(mask.bool(), tokens, reference.config.pad_token_id)
     chosen = (torch.rand(3, 33, generator=torch.Generator().manual_seed(2)) < 0.3) & mask.bool()
@@ -49,27 +48,19 @@ def test_logits_and_gradients_equal_transformers(case: str, tmp_path: Path) -> N
     assert abs(loss.item() - theirs.loss.item()) < 1e-5
     theirs.loss.backward()
     loss.backward()
-    compared = set()
-    for name, place in FAMILIES[a.family].hf_names(a).items():
-        gradient = model.get_parameter(name).grad
-        assert gradient is not None
-        rows = a.vocab_size if gradient.shape[0] == a.padded_vocab_size else None
-        for their_name, part in to_stored(place, gradient[:rows]).items():
-            expected = reference.get_parameter(their_name)
-            compared.add(expected)
-            if "key.bias" in their_name or "k_lin.bias" in their_name:
-                # It moves all scores of a query alike: nothing but rounding.
-                assert part.abs().max() < 1e-6
-                continue
-            wanted = expected.grad
-            if "word_embeddings" in their_name or "position_embeddings" in their_name:
-                # What is computed of padding differs, and `transformers` drops its rows' gradients.
-                row = torch.tensor([reference.config.pad_token_id])
-                wanted = wanted.index_fill(0, row, 0)
-                part.index_fill_(0, row, 0)
-            assert_matches(part, wanted, 1e-4)
-            assert (part - wanted).abs().max() < 1e-4, name
-    assert compared == set(reference.parameters())
+    for name, part, expected in gradients_beside(model, reference):
+        if "key.bias" in name or "k_lin.bias" in name:
+            # It moves all scores of a query alike: nothing but rounding.
+            assert part.abs().max() < 1e-6
+            continue
+        wanted = expected
+        if "word_embeddings" in name or "position_embeddings" in name:
+            # What is computed of padding differs, and `transformers` drops its rows' gradients.
+            row = torch.tensor([reference.config.pad_token_id])
+            wanted = expected.index_fill(0, row, 0)
+            part.index_fill_(0, row, 0)
+        assert_matches(part, wanted, 1e-4)
+        assert (part - wanted).abs().max() < 1e-4, name
 
 
 @pytest.mark.parametrize("case", CASES)
@@ -85,18 +76,7 @@ def test_padding_changes_no_logits(case: str, tmp_path: Path) -> None:
 @pytest.mark.parametrize("case", CASES)
 def test_exported_folders_load_in_transformers_and_come_back(case: str, tmp_path: Path) -> None:
     first = ours_from(reference_model(case), tmp_path / "theirs")
-    a, tokens = first.architecture, tokens_for()
-    weights = {name: value.detach() for name, value in first.named_parameters()}
-    save_weights(tmp_path / "ours", weights, a, tokenizer=None, end_of_text=96)
-    theirs, report = transformers.AutoModelForMaskedLM.from_pretrained(
-        tmp_path / "ours", output_loading_info=True
-    )
-    assert not any(report[kind] for kind in ("missing_keys", "unexpected_keys", "mismatched_keys"))
-    assert (first(tokens) - theirs.eval()(tokens).logits).abs().max() < 1e-4
-    again = ours_in(tmp_path / "ours")
-    assert again.architecture == a
-    for (name, ours), back in zip(first.named_parameters(), again.parameters(), strict=True):
-        assert torch.equal(ours, back), name
+    check_export(first, transformers.AutoModelForMaskedLM, tokens_for(), tmp_path / "ours")
 
 
 @pytest.mark.parametrize("family", FAMILY_NAMES)

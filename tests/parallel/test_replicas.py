@@ -120,6 +120,31 @@ def test_any_division_among_processes_trains_what_one_process_does(
     assert_close(tmp_path / "handed-on", alone)
 
 
+def test_adapters_are_trained_alike_however_they_are_divided(
+    dataset_folder: Path, tmp_path: Path
+) -> None:
+    lora = {"lora": {"rank": 4, "targets": ["all-linear"], "dropout": 0.1}}
+    penstock.train(**job(dataset_folder, tmp_path / "alone", **lora))
+    ways = ("none", "weights")
+    run_jobs(
+        [job(dataset_folder, tmp_path / way, plan={"shard": way}, **lora) for way in ways], tmp_path
+    )
+    for way in ways:
+        assert_close(tmp_path / way, tmp_path / "alone")
+        assert state(tmp_path / way).keys() == state(tmp_path / "alone").keys()
+        assert all(".adapters." in name for name in state(tmp_path / way))
+    held = job(
+        dataset_folder, tmp_path / "held", plan={"shard": "weights"},
+        lora={"rank": 4, "base": "int8"},
+    )  # fmt: skip
+    process = start(held, tmp_path, "--processes", "2")
+    error = process.communicate(timeout=100)[1]
+    assert process.returncode == 2
+    lines = [line for line in error.splitlines() if line.startswith("penstock")]
+    assert len(lines) == 1
+    assert "plan.shard=weights divides weights that are numbers, not lora.base's bits" in lines[0]
+
+
 def start(values: dict, folder: Path, *words: str) -> subprocess.Popen:
     config = folder / "job.yaml"
     config.write_text(json.dumps(values))

@@ -1,11 +1,13 @@
 """Every recipe: its jobs end to end at reduced size, its full-size plans."""
 
 import json
+import shutil
 from pathlib import Path
 
 import pytest
 
 import penstock
+from penstock.cli import main
 from penstock.config.load import load_config
 from tests.recipes.shell import ROOT, run_script
 
@@ -55,6 +57,8 @@ def test_every_recipe_loads(path: Path) -> None:
         ("habana-lm/clm-gptj", ["model.preset=gpt-j-6b"]),
         ("habana-lm/clm-neox", ["model.preset=gpt-neox-20b"]),
         ("habana-lm/lora-llama", ["model.preset=llama-2-7b"]),
+        ("habana-lm/lora-llama", ["model.preset=llama-2-7b", "lora.base=nf4"]),
+        ("habana-lm/mlm-roberta", ["model.preset=roberta-base", "plan.target=gaudi2"]),
     ],
 )
 def test_full_size_jobs_fit_their_machines(recipe: str, changes: list[str]) -> None:
@@ -182,6 +186,69 @@ def test_habana_causal(test_data: Path, tmp_path: Path) -> None:
     run_script(
         tmp_path, "habana-lm/plan.sh", "data.path=null", "model.from=null", "model.preset=gpt-j-6b"
     )
+
+
+@pytest.mark.parametrize("by_line", [False, True])
+def test_habana_masked(by_line: bool, test_data: Path, tmp_path: Path) -> None:
+    text = (test_data / "wikitext-2" / "valid.txt").read_text()
+    (tmp_path / "text.txt").write_text(text[:60000])
+    lines = ["source.documents=line", "data.packing=single::truncate_right"]
+    lines += ["data.group_by_length=true"]
+    run_script(
+        tmp_path,
+        "habana-lm/mlm.sh",
+        *SMALL,
+        "tokenizer.kind=roberta",
+        "model.preset=roberta-tiny",
+        f"source.path={tmp_path / 'text.txt'}",
+        *(lines if by_line else []),
+    )
+    summary = json.loads(
+        (tmp_path / "build" / "habana-lm" / "mlm-roberta" / "summary.json").read_text()
+    )
+    assert summary["complete"]
+    assert summary["tasks"]["masked"]["perplexity"] > 1
+
+
+def test_habana_deepspeed_streaming_and_evaluation_alone(
+    trained_run: Path, corpus: Path, tmp_path: Path
+) -> None:
+    penstock.convert("checkpoint", run=trained_run, out=tmp_path / "model")
+    small = [word for word in SMALL if not word.startswith(("train.steps", "tokenizer.", "model."))]
+
+    run_script(
+        tmp_path,
+        "habana-lm/others.sh",
+        *small,
+        f"model.from={tmp_path / 'model'}",
+        f"tokenizer.from={tmp_path / 'model'}",
+        "data.shuffle_buffer=8",
+        "evaluate.stride=64",
+        TEXT=str(corpus),
+        MODEL=str(tmp_path / "model"),
+        STEPS="2",
+    )
+    work = tmp_path / "build" / "habana-lm"
+    imported = load_config(work / "deepspeed-zero2.yaml").config
+    assert imported.plan.shard == "gradients"
+    assert imported.optimizer.clip == 1.0
+    assert json.loads((work / "clm-streamed" / "summary.json").read_text())["steps"] == 2
+
+
+def test_graphcore_benchmarks(corpus: Path, tmp_path: Path) -> None:
+    """The benchmark file as it is, but for sizes."""
+    folder = tmp_path / "recipe"
+    shutil.copytree(ROOT / "recipes" / "graphcore-gpt2", folder)
+    file = folder / "benchmarks.yml"
+    small = "model.preset=gpt2-tiny compile.mode=off data.sequence_length=64 train.steps=6"
+    text = file.read_text().replace("train.steps=6", small)
+    text = text.replace("data.sequence_length=1024", "data.sequence_length=64")
+    source = f"source.path={corpus} tokenizer.vocab_size=512"
+    file.write_text(text.replace("source.kind=stdlib", source))
+    code = main(["bench", str(file), "--benchmark", "gpt2_small_pretraining", f"out={tmp_path}/o"])
+    assert code == 0
+    results = json.loads((tmp_path / "o" / "results.json").read_text())
+    assert "throughput" in json.dumps(results)
 
 
 def test_habana_adapters(test_data: Path, tmp_path: Path) -> None:

@@ -17,6 +17,15 @@ SUMMARY = {
     "throughput": {"tokens_per_second": 1234.5, "mfu": 0.61},
     "evaluation": {"bits_per_byte": 1.5, "perplexity": 60.0},
     "compressors": {"gzip": 1.98, "bzip2": 1.76, "xz": 1.77},
+    "tasks": {
+        "sst2": {
+            "accuracy": 0.8125,
+            "sentences": 872,
+            "data": "dev.tsv",
+            "labels": ["bad", "good"],
+        },
+        "wikitext": {"word_perplexity": 37.37, "stride": 32, "seconds": 3.2},
+    },
     "environment": {"processor": "<script>alert(1)</script>"},
     "plan": {"memory": {"weights": 1 << 20, "total": 2 << 20}},
 }
@@ -30,7 +39,17 @@ def test_the_page_shows_the_figures_and_stands_alone(tmp_path: Path) -> None:
     (tmp_path / "samples.jsonl").write_text(json.dumps({"prompt": "def <f>(", "text": "x):"}))
     files = write_report(tmp_path)
     page = files.page.read_text()
-    for text in ("1.500", "1.760", "1,234", "61%", "def &lt;f&gt;("):
+    for text in (
+        "1.500",
+        "1.760",
+        "1,234",
+        "61%",
+        "def &lt;f&gt;(",
+        "accuracy 81.25%",
+        "labels bad, good",
+        "word perplexity 37.37",
+        "stride 32",
+    ):
         assert text in page
     assert "<script" not in page
     assert not re.search(r"(?:src|href)=[\"']?(?:https?:|//)", page)

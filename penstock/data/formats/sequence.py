@@ -47,6 +47,18 @@ def weights_or_none(weights: NDArray[Any]) -> NDArray[np.float32] | None:
     return None if bool((weights == 1).all()) else np.asarray(weights, np.float32)
 
 
+def begun(sequence: TokenSequence, token: int) -> TokenSequence:
+    """The sequence behind one more token, which is asked, not learnt: weight 0, a prompt's role."""
+    weights, roles, categories = sequence.weights, sequence.roles, sequence.categories
+    weights = np.ones(len(sequence.tokens), np.float32) if weights is None else weights
+    return TokenSequence(
+        np.concatenate([np.array([token], sequence.tokens.dtype), sequence.tokens]),
+        np.concatenate([np.zeros(1, np.float32), weights]),
+        None if roles is None else np.concatenate([np.array([PROMPT], np.uint8), roles]),
+        None if categories is None else np.concatenate([categories[:1], categories]),
+    )
+
+
 def roles_of(sequence: TokenSequence, separator: int) -> NDArray[np.uint8]:
     """Its roles; where a format has none, those its weights imply."""
     return implied_roles(sequence, separator) if sequence.roles is None else sequence.roles

@@ -72,7 +72,7 @@ class HarnessModel:
 
     def _whole(self, text: str) -> list[int]:
         tokenizer = self._subject.tokenizer
-        return [tokenizer.end_of_text, *tokenizer.encode(text)]
+        return [*tokenizer.encode_prompt(""), *tokenizer.encode(text)]
 
 
 def _rolling(tokens: Sequence[int], length: int) -> list[Request]:

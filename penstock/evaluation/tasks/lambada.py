@@ -111,4 +111,4 @@ def split_last_word(text: str) -> tuple[str, str]:
 
 def _last_token(text: str, tokenizer: Tokenizer) -> Request:
     """The last token of the passage as it is encoded whole."""
-    return Request(np.array(tokenizer.encode(text), np.int64), 1)
+    return Request(np.array(tokenizer.encode_prompt(text), np.int64), 1)

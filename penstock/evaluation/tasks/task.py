@@ -80,8 +80,10 @@ def continuation(tokenizer: Tokenizer, context: str, text: str) -> Request:
     Both are encoded at once, since some tokenizers put a space before the first word of a text;
     apart where a token would reach over the border.
     """
-    before = tokenizer.encode(context) or [tokenizer.end_of_text]
-    whole = tokenizer.encode(context + text) if context else [*before, *tokenizer.encode(text)]
+    before = tokenizer.encode_prompt(context)
+    whole = (
+        tokenizer.encode_prompt(context + text) if context else [*before, *tokenizer.encode(text)]
+    )
     if whole[: len(before)] != before or len(whole) == len(before):
         whole = [*before, *tokenizer.encode(text)]
     return Request(np.array(whole, np.int64), len(whole) - len(before))

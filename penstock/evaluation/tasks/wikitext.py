@@ -55,7 +55,7 @@ class WikiText:
     def run(self, subject: Subject) -> TaskScores:
         """Score every token but the first."""
         started = time.perf_counter()
-        tokens = np.array(subject.tokenizer.encode(self._text), np.int64)
+        tokens = np.array(subject.tokenizer.encode_prompt(self._text), np.int64)
         length = subject.scorer.length
         stride = min(self._stride or -(-length // 2), length)
         requests = list(overlapping_windows(tokens, length, stride))

@@ -30,11 +30,17 @@ FAMILIES: dict[str, ModuleType] = {
 PREFIX, RENAMED and IGNORED_SUFFIXES."""
 
 
-def hf_config(architecture: Architecture, end_of_text: int | None) -> dict[str, Any]:
-    """The config.json `transformers` reads for an architecture."""
+def hf_config(
+    architecture: Architecture, end_of_text: int | None, begin: int | None = None
+) -> dict[str, Any]:
+    """The config.json `transformers` reads for an architecture, with the tokens that end and begin
+    a text.
+    """
     if architecture.generic is not None:
         return json.loads(architecture.generic)
-    return FAMILIES[architecture.family].to_hf_config(architecture, end_of_text)
+    config = FAMILIES[architecture.family].to_hf_config(architecture, end_of_text)
+    is_told = architecture.is_causal and begin is not None
+    return {**config, "bos_token_id": begin} if is_told else config
 
 
 PRESETS = {

@@ -34,32 +34,25 @@ def to_hf_config(architecture: Architecture, end_of_text: int | None) -> dict[st
     return {"architectures": ["BertForMaskedLM"], **encoder.write_encoder(architecture)}
 
 
-def hf_names(architecture: Architecture) -> dict[str, Stored]:
-    """Our parameter name → where `transformers` keeps it. A tied projection has no entry."""
-    head = "cls.predictions"
-    names = {
-        **encoder.embedding_names(architecture, PREFIX),
-        **encoder.head_names(
-            architecture,
-            dense=f"{head}.transform.dense",
-            norm=f"{head}.transform.LayerNorm",
-            decoder=f"{head}.decoder",
-            bias=f"{head}.bias",
-        ),
-    }
-    for layer in range(architecture.layers):
-        names |= encoder.layer_names(
-            architecture,
-            f"blocks.{layer}",
-            f"bert.encoder.layer.{layer}",
-            "attention.self.{}",
-            encoder.LAYER_NAMES,
-        )
-    return names
-
-
 PREFIX = "bert."
 """What files of the bare model leave out."""
+_LAYOUT = encoder.Layout(
+    prefix=PREFIX,
+    layer="bert.encoder.layer.{}",
+    projection="attention.self.{}",
+    names=encoder.LAYER_NAMES,
+    dense="cls.predictions.transform.dense",
+    norm="cls.predictions.transform.LayerNorm",
+    decoder="cls.predictions.decoder",
+    bias="cls.predictions.bias",
+)
+
+
+def hf_names(architecture: Architecture) -> dict[str, Stored]:
+    """Our parameter name → where `transformers` keeps it. A tied projection has no entry."""
+    return _LAYOUT.stored(architecture)
+
+
 RENAMED = {"cls.": "cls."}
 """Beginnings of names that some versions write → the ones above."""
 IGNORED_SUFFIXES = encoder.IGNORED_SUFFIXES

@@ -66,40 +66,31 @@ def to_hf_config(architecture: Architecture, end_of_text: int | None) -> dict[st
     }
 
 
-_LAYER_NAMES = {
-    "attention.output": "attention.out_lin",
-    "attention_norm": "sa_layer_norm",
-    "mlp.up": "ffn.lin1",
-    "mlp.down": "ffn.lin2",
-    "mlp_norm": "output_layer_norm",
-}
+PREFIX = "distilbert."
+"""What files of the bare model leave out."""
+_LAYOUT = encoder.Layout(
+    prefix=PREFIX,
+    layer="distilbert.transformer.layer.{}",
+    projection="attention.{0[0]}_lin",
+    names={
+        "attention.output": "attention.out_lin",
+        "attention_norm": "sa_layer_norm",
+        "mlp.up": "ffn.lin1",
+        "mlp.down": "ffn.lin2",
+        "mlp_norm": "output_layer_norm",
+    },
+    dense="vocab_transform",
+    norm="vocab_layer_norm",
+    decoder="vocab_projector",
+    bias="vocab_projector.bias",
+)
 
 
 def hf_names(architecture: Architecture) -> dict[str, Stored]:
     """Our parameter name → where `transformers` keeps it. A tied projection has no entry."""
-    names = {
-        **encoder.embedding_names(architecture, PREFIX),
-        **encoder.head_names(
-            architecture,
-            dense="vocab_transform",
-            norm="vocab_layer_norm",
-            decoder="vocab_projector",
-            bias="vocab_projector.bias",
-        ),
-    }
-    for layer in range(architecture.layers):
-        names |= encoder.layer_names(
-            architecture,
-            f"blocks.{layer}",
-            f"distilbert.transformer.layer.{layer}",
-            "attention.{0[0]}_lin",
-            _LAYER_NAMES,
-        )
-    return names
+    return _LAYOUT.stored(architecture)
 
 
-PREFIX = "distilbert."
-"""What files of the bare model leave out."""
 RENAMED = {name: name for name in ("vocab_transform.", "vocab_layer_norm.", "vocab_projector.")}
 """Beginnings of names that some versions write → the ones above."""
 IGNORED_SUFFIXES = encoder.IGNORED_SUFFIXES

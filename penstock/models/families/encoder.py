@@ -4,6 +4,7 @@
 import torch. Source: Devlin et al., arXiv 1810.04805.
 """
 
+import dataclasses
 from collections.abc import Mapping
 from typing import Any
 
@@ -170,6 +171,38 @@ def head_names(
         names[f"head.transform.{kind}"] = f"{dense}.{kind}"
         names[f"head.norm.{kind}"] = f"{norm}.{kind}"
     return {ours: Stored.as_is(theirs) for ours, theirs in names.items()}
+
+
+@dataclasses.dataclass(frozen=True)
+class Layout:
+    """Where a family keeps its weights in `transformers`' model."""
+
+    prefix: str
+    """What stands before the names of the model without its head."""
+    layer: str
+    """Path of a layer, with a place for its number."""
+    projection: str
+    """Name of query, key and value in a layer, with a place for which it is."""
+    names: Mapping[str, str]
+    """Our name of everything else in a layer → its own."""
+    dense: str
+    norm: str
+    decoder: str
+    bias: str
+    """Of the head: its dense layer, its norm, its projection, and that one's bias where tied."""
+
+    def stored(self, architecture: Architecture) -> dict[str, Stored]:
+        """Our parameter name → where `transformers` keeps it. A tied projection has no entry."""
+        names = embedding_names(architecture, self.prefix)
+        names |= head_names(
+            architecture, dense=self.dense, norm=self.norm, decoder=self.decoder, bias=self.bias
+        )
+        for layer in range(architecture.layers):
+            theirs = self.layer.format(layer)
+            names |= layer_names(
+                architecture, f"blocks.{layer}", theirs, self.projection, self.names
+            )
+        return names
 
 
 def layer_names(

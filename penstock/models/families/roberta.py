@@ -56,31 +56,25 @@ def to_hf_config(architecture: Architecture, end_of_text: int | None) -> dict[st
     }
 
 
-def hf_names(architecture: Architecture) -> dict[str, Stored]:
-    """Our parameter name → where `transformers` keeps it. A tied projection has no entry."""
-    names = {
-        **encoder.embedding_names(architecture, PREFIX),
-        **encoder.head_names(
-            architecture,
-            dense="lm_head.dense",
-            norm="lm_head.layer_norm",
-            decoder="lm_head.decoder",
-            bias="lm_head.bias",
-        ),
-    }
-    for layer in range(architecture.layers):
-        names |= encoder.layer_names(
-            architecture,
-            f"blocks.{layer}",
-            f"roberta.encoder.layer.{layer}",
-            "attention.self.{}",
-            encoder.LAYER_NAMES,
-        )
-    return names
-
-
 PREFIX = "roberta."
 """What files of the bare model leave out."""
+_LAYOUT = encoder.Layout(
+    prefix=PREFIX,
+    layer="roberta.encoder.layer.{}",
+    projection="attention.self.{}",
+    names=encoder.LAYER_NAMES,
+    dense="lm_head.dense",
+    norm="lm_head.layer_norm",
+    decoder="lm_head.decoder",
+    bias="lm_head.bias",
+)
+
+
+def hf_names(architecture: Architecture) -> dict[str, Stored]:
+    """Our parameter name → where `transformers` keeps it. A tied projection has no entry."""
+    return _LAYOUT.stored(architecture)
+
+
 RENAMED: dict[str, str] = {}
 """Beginnings of names that some versions write → the ones above."""
 IGNORED_SUFFIXES = encoder.IGNORED_SUFFIXES
