@@ -212,6 +212,11 @@ class _Simulation:
         return order
 
 
+def pieces_per_stage(schedule: str, stages: int) -> int:
+    """Pieces of the depth that a schedule puts on each of so many devices."""
+    return 2 if schedule == "interleaved" and stages > 1 else 1
+
+
 def pieces_of(
     forward: Sequence[float],
     backward: Sequence[float],

@@ -66,8 +66,8 @@ class TokenizerSection(Section):
     """Where the tokenizer comes from."""
 
     from_: str | None = Field(default=None, alias="from")
-    """Folder with tokenizer.json, vocab.json + merges.txt, or vocab.txt; or a hub name where
-    there is a network."""
+    """Folder with tokenizer.json, vocab.json + merges.txt, vocab.txt or tokenizer.model; or a hub
+    name where there is a network."""
     train: bool = False
     """Train a tokenizer on the train split."""
     kind: Literal["gpt2", "roberta", "bert"] = "gpt2"
