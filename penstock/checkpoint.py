@@ -6,7 +6,8 @@ The trainer saves `CheckpointState`s through `saving.AsyncSaver`; everybody load
 Layout of FOLDER/step-00000100/ (ours): model.safetensors with the fp32 weights by parameter name,
 optimizer.safetensors with everything else, state.json, and manifest.json with size and SHA-256 of
 the others. The manifest is written last; only then does the folder take its name. Where processes
-hold parts of the tensors, each writes its rows: model-00001-of-00002.safetensors and so on.
+hold parts of the tensors, each writes its rows, or stages' their own tensors:
+model-00001-of-00002.safetensors and so on.
 """
 
 import contextlib
@@ -202,13 +203,16 @@ def load_checkpoint(
 
 
 def _read_tensors(path: Path, names: Sequence[str]) -> dict[str, Tensor]:
-    """The tensors of one file, or of several that each hold some rows of every tensor."""
+    """The tensors of one file, or of several: each holds some rows of a tensor, or other tensors
+    than the others.
+    """
     if len(names) == 1:
         return safetensors.torch.load_file(path / names[0])
-    parts = [safetensors.torch.load_file(path / name) for name in names]
-    if any(part.keys() != parts[0].keys() for part in parts):
-        raise ValueError("its parts hold different tensors")
-    return {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
+    found: dict[str, list[Tensor]] = {}
+    for name in names:
+        for key, tensor in safetensors.torch.load_file(path / name).items():
+            found.setdefault(key, []).append(tensor)
+    return {key: torch.cat(rows) if len(rows) > 1 else rows[0] for key, rows in found.items()}
 
 
 def _damaged(path: Path, how: str) -> _DamagedError:

@@ -132,7 +132,7 @@ def new_model(
             parameter.data = parameter.data.to(plan.device, DTYPES[plan.compute])
     model.to(plan.device)
     if kernels is not None:
-        attach(model, kernels, recompute=plan.recompute)
+        attach(model, kernels, recompute=plan.recompute, stages=plan.stages)
     elif config.plan.recompute is not None:
         recompute_eagerly(model, plan.recompute)
     return model, masters

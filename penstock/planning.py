@@ -218,18 +218,14 @@ def require_here(config: Config, plan: Plan, processes: int = 1) -> None:
             where="plan.target",
             do="leave plan.target out to train; `penstock plan` plans for any machine",
         )
-    if plan.stages > 1:
+    needed = plan.replicas * plan.stages
+    if needed != processes:
+        of = f" of {plan.stages} stages" if plan.stages > 1 else ""
         raise ConfigError(
-            f"the plan is for {plan.stages} stages, training has no pipeline so far",
-            where="plan.stages",
-            do="leave it out to train; `penstock plan` plans for any number",
-        )
-    if plan.replicas != processes:
-        raise ConfigError(
-            f"the plan is for {plan.replicas} replicas, the job has "
+            f"the plan is for {plan.replicas} replicas{of}, the job has "
             f"{processes} {'process' if processes == 1 else 'processes'}",
-            where="plan.replicas",
-            do=f"start it with --processes {plan.replicas}, or change plan.replicas",
+            where="plan.stages" if plan.stages > 1 else "plan.replicas",
+            do=f"start it with --processes {needed}, or change plan.replicas",
         )
     if plan.shard != "none" and held_base(plan.architecture.adapter):
         raise ConfigError(

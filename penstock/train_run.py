@@ -25,14 +25,11 @@ from penstock.files import atomic_write, canonical_json
 from penstock.hardware.process import loaded_openmp
 from penstock.models.families import hf_config
 from penstock.parallel.environment import find_place, inherited_origins
-from penstock.parallel.parts import Part
-from penstock.parallel.replicas import Replicas
 from penstock.parallel.world import World
 from penstock.report.summary import RunSummary, environment
-from penstock.saving import AsyncSaver
+from penstock.train_parts import divide
 from penstock.train_setting import Setting, objective, require_same, settle
 from penstock.training.metrics import MetricsLog, peak_memory_bytes
-from penstock.training.optimizers import make_optimizer
 from penstock.training.trainer import Trainer, TrainingJob
 from penstock.training.validation import Validation
 
@@ -72,7 +69,8 @@ def _train(setting: Setting, origins: Mapping[str, str]) -> RunSummary:
             _write_provenance(setting, origins)
         _check_openmp()
         job = _job(setting, kernels, resume)
-        if setting.config.train.log_samples:
+        # Stages of one replica take the same samples; the first stages have the first ranks.
+        if setting.config.train.log_samples and world.rank < chosen.replicas:
             setting.loader.log = _sample_log(setting, resume)
         if resume is not None:
             resume = dataclasses.replace(resume, tensors=job.replicas.rows_of(resume.tensors))
@@ -129,12 +127,9 @@ def _job(
     c, chosen, world = setting.config, setting.plan, setting.world
     model, masters = jobs.new_model(c, chosen, kernels)
     speeds = measured_speeds(chosen.device)
-    replicas = Replicas(model, world, chosen.shard)
+    parts = divide(setting, model, masters)
     return TrainingJob(
-        model=model,
-        optimizer=make_optimizer(
-            model.named_parameters(), c.optimizer, masters=replicas.rows_of(masters)
-        ),
+        **parts._asdict(),
         loader=setting.loader,
         validation=_validation(setting),
         train=c.train,
@@ -143,25 +138,13 @@ def _job(
         lr=c.optimizer.lr,
         seed=c.seed,
         total_steps=setting.total_steps,
-        accumulation=chosen.accumulation,
         flops_per_token=chosen.flops_per_token,
         peak_flops=(speeds.bf16_flops if chosen.compute == "bf16" else speeds.fp32_flops)
         * (world.place.hosts if chosen.device == "cpu" else world.size),
         world=world,
-        replicas=replicas,
-        saver=_saver(setting, replicas),
         metrics=_metrics(setting, resume) if world.is_first else None,
         identity=setting.identity,
     )
-
-
-def _saver(setting: Setting, replicas: Replicas) -> AsyncSaver | None:
-    """What writes checkpoints here: all of each, this process's part, or nothing."""
-    world, folder = setting.world, setting.run.checkpoints
-    if not replicas.is_divided:
-        return AsyncSaver(folder, setting.config.checkpoint.keep) if world.is_first else None
-    part = Part(world.rank, world.size, world.token, setting.config.launch.timeout_seconds)
-    return AsyncSaver(folder, setting.config.checkpoint.keep, part)
 
 
 def _metrics(setting: Setting, resume: CheckpointState | None) -> MetricsLog:
@@ -175,7 +158,7 @@ def _metrics(setting: Setting, resume: CheckpointState | None) -> MetricsLog:
 
 def _sample_log(setting: Setting, resume: CheckpointState | None) -> SampleLog:
     position = 0 if resume is None else int(resume.values["totals"]["position"])
-    return SampleLog(setting.run.samples, position, (setting.world.rank, setting.world.size))
+    return SampleLog(setting.run.samples, position, (setting.world.rank, setting.plan.replicas))
 
 
 def _validation(setting: Setting) -> list[Validation]:

@@ -23,7 +23,9 @@ from penstock.data.objective import Objective, objective_for
 from penstock.data.training_data import TrainingData
 from penstock.errors import ConfigError
 from penstock.files import canonical_json
+from penstock.parallel.mesh import coordinates
 from penstock.parallel.world import World
+from penstock.train_demands import require_stages_here
 from penstock.training.run_folder import RunFolder
 from penstock.training.schedule import check_schedule
 
@@ -72,6 +74,7 @@ def settle(config: Config, world: World) -> Setting:
     chosen = planning.plan_of(config, data)
     planning.require_tokenizer_of_model(config, data)
     planning.require_here(config, chosen, world.size)
+    require_stages_here(config, chosen)
     planning.require_fit(chosen)
     samples = data.training(config.data.split, chosen.sequence_length, config.seed)
     if config.data.group_by_length:
@@ -83,7 +86,7 @@ def settle(config: Config, world: World) -> Setting:
         batch_size=chosen.size,
         micro=chosen.micro,
         objective=objective(config, chosen, data),
-        share=(world.rank, world.size),
+        share=(coordinates(world.place, chosen.stages)[0], chosen.replicas),
     )
     total_steps = _total_steps(config, loader)
     _check_patience(config)

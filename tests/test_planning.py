@@ -11,6 +11,7 @@ from penstock.config.schema import Config
 from penstock.errors import ConfigError, DoesNotFitError
 from penstock.hardware.detect import free_memory_bytes
 from penstock.planning import plan_of, require_fit, require_here, with_replicas
+from penstock.train_demands import require_stages_here
 
 TINY = ("model.preset=gpt2-tiny", "device=cpu")
 
@@ -30,10 +31,29 @@ def test_a_plan_for_elsewhere_is_not_for_training() -> None:
     assert "(plan.target)" in str(caught.value)
 
 
-def test_a_pipeline_is_not_for_training_yet() -> None:
-    words = ("plan.stages=2", "plan.target=cpu")
-    with pytest.raises(ConfigError, match="training has no pipeline so far .plan.stages"):
-        require_here(config_of(*words), plan_for(*words))
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (("plan.replicas=2", "plan.shard=weights"), "hold their stages whole .plan.shard."),
+        (("lora.rank=4", "lora.targets=[all-linear]"), "adapters train in whole .* .lora."),
+        (("train.freeze=[embed.tokens.weight]",), "stages train all they hold .train.freeze."),
+        (("data.group_by_length=true",), "steps have one length .data.group_by_length."),
+        (("optimizer.layer_decay=0.9",), "know its depth in the model .optimizer.layer_decay."),
+        (("plan.micro_batches=1",), "needs 2 micro-batches or more, a step has 1 .batch.size."),
+        (
+            ("plan.schedule=interleaved", "plan.layers_per_stage=[1, 1]"),
+            "needs two blocks on every stage, one has 1 .plan.layers_per_stage.",
+        ),
+        (("plan.schedule=zero-bubble",), "kernels give both gradients at once.*.compile.mode."),
+    ],
+)
+def test_what_does_not_go_with_stages_is_refused(words: tuple[str, ...], message: str) -> None:
+    given = ["plan.stages=2", "plan.target=cpu", "model.preset=gpt2-tiny", "batch.micro=1"]
+    given += [] if "plan.micro_batches=1" in words else ["plan.micro_batches=2"]
+    plan = plan_for(*given, *words)
+    require_here(config_of(*given), plan_for(*given), processes=2)
+    with pytest.raises(ConfigError, match=message):
+        require_stages_here(config_of(*given, *words), plan)
 
 
 def test_replicas_and_processes_must_be_equal() -> None:

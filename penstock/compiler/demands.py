@@ -24,6 +24,13 @@ def check_shapes(
             where="batch.size",
             do=f"use {-(-batch.size // unit) * unit}",
         )
+    if batch.size is not None and batch.size != unit * (plan.micro_batches or batch.size // unit):
+        raise ConfigError(
+            f"batch.size={batch.size} is not plan.micro_batches={plan.micro_batches} × "
+            f"batch.micro={batch.micro} × plan.replicas={plan.replicas}",
+            where="plan.micro_batches",
+            do="give one of batch.size and plan.micro_batches",
+        )
 
 
 def check_objective(architecture: Architecture, objective: str, mode: str) -> None:
@@ -86,11 +93,20 @@ def check_length(architecture: Architecture, sequence_length: int) -> None:
         )
 
 
-def require_stages(architecture: Architecture, plan: PlanSection, accumulation: int) -> int:
+def head_stands_apart(architecture: Architecture, device: str, stages: int) -> bool:
+    """Whether the head is the first device's, since its weights are the embedding's: elsewhere than
+    on CPUs and GPUs, where the last one has a copy of them.
+    """
+    return architecture.tie_embeddings and stages > 1 and device not in ("cpu", "cuda")
+
+
+def require_stages(
+    architecture: Architecture, plan: PlanSection, accumulation: int, device: str
+) -> int:
     """Number of stages, checked against the model and the schedule."""
     given, layers = plan.layers_per_stage, architecture.layers
     if given is not None:
-        tied = architecture.tie_embeddings and len(given) > 1
+        tied = head_stands_apart(architecture, device, len(given))
         check_layers_per_stage(given, layers, plan.stages, tied=tied)
     stages = len(given or ()) or plan.stages or 1
     check_stages(stages, layers)
@@ -100,11 +116,11 @@ def require_stages(architecture: Architecture, plan: PlanSection, accumulation: 
             where="plan.stages",
             do="leave plan.stages out; plan.replicas divides the batch instead",
         )
-    if plan.schedule == "interleaved" and stages > 1 and accumulation % stages:
+    if plan.schedule in ("interleaved", "zero-bubble") and stages > 1 and accumulation % stages:
         raise ConfigError(
             f"{accumulation} micro-batches are not a multiple of {stages} stages",
             where="plan.schedule",
-            do="interleaved needs one: change batch.size, or use plan.schedule=1f1b",
+            do=f"{plan.schedule} needs one: change batch.size, or use plan.schedule=1f1b",
         )
     return stages
 

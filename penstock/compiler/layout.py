@@ -9,8 +9,9 @@ import functools
 from typing import Any
 
 from penstock.compiler.cost import CostModel, Seconds
+from penstock.compiler.demands import head_stands_apart
 from penstock.compiler.memory import MemoryModel
-from penstock.compiler.pipeline import Piece, Schedule, pieces_of
+from penstock.compiler.pipeline import Piece, Schedule, pieces_of, pieces_per_stage
 from penstock.compiler.stages import place
 
 _ROTATIONS = 16
@@ -97,7 +98,7 @@ class Layouter:
     @property
     def tied(self) -> bool:
         """Whether the head stands apart, on the first device."""
-        return self.cost.architecture.tie_embeddings and self.stages > 1
+        return head_stands_apart(self.cost.architecture, self.cost.target.device, self.stages)
 
     def find(self, memory_limit: int) -> tuple[int, ...]:
         """The fastest placement that fits, or the one that needs least."""
@@ -122,7 +123,7 @@ class Layouter:
         if len(rotated) == 1:
             return placement
         count = min(self.memory.accumulation, 2 * (self.stages + 1))
-        count -= count % self.stages if self.schedule == "interleaved" else 0
+        count -= count % self.stages if self.schedule in ("interleaved", "zero-bubble") else 0
 
         def fullest(layers: tuple[int, ...]) -> int:
             return max(self.device(s, n).memory["total"] for s, n in enumerate(layers))
@@ -173,7 +174,7 @@ class Layouter:
     @property
     def _parts(self) -> int:
         """Pieces of the depth on each device."""
-        return 2 if self.schedule == "interleaved" and self.stages > 1 else 1
+        return pieces_per_stage(self.schedule, self.stages)
 
     @functools.cached_property
     def _empty_schedule(self) -> Schedule:
@@ -207,6 +208,7 @@ class Layouter:
             [backward.total for _, backward in ways],
             devices=self.stages,
             head=head,
+            schedule=self.schedule,
         )
 
     def _head_seconds(self) -> tuple[Seconds, Seconds]:

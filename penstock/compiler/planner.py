@@ -175,9 +175,9 @@ class _Deciding:
     def decide(self, batch: BatchSection, plan: PlanSection, *, thorough: bool = False) -> Plan:
         """One plan, whether it fits or not; `thorough` also tries other orders of the stages."""
         check_shapes(self.architecture, batch, plan, self.sequence_length)
-        size = batch.size or batch.micro * plan.replicas
+        size = batch.size or batch.micro * plan.replicas * (plan.micro_batches or 1)
         accumulation = size // (batch.micro * plan.replicas)
-        stages = require_stages(self.architecture, plan, accumulation)
+        stages = require_stages(self.architecture, plan, accumulation, self.target.device)
         target = with_devices(self.target, stages, plan.replicas)
         layouter = Layouter(
             cost=CostModel(**self._common(batch, plan), target=target, stages=stages),

@@ -29,9 +29,13 @@ class CompiledKernel:
 
 
 def attach(
-    model: Transformer, kernels: Mapping[str, CompiledKernel], *, recompute: str = "selective"
+    model: Transformer,
+    kernels: Mapping[str, CompiledKernel],
+    *,
+    recompute: str = "selective",
+    stages: int = 1,
 ) -> None:
-    """Make `model` compute through `kernels` from now on.
+    """Make `model` compute through `kernels` from now on, whole or cut into so many `stages`.
 
     Blocks that `recompute` (`config/recompute.py`) names keep only their inputs and run forward
     again in the backward pass; the others keep what the kernels were cut at. Afterwards the model
@@ -40,7 +44,7 @@ def attach(
     a = model.architecture
     embed = _Region(kernels, "embed", recompute=False)
     embed.table_shape = (a.padded_vocab_size, a.embedding_width)
-    embed.is_tied = a.tie_embeddings
+    embed.is_tied = a.tie_embeddings and stages == 1
     blocks = {again: _Region(kernels, "block", recompute=again) for again in (False, True)}
     model.embed.forward = functools.partial(embed, model.embed)  # pyright: ignore[reportAttributeAccessIssue] - the point of attaching
     for index, module in enumerate(model.blocks):

@@ -3,8 +3,9 @@
 The planner calls it with what each stage would cost. It knows counts of blocks and two functions,
 nothing of models, machines or torch.
 
-Stages are counted as Graphcore's GPT-2 does: the first holds the embedding, and also the head
-where its weights are the embedding's (micro-batches then return to it); else the last holds it.
+The first stage holds the embedding, the last one the head. With `tied` stages are counted as
+Graphcore's GPT-2 does, whose head has the embedding's weights and is the first device's
+(micro-batches then return to it).
 """
 
 import bisect

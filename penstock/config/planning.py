@@ -26,11 +26,15 @@ class PlanSection(Section):
     """Pipeline stages, a device each; which blocks each holds is found by balancing time and
     memory. One when neither this nor layers_per_stage is given."""
     layers_per_stage: list[Annotated[int, Field(ge=0)]] | None = Field(default=None, min_length=1)
-    """Blocks of each stage, as [0, 4, 4, 4]; the first stage also holds the embedding, and the
-    head where its weights are the embedding's."""
-    schedule: Literal["1f1b", "gpipe", "interleaved"] = "1f1b"
+    """Blocks of each stage, as [4, 4, 4, 0]; the first stage also holds the embedding, the last one
+    the head, with a copy of the embedding where it has its weights."""
+    micro_batches: int | None = Field(default=None, ge=1)
+    """Micro-batches that go through a pipeline one behind another, on each replica; batch.size is
+    chosen to fit when it is not given."""
+    schedule: Literal["1f1b", "gpipe", "interleaved", "zero-bubble"] = "1f1b"
     """Order of a pipeline's micro-batches: backward as soon as possible; all forward, then all
-    backward; or two pieces of the depth per stage, each with backward as soon as possible."""
+    backward; two pieces of the depth per stage, each with backward as soon as possible; or
+    gradients of weights apart, where there would be waiting (ZB-H1, arXiv 2401.10241)."""
     replicas: int = Field(default=1, ge=1)
     """Copies of the model, each with its share of batch.size."""
     shard: Literal["none", "optimizer", "gradients", "weights"] = "none"

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from penstock.parallel.environment import Place
+from penstock.parallel.mesh import Peers
 from penstock.parallel.world import World
 
 _BUCKET_BYTES = 32 << 20
@@ -30,18 +31,18 @@ class Replicas:
     """What one replica does with the others during a step. Alone, nothing."""
 
     def __init__(
-        self, model: nn.Module | None = None, world: World | None = None, shard: str = "none"
+        self, model: nn.Module | None = None, peers: Peers | None = None, shard: str = "none"
     ) -> None:
         """Divide the model's parameters as `shard` says: none, optimizer, gradients or weights.
 
-        Every process must hold the same weights before.
+        Every one of the peers must hold the same weights before.
         """
-        self._world = world or World(Place())
-        self._shard = shard if self._world.size > 1 else "none"
+        self.peers = peers or World(Place())
+        self._shard = shard if self.peers.size > 1 else "none"
         self._model: Any = model
         self._rows: dict[str, tuple[int, int]] = {}
         if self._shard != "none" and model is not None:
-            _divide(model, self._world.size, free_weights=shard == "weights")
+            _divide(model, self.peers.size, free_weights=shard == "weights")
             self._rows = dict(_rows(model))
 
     @property
@@ -52,7 +53,7 @@ class Replicas:
     def needs_sums(self, accumulation: int) -> bool:
         """Whether the step must sum `accumulation` micro-batches' gradients in float32 itself."""
         if self._shard == "none":
-            return accumulation > 1 or self._world.size > 1
+            return accumulation > 1 or self.peers.size > 1
         return accumulation > 1 and self._shard != "optimizer"
 
     def begin(self, *, is_last: bool) -> None:
@@ -64,14 +65,16 @@ class Replicas:
 
     def sum(self, value: Tensor) -> Tensor:
         """The sum over replicas of a small tensor, in place."""
-        return self._world.sum(value)
+        return self.peers.sum(value)
 
-    def reduce(self, gradients: Sequence[Tensor]) -> None:
-        """Sum the step's gradients over the replicas, in place; divided ones are summed already."""
-        if self._world.size == 1 or self.is_divided:
+    def reduce(self, gradients: Sequence[Tensor], names: Sequence[str]) -> None:
+        """Sum the step's gradients, of parameters so named, over the replicas, in place; divided
+        ones are summed already.
+        """
+        if self.peers.size == 1 or self.is_divided:
             return
         for bucket in _buckets(gradients):
-            flat = self._world.sum(torch.cat([gradient.reshape(-1) for gradient in bucket]))
+            flat = self.peers.sum(torch.cat([gradient.reshape(-1) for gradient in bucket]))
             pieces = flat.split([gradient.numel() for gradient in bucket])
             shaped = [piece.view_as(g) for piece, g in zip(pieces, bucket, strict=True)]
             torch._foreach_copy_(list(bucket), shaped)
@@ -80,7 +83,15 @@ class Replicas:
         """The Euclidean norm over all replicas' parts, () float32, from that of this one's."""
         if not self.is_divided:
             return own
-        return self._world.sum(own.double().square()).sqrt().float()
+        return self.peers.sum(own.double().square()).sqrt().float()
+
+    def counted(self, gradients: Sequence[Tensor], names: Sequence[str]) -> list[Tensor]:
+        """Those of the gradients that go into this process's part of the norm: all."""
+        return list(gradients)
+
+    def saved(self, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Those of this process's tensors that go into a checkpoint: all."""
+        return dict(tensors)
 
     def rows_of(self, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """This replica's part of whole tensors, named by a parameter or KIND.PARAMETER."""

@@ -31,7 +31,7 @@ from penstock.spans import recording, span
 from penstock.train_run import prepare_job
 from penstock.training.metrics import peak_memory_bytes
 from penstock.training.schedule import learning_rate
-from penstock.training.step import Accumulator, train_step
+from penstock.training.step import Passes, train_step
 from penstock.training.trainer import TrainingJob
 
 _TRAINING_STEPS, _GENERATION_TOKENS = 4, 32
@@ -89,7 +89,9 @@ def _record_training(config: Config) -> Recording:
         run = str(Path(folder, "run"))
         update = {"run": run, "train": train, "schedule": schedule}
         plan, job, compiled = prepare_job(config.model_copy(update=update))
-        _mark(job.model, {"forward": "forward"})
+        if not isinstance(job.passes, Passes):
+            raise AssertionError("one process has no stages")
+        _mark(job.passes.model, {"forward": "forward"})
         get_console().info(f"recording {steps} steps after {section.warmup_steps} to warm up")
         with (
             contextlib.closing(job.saver) if job.saver else contextlib.nullcontext(),
@@ -117,16 +119,13 @@ def _record_training(config: Config) -> Recording:
             plan.compute,
             measured_speeds("cpu"),
             plan.step_seconds,
-            peak_memory_bytes(next(job.model.parameters()).device),
+            peak_memory_bytes(job.passes.device),
             trace,
         )
 
 
 def _stepper(job: TrainingJob) -> Generator[None]:
     """One optimizer step at a time, as the trainer makes them, for ever."""
-    needs_sums = job.replicas.needs_sums(job.accumulation)
-    accumulator = Accumulator(job.optimizer, needs_sums=needs_sums)
-    z_loss = next(job.model.parameters()).new_tensor(job.train.z_loss).float()
     with contextlib.closing(job.loader.steps(0)) as loaded:
         step = 0
         while True:
@@ -134,15 +133,13 @@ def _stepper(job: TrainingJob) -> Generator[None]:
                 with span("phase/data"):
                     batches = next(loaded).batches
                 result = train_step(
-                    job.model,
+                    job.passes,
                     batches,
                     job.optimizer,
-                    accumulator,
                     step=step,
                     seed=job.seed,
                     lr=learning_rate(step, job.schedule, job.lr, job.total_steps),
                     norm_limit=math.inf,
-                    z_loss=z_loss,
                     replicas=job.replicas,
                 )
                 float(result.loss)

@@ -4,7 +4,7 @@ The trainer calls `train_step`; it must never know about run folders, logging or
 """
 
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 from torch import Tensor
@@ -15,6 +15,9 @@ from penstock.parallel.replicas import Replicas
 from penstock.spans import span
 from penstock.training.gradient_norm import global_norm
 from penstock.training.optimizers import Optimizer
+
+if TYPE_CHECKING:  # It loads torch's pipelines.
+    from penstock.parallel.pipeline import Pipeline
 
 
 class StepResult(NamedTuple):
@@ -28,16 +31,55 @@ class StepResult(NamedTuple):
     """() bool: nothing was updated, because a figure was not finite or the norm too large."""
 
 
-class Accumulator:
-    """Gradients summed over micro-batches, in float32 when there are several."""
+class Passes:
+    """Forward and backward of a step's micro-batches, one after the other, by a whole model.
 
-    def __init__(self, optimizer: Optimizer, *, needs_sums: bool) -> None:
-        """`needs_sums`: there are several micro-batches, or replicas, to be summed."""
-        self._optimizer = optimizer
-        self._needs_sums = needs_sums
+    Gradients are summed in float32 when there are several. `parallel/pipeline.py` has the same
+    for a model in stages.
+    """
+
+    at_once = 1
+    """Micro-batches that `token_losses` takes."""
+
+    def __init__(
+        self,
+        model: Transformer,
+        optimizer: Optimizer,
+        replicas: Replicas,
+        *,
+        z_loss: float,
+        accumulation: int,
+    ) -> None:
+        """`z_loss` is the factor of the log-partition penalty; `accumulation` the micro-batches of
+        a step, on each replica.
+        """
+        self.model, self._optimizer, self._replicas = model, optimizer, replicas
+        self.device = next(model.parameters()).device
+        self._z_loss = torch.tensor(z_loss, device=self.device)
+        self._needs_sums = replicas.needs_sums(accumulation)
         self._sums: list[Tensor] | None = None
 
-    def add(self) -> None:
+    def train(self, batches: Sequence[Batch], total: Tensor, *, seed: int, step: int) -> Tensor:
+        """Leave the gradients of this replica's share of a step; its loss () float32.
+
+        Loss weights are divided by `total` () float32; `seed` and `step` name the dropout streams.
+        """
+        model, device = self.model, self.device
+        loss = torch.zeros((), device=device)
+        for number, batch in enumerate(batches, start=1):
+            self._replicas.begin(is_last=number == len(batches))
+            tokens, targets = batch.tokens.to(device), batch.targets.to(device)
+            weights = batch.loss_weights.to(device) / total
+            keys = model.dropout_keys(seed, step, batch.sequences.to(device))
+            segments = None if batch.segments is None else batch.segments.to(device)
+            part = model(tokens, targets, weights, keys, self._z_loss, segments)
+            with span("phase/backward"):
+                part.backward()
+            self._add()
+            loss += part.detach()
+        return loss
+
+    def _add(self) -> None:
         """Take in the gradients a backward pass has just left on the parameters."""
         if not self._needs_sums:
             return
@@ -48,7 +90,7 @@ class Accumulator:
             torch._foreach_add_(self._sums, gradients)
         self._optimizer.zero_gradients()
 
-    def total(self) -> list[Tensor]:
+    def gradients(self) -> list[Tensor]:
         """The step's gradients, in the optimizer's order."""
         return self._sums if self._sums is not None else self._optimizer.gradients()
 
@@ -57,55 +99,50 @@ class Accumulator:
         self._sums = None
         self._optimizer.zero_gradients()
 
+    def token_losses(self, batches: Sequence[Batch]) -> list[Tensor]:
+        """Each target's negative log-likelihood in nats, (B, T) float32."""
+        losses: list[Tensor] = []
+        for batch in batches:
+            tokens, targets = batch.tokens.to(self.device), batch.targets.to(self.device)
+            segments = None if batch.segments is None else batch.segments.to(self.device)
+            losses.append(self.model.token_losses(tokens, targets, segments))
+        return losses
+
 
 def train_step(
-    model: Transformer,
+    passes: "Passes | Pipeline",
     micro_batches: Sequence[Batch],
     optimizer: Optimizer,
-    accumulator: Accumulator,
     *,
     step: int,
     seed: int,
     lr: float,
     norm_limit: float,
-    z_loss: Tensor,
     replicas: Replicas,
 ) -> StepResult:
     """Train on one global batch, of which `micro_batches` is this replica's share.
 
     `step` and `seed` name the dropout streams; a step whose gradient norm is above `norm_limit`
-    or not finite changes nothing. `z_loss` () float32 is the factor of the log-partition penalty.
+    or not finite changes nothing.
     """
     # 1. The global batch is already cut into micro-batches of the compiled shape.
-    device = z_loss.device
     # 2. One weight for all: no average of averages, whatever the cut.
     total = torch.stack([batch.loss_weights.sum() for batch in micro_batches]).sum()
-    total = replicas.sum(total.to(device)).clamp(min=1e-20)
+    total = replicas.sum(total.to(passes.device)).clamp(min=1e-20)
     # 3. Forward and backward.
-    loss = torch.zeros((), device=device)
-    for number, batch in enumerate(micro_batches, start=1):
-        replicas.begin(is_last=number == len(micro_batches))
-        tokens, targets = batch.tokens.to(device), batch.targets.to(device)
-        weights = batch.loss_weights.to(device) / total
-        keys = model.dropout_keys(seed, step, batch.sequences.to(device))
-        segments = None if batch.segments is None else batch.segments.to(device)
-        part = model(tokens, targets, weights, keys, z_loss, segments)
-        with span("phase/backward"):
-            part.backward()
-        accumulator.add()
-        loss += part.detach()
+    loss = passes.train(micro_batches, total, seed=seed, step=step)
     # 4. Reduce over the replicas; on one device the sum is already global.
-    gradients = accumulator.total()
-    replicas.reduce(gradients)
+    gradients, names = passes.gradients(), optimizer.names
+    replicas.reduce(gradients, names)
     loss = replicas.sum(loss)
     # 5. Clip: the optimizer divides by this norm where it is above optimizer.clip.
     with span("phase/gradient norm"):
-        norm = replicas.norm(global_norm(gradients))
+        norm = replicas.norm(global_norm(replicas.counted(gradients, names)))
     # 6. Finite? Decided on the device, without waiting for it.
     skipped = ~(torch.isfinite(loss) & torch.isfinite(norm) & (norm <= norm_limit))
     # 7. Update.
     with span("phase/optimizer"):
         optimizer.step(lr, grad_norm=norm, skip=skipped, gradients=gradients)
-    accumulator.clear()
+    passes.clear()
     # 8. Measured.
     return StepResult(loss, norm, skipped)

@@ -8,15 +8,12 @@ import contextlib
 import dataclasses
 import math
 from collections import deque
-from typing import Any
-
-import torch
+from typing import TYPE_CHECKING, Any
 
 from penstock.checkpoint import CheckpointState
 from penstock.config.schema import CheckpointSection, ScheduleSection, TrainSection
 from penstock.console import get_console
 from penstock.data.loader import Loader
-from penstock.models.transformer import Transformer
 from penstock.parallel.replicas import Replicas
 from penstock.parallel.world import World
 from penstock.saving import AsyncSaver
@@ -25,15 +22,18 @@ from penstock.training.metrics import MetricsLog, Throughput, peak_memory_bytes
 from penstock.training.optimizers import Optimizer
 from penstock.training.schedule import learning_rate
 from penstock.training.signals import StopSignals
-from penstock.training.step import Accumulator, StepResult, train_step
+from penstock.training.step import Passes, StepResult, train_step
 from penstock.training.validation import Validation, validate
+
+if TYPE_CHECKING:  # It loads torch's pipelines.
+    from penstock.parallel.pipeline import Pipeline
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class TrainingJob:
     """Everything a training run works with."""
 
-    model: Transformer
+    passes: "Passes | Pipeline"
     optimizer: Optimizer
     loader: Loader
     validation: list[Validation]
@@ -45,7 +45,6 @@ class TrainingJob:
     """Peak learning rate."""
     seed: int
     total_steps: int
-    accumulation: int
     flops_per_token: int
     peak_flops: float
     """FLOP/s of matrix products this device was measured at, in the compute format."""
@@ -92,16 +91,12 @@ class Trainer:
         self.job = job
         self.totals = Totals()
         self.guard = Guard(job.train)
-        self.device = next(job.model.parameters()).device
+        self.device = job.passes.device
         self.throughput = Throughput(
             warmup_steps=job.train.throughput_warmup_steps,
             flops_per_token=job.flops_per_token,
             peak_flops=job.peak_flops,
         )
-        self._accumulator = Accumulator(
-            job.optimizer, needs_sums=job.replicas.needs_sums(job.accumulation)
-        )
-        self._z_loss = torch.tensor(job.train.z_loss, device=self.device)
         # A GPU works on the next step while the last one's figures are read.
         self._data_state: dict[str, Any] = {}
         self._lag = 1 if self.device.type == "cuda" else 0
@@ -130,15 +125,13 @@ class Trainer:
                 self.throughput.data_ready()
                 lr = learning_rate(totals.step, job.schedule, job.lr, job.total_steps)
                 result = train_step(
-                    job.model,
+                    job.passes,
                     loaded.batches,
                     job.optimizer,
-                    self._accumulator,
                     step=totals.step,
                     seed=job.seed,
                     lr=lr,
                     norm_limit=self.guard.limit,
-                    z_loss=self._z_loss,
                     replicas=job.replicas,
                 )
                 totals.step, totals.position = totals.step + 1, loaded.position
@@ -227,7 +220,7 @@ class Trainer:
         if not job.validation:
             return False
         self._catch_up()
-        loss, parts = validate(job.model, job.validation, self.device, job.world)
+        loss, parts = validate(job.passes, job.validation, job.replicas, job.world)
         by_part = {f"validation_loss/{name}": value for name, value in parts.items()}
         if job.metrics is not None:
             job.metrics.log(totals.step, {"validation_loss": loss, **by_part})
@@ -264,7 +257,7 @@ class Trainer:
         """Everything needed to go on exactly."""
         return CheckpointState(
             step=self.totals.step,
-            tensors=self.job.optimizer.state_tensors(),
+            tensors=self.job.replicas.saved(self.job.optimizer.state_tensors()),
             values={
                 "totals": dataclasses.asdict(self.totals),
                 "guard": self.guard.state_dict(),

@@ -1,0 +1,47 @@
+"""What cannot be trained with what, refused before anything is made; each refusal names its key.
+
+`train_setting.py` calls it. It must never import torch.
+"""
+
+from penstock.compiler.plan import Plan
+from penstock.config.schema import Config
+from penstock.errors import ConfigError
+
+
+def require_stages_here(config: Config, plan: Plan) -> None:
+    """Refuse what does not go with a pipeline, or with its schedule."""
+    if plan.stages == 1:
+        return
+    schedule, count = plan.schedule, plan.accumulation
+    shortest = min(plan.layers_per_stage)
+    # Of each key: whether it is in the way, and how.
+    asked: dict[str, tuple[bool, str]] = {
+        "plan.shard": (plan.shard != "none", "replicas of a pipeline hold their stages whole"),
+        "lora": (plan.architecture.adapter is not None, "adapters train in whole models"),
+        "train.freeze": (bool(config.train.freeze), "stages train all they hold"),
+        "data.group_by_length": (config.data.group_by_length, "all its steps have one length"),
+        "optimizer.layer_decay": (
+            config.optimizer.layer_decay != 1.0,
+            "a stage does not know its depth in the model",
+        ),
+        "batch.size": (
+            schedule == "1f1b" and count < plan.stages,
+            f"1f1b needs {plan.stages} micro-batches or more, a step has {count}",
+        ),
+        "plan.layers_per_stage": (
+            schedule == "interleaved" and shortest < 2,
+            f"interleaved needs two blocks on every stage, one has {shortest}",
+        ),
+        "compile.mode": (
+            schedule == "zero-bubble" and config.compile.mode != "off",
+            "kernels give both gradients at once, plan.schedule=zero-bubble wants them apart",
+        ),
+    }
+    for key in (key for key, (is_asked, _) in asked.items() if is_asked):
+        raise ConfigError(
+            f"{key} does not go with plan.stages={plan.stages}: {asked[key][1]}",
+            where=key,
+            do="set compile.mode=off, or another plan.schedule"
+            if key == "compile.mode"
+            else "change it, or leave plan.stages out",
+        )

@@ -1,0 +1,89 @@
+"""A run's model on its processes: what each holds of it, trains it with, and tells the others.
+
+`train_run.py` calls it once model and plan are there. Like it, this module sees a `Setting`.
+"""
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, NamedTuple
+
+from torch import Tensor
+
+from penstock.compiler.pipeline import pieces_per_stage
+from penstock.models.transformer import Transformer
+from penstock.parallel.mesh import Mesh
+from penstock.parallel.parts import WHOLE, Part
+from penstock.parallel.replicas import Replicas
+from penstock.saving import AsyncSaver
+from penstock.train_setting import Setting
+from penstock.training.optimizers import Optimizer, make_optimizer
+from penstock.training.step import Passes
+
+if TYPE_CHECKING:  # It loads torch's pipelines.
+    from penstock.parallel.pipeline import Pipeline
+
+
+class Parts(NamedTuple):
+    """What a process works with; see `TrainingJob`."""
+
+    passes: "Passes | Pipeline"
+    optimizer: Optimizer
+    replicas: Replicas
+    saver: AsyncSaver | None
+
+
+def divide(setting: Setting, model: Transformer, masters: Mapping[str, Tensor]) -> Parts:
+    """Leave this process its part of the model; `masters` are float32 weights by name."""
+    c, chosen, world = setting.config, setting.plan, setting.world
+    timeout = c.launch.timeout_seconds
+    mesh = Mesh.of(world, chosen.stages, timeout)
+    if chosen.stages > 1:
+        return _stages(setting, model, masters, mesh)
+    replicas = Replicas(model, mesh.replicas, chosen.shard)
+    optimizer = make_optimizer(
+        model.named_parameters(), c.optimizer, masters=replicas.rows_of(masters)
+    )
+    passes = Passes(
+        model, optimizer, replicas, z_loss=c.train.z_loss, accumulation=chosen.accumulation
+    )
+    if replicas.is_divided:
+        part = Part(world.rank, world.size, world.token, timeout)
+        return Parts(passes, optimizer, replicas, _saver(setting, part))
+    return Parts(passes, optimizer, replicas, _saver(setting, WHOLE) if world.is_first else None)
+
+
+def _stages(
+    setting: Setting, model: Transformer, masters: Mapping[str, Tensor], mesh: Mesh
+) -> Parts:
+    """The same for one stage of several."""
+    # Torch's pipelines take half a second to load.
+    from penstock.parallel.pipeline import Pipeline, StageReplicas  # noqa: PLC0415
+    from penstock.parallel.stage import Stage, layers_of_pieces, named_parameters  # noqa: PLC0415
+
+    c, chosen, world = setting.config, setting.plan, setting.world
+    line = mesh.stages
+    pieces = layers_of_pieces(
+        chosen.layers_per_stage, pieces_per_stage(chosen.schedule, chosen.stages)
+    )
+    own = [
+        Stage(model, pieces, index, c.train.z_loss)
+        for index in range(line.rank, len(pieces), line.size)
+    ]
+    named = dict(named_parameters(own))
+    replicas = StageReplicas(mesh, named, is_tied=chosen.architecture.tie_embeddings)
+    optimizer = make_optimizer(named.items(), c.optimizer, masters=replicas.rows_of(masters))
+    passes = Pipeline(
+        own,
+        line,
+        schedule=chosen.schedule,
+        micro_batches=chosen.accumulation,
+        shape=(chosen.micro, chosen.sequence_length),
+        names=optimizer.names,
+    )
+    part = Part(line.rank, line.size, world.token, c.launch.timeout_seconds)
+    saver = _saver(setting, part) if mesh.replicas.rank == 0 else None
+    return Parts(passes, optimizer, replicas, saver)
+
+
+def _saver(setting: Setting, part: Part) -> AsyncSaver:
+    """What writes checkpoints here: all of each, or a part of it."""
+    return AsyncSaver(setting.run.checkpoints, setting.config.checkpoint.keep, part)
