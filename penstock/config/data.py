@@ -46,6 +46,9 @@ class SourceSection(Section):
     """Field of a record that holds a completion; a record may be a list of such pairs."""
     messages_key: str = "messages"
     """Field of a record that holds a chat, laid out by the tokenizer's own chat template."""
+    category_key: str | None = None
+    """Field of a record, or of each of its pairs, that numbers its category, for category_ids in
+    data.format=sambanova (whose own tool calls the field category_id); -1 where it is missing."""
     packing_boundary: Literal["document", "pair"] = "document"
     """What packing keeps whole: a document with all its pairs, or each pair of prompt and
     completion."""
@@ -63,8 +66,8 @@ class TokenizerSection(Section):
     """Where the tokenizer comes from."""
 
     from_: str | None = Field(default=None, alias="from")
-    """Folder with tokenizer.json, vocab.json + merges.txt, or vocab.txt; or a hub name where
-    there is a network."""
+    """Folder with tokenizer.json, vocab.json + merges.txt, vocab.txt or tokenizer.model; or a hub
+    name where there is a network."""
     train: bool = False
     """Train a tokenizer on the train split."""
     kind: Literal["gpt2", "roberta", "bert"] = "gpt2"

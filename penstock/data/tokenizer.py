@@ -15,6 +15,7 @@ import tokenizers
 from numpy.typing import NDArray
 from tokenizers import models, pre_tokenizers, trainers
 
+from penstock.data.sentence_pieces import read_sentence_pieces
 from penstock.data.special_tokens import (
     BERT,
     ROBERTA,
@@ -85,8 +86,8 @@ class Tokenizer:
 
     @staticmethod
     def load(path: str | Path, begins: bool | None = None) -> "Tokenizer":
-        """Load from a folder with tokenizer.json, vocab.json + merges.txt or BERT's vocab.txt,
-        from a .json file, or by a hub name where there is a network.
+        """Load from a folder with tokenizer.json, vocab.json + merges.txt, BERT's vocab.txt or
+        Llama's tokenizer.model, from a .json file, or by a hub name where there is a network.
 
         `begins`: whether a token stands before every text; None: where tokenizer.json has one
         there, which is what `transformers` goes by (5.23; not by add_bos_token beside it).
@@ -111,6 +112,8 @@ class Tokenizer:
                 return Tokenizer(from_vocabulary(folder))
             if (folder / "vocab.txt").is_file():
                 return Tokenizer(from_word_pieces(folder))
+            if (folder / "tokenizer.model").is_file():
+                return Tokenizer(read_sentence_pieces(folder / "tokenizer.model"))
         except DataError:
             raise
         except Exception as error:  # tokenizers raises bare Exception
@@ -119,7 +122,8 @@ class Tokenizer:
             ) from None
         if folder.exists() or folder.is_absolute():
             raise DataError(
-                f"{path} has no tokenizer.json, nor vocab.json and merges.txt, nor vocab.txt",
+                f"{path} has no tokenizer.json, vocab.json and merges.txt, vocab.txt or "
+                "tokenizer.model",
                 where="tokenizer.from",
                 do="give a folder in the Hugging Face layout",
             )

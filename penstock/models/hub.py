@@ -9,7 +9,7 @@ from pathlib import Path
 from penstock.errors import CheckpointError
 
 _HUB_NAME = re.compile(r"[\w.-]+(/[\w.-]+)?")
-_DESCRIPTION = ["*.json", "merges.txt", "vocab.txt", "*.safetensors"]
+_DESCRIPTION = ["*.json", "merges.txt", "vocab.txt", "tokenizer.model", "*.safetensors"]
 _LEGACY = ["pytorch_model*.bin"]
 
 

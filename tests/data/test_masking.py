@@ -118,5 +118,5 @@ def test_robertas_two_files_have_its_special_tokens(tmp_path: Path) -> None:
 
 
 def test_a_folder_without_a_tokenizer_says_what_one_is(tmp_path: Path) -> None:
-    with pytest.raises(DataError, match=r"vocab\.json and merges\.txt, nor vocab\.txt"):
+    with pytest.raises(DataError, match=r"vocab\.json and merges\.txt, vocab\.txt or"):
         Tokenizer.load(tmp_path)

@@ -1,13 +1,11 @@
 """Tokenizers of other families: which token ends a text, and text that comes back as it was."""
 
 import json
-import struct
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 import tokenizers
-from tokenizers import decoders, models, normalizers
+from tokenizers import models
 
 import penstock
 from penstock.data.dataset import Dataset
@@ -15,80 +13,23 @@ from penstock.data.tokenizer import Tokenizer
 from penstock.errors import DataError
 
 
-def fields(data: bytes) -> Iterator[tuple[int, bytes]]:
-    """Field numbers and contents of a protocol buffer, whose integers are given as bytes."""
-    place = 0
-
-    def integer() -> int:
-        nonlocal place
-        value = shift = 0
-        while True:
-            byte = data[place]
-            place += 1
-            value |= (byte & 127) << shift
-            shift += 7
-            if byte < 128:
-                return value
-
-    while place < len(data):
-        key = integer()
-        if key & 7 == 0:
-            yield key >> 3, bytes([integer() & 255])
-            continue
-        size = {1: 8, 5: 4}.get(key & 7) or integer()
-        yield key >> 3, data[place : place + size]
-        place += size
-
-
-def llama_tokenizer(model: Path) -> tokenizers.Tokenizer:
-    """The published tokenizer.json of Llama 2, made from its SentencePiece file: pieces in order;
-    a merge for every way to make a piece of two, the best pieces first.
-    """
-    pieces, scores, ordinary = [], {}, set()
-    for number, piece in fields(model.read_bytes()):
-        if number != 1:
-            continue
-        content = dict(fields(piece))
-        text = content[1].decode()
-        scores[text] = struct.unpack("<f", content[2])[0]
-        pieces.append(text)
-        if content.get(3, b"\1") == b"\1":
-            ordinary.add(text)
-    ids = {text: i for i, text in enumerate(pieces)}
-    merges = [
-        (scores[text], ids[text[:i]], ids[text[i:]], text[:i], text[i:])
-        for text in ordinary
-        for i in range(1, len(text))
-        if text[:i] in ordinary and text[i:] in ordinary
-    ]
-    merges.sort(key=lambda merge: (-merge[0], merge[1], merge[2]))
-    inner = tokenizers.Tokenizer(
-        models.BPE(
-            ids, [merge[3:] for merge in merges], unk_token="<unk>", fuse_unk=True,
-            byte_fallback=True,
-        )
-    )  # fmt: skip
-    inner.normalizer = normalizers.Sequence(
-        [normalizers.Prepend("▁"), normalizers.Replace(" ", "▁")]
-    )
-    inner.decoder = decoders.Sequence(
-        [
-            decoders.Replace("▁", " "),
-            decoders.ByteFallback(),
-            decoders.Fuse(),
-            decoders.Strip(" ", 1, 0),
-        ]
-    )
-    inner.add_special_tokens(["<unk>", "<s>", "</s>"])
-    return inner
-
-
 @pytest.fixture(scope="module")
 def llama_folder(test_data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Llama 2's SentencePiece file alone."""
     folder = tmp_path_factory.mktemp("llama")
-    inner = llama_tokenizer(test_data / "llama-tokenizer" / "tokenizer.model")
-    inner.save(str(folder / "tokenizer.json"))
+    file = test_data / "llama-tokenizer" / "tokenizer.model"
+    (folder / "tokenizer.model").write_bytes(file.read_bytes())
     return folder
+
+
+@pytest.mark.parametrize("cut", [1, 40, 5000, -1])
+def test_a_damaged_sentence_piece_file_is_one_line(
+    cut: int, llama_folder: Path, tmp_path: Path
+) -> None:
+    data = (llama_folder / "tokenizer.model").read_bytes()
+    (tmp_path / "tokenizer.model").write_bytes(data[:cut])
+    with pytest.raises(DataError, match=r"tokenizer\.model is (damaged|no byte-pair model)"):
+        Tokenizer.load(tmp_path)
 
 
 def test_llama_2s_tokenizer_loads_and_ends_texts_with_its_own_token(llama_folder: Path) -> None:
@@ -96,6 +37,7 @@ def test_llama_2s_tokenizer_loads_and_ends_texts_with_its_own_token(llama_folder
     assert (tokenizer.vocab_size, tokenizer.end_of_text) == (32000, 2)
     # As published for Llama 2.
     assert tokenizer.encode("Hello world") == [15043, 3186]
+    assert tokenizer.encode_prompt("Hello world") == [1, 15043, 3186]
     for text in ("def f(x):\n    return x\n", " two  spaces ", "naïve 日本語 🜁", "</s> in a text"):
         ids = tokenizer.encode(text)
         assert tokenizer.decode(ids) == text
