@@ -113,7 +113,12 @@ class Console:
         """A small table; columns after the first are right-aligned."""
         if self.quiet:
             return
-        table = Table(title=Text(title), title_justify="left", box=rich.box.SIMPLE_HEAD)
+        table = Table(
+            title=Text(title),
+            title_justify="left",
+            box=rich.box.SIMPLE_HEAD,
+            show_header=any(columns),
+        )
         for index, column in enumerate(columns):
             table.add_column(Text(column), justify="right" if index else "left", overflow="fold")
         for row in rows:

@@ -208,6 +208,7 @@ class Layouter:
             [backward.total for _, backward in ways],
             devices=self.stages,
             head=head,
+            schedule=self.schedule,
         )
 
     def _head_seconds(self) -> tuple[Seconds, Seconds]:

@@ -4,7 +4,8 @@ The planner takes step time, bubble and peaks from it, `report/plan_page.py` dra
 durations and orders, nothing of models, machines or torch.
 
 Schedules: GPipe (Huang et al., arXiv 1811.06965, §2.3), 1F1B (Narayanan et al., arXiv 2104.04473,
-§2.2.1) and its interleaved form (the same, §2.2.2).
+§2.2.1), its interleaved form (the same, §2.2.2), and zero-bubble, of which the memory is 1F1B's
+(ZB-H1: Qi et al., arXiv 2401.10241, §2.2).
 """
 
 import collections
@@ -28,8 +29,15 @@ class Piece:
     forward: float
     """Seconds."""
     backward: float
+    """Without `weight`."""
     is_head: bool = False
     """Whether it stands apart from its device's blocks, at the end of the way."""
+    weight: float = 0.0
+    """Gradients of weights, where the schedule has them apart."""
+
+    def time(self, direction: int) -> float:
+        """Seconds of a pass: forward 0, backward 1, gradients of weights 2."""
+        return (self.forward, self.backward, self.weight)[direction]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -60,7 +68,7 @@ class Schedule:
 
     pieces: tuple[Piece, ...]
     name: str
-    """1f1b, gpipe or interleaved."""
+    """1f1b, gpipe, interleaved or zero-bubble."""
 
     @functools.cached_property
     def devices(self) -> int:
@@ -82,7 +90,7 @@ class Schedule:
     @property
     def work(self) -> float:
         """All devices' time for one micro-batch, without waiting."""
-        return sum(piece.forward + piece.backward for piece in self.pieces)
+        return sum(piece.time(direction) for piece in self.pieces for direction in range(3))
 
     def blocks(self, device: int) -> list[int]:
         """A device's pieces, less a head that stands apart."""
@@ -101,7 +109,9 @@ class Schedule:
     def most_under_way(self, device: int, micro_batches: int) -> int:
         """Forward passes that wait for their backward at a device's peak, over its pieces."""
         passes = len(self.blocks(device)) * micro_batches
-        return min(passes, self.ahead(device, micro_batches) + 1)
+        # Activations wait for the gradients of weights, too.
+        apart = device if self.name == "zero-bubble" else 0
+        return min(passes, self.ahead(device, micro_batches) + 1 + apart)
 
     def simulate(self, micro_batches: int) -> Timeline:
         """Every device's slots, micro-batch by micro-batch."""
@@ -115,9 +125,9 @@ class _Simulation:
         self.schedule, self.pieces = schedule, schedule.pieces
         self.count = micro_batches
         size = len(self.pieces)
-        self.arrived = [[micro_batches if i == 0 else 0, 0] for i in range(size)]
-        """By piece: micro-batches whose input, and whose gradient, is there."""
-        self.started = [[0, 0] for _ in range(size)]
+        self.arrived = [[micro_batches if i == 0 else 0, 0, 0] for i in range(size)]
+        """By piece: micro-batches whose input, and whose gradient, is there; or has been used."""
+        self.started = [[0, 0, 0] for _ in range(size)]
         self.finished = [0] * size
         """By piece: backward passes done."""
         self.peak = [0] * size
@@ -153,7 +163,10 @@ class _Simulation:
         """
         device = self.pieces[piece].device
         self.busy[device] = False
+        if direction == 2:
+            return {device}
         self.finished[piece] += direction
+        self.arrived[piece][2] += direction
         after = piece + (-1 if direction else 1)
         if after < 0:
             return {device}
@@ -169,8 +182,7 @@ class _Simulation:
         if choice is None:
             return
         piece, direction = choice
-        facts = self.pieces[piece]
-        end = now + (facts.backward if direction else facts.forward)
+        end = now + self.pieces[piece].time(direction)
         micro_batch = self.started[piece][direction]
         self.slots.append(Slot(device, piece, micro_batch, direction == 0, now, end))
         self.started[piece][direction] += 1
@@ -207,8 +219,11 @@ class _Simulation:
         backward = [(blocks[-1 - turn], 1) for turn in turns]
         ahead = min(passes, self.schedule.ahead(device, self.count))
         order = collections.deque(forward[:ahead])
-        for later, earlier in itertools.zip_longest(forward[ahead:], backward):
-            order.extend(item for item in (later, earlier) if item is not None)
+        # Gradients of weights wait for as many backward passes as the device is from the first.
+        apart = self.schedule.name == "zero-bubble"
+        weights = [None] * device + [(piece, 2) for piece, _ in backward] if apart else []
+        for turn in itertools.zip_longest(forward[ahead:], backward, weights):
+            order.extend(item for item in turn if item is not None)
         return order
 
 
@@ -223,12 +238,17 @@ def pieces_of(
     *,
     devices: int,
     head: tuple[float, float] | None,
+    schedule: str = "1f1b",
 ) -> tuple[Piece, ...]:
-    """Pieces dealt to devices in turn; a head that stands apart is the first device's."""
-    pieces = [
-        Piece(index % devices, f, b)
-        for index, (f, b) in enumerate(zip(forward, backward, strict=True))
-    ]
+    """Pieces dealt to devices in turn; a head that stands apart is the first device's.
+
+    Where the schedule has gradients of weights apart they are half of a backward pass, as they are
+    of a matrix product's, and all of the first piece's, which nobody waits for.
+    """
+    pieces: list[Piece] = []
+    for index, (f, b) in enumerate(zip(forward, backward, strict=True)):
+        apart = 0.0 if schedule != "zero-bubble" else b if index == 0 else b / 2
+        pieces.append(Piece(index % devices, f, b - apart, weight=apart))
     if head is not None:
         pieces.append(Piece(0, *head, is_head=True))
     return tuple(pieces)

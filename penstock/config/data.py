@@ -46,6 +46,9 @@ class SourceSection(Section):
     """Field of a record that holds a completion; a record may be a list of such pairs."""
     messages_key: str = "messages"
     """Field of a record that holds a chat, laid out by the tokenizer's own chat template."""
+    category_key: str | None = None
+    """Field of a record, or of each of its pairs, that numbers its category, for category_ids in
+    data.format=sambanova (whose own tool calls the field category_id); -1 where it is missing."""
     packing_boundary: Literal["document", "pair"] = "document"
     """What packing keeps whole: a document with all its pairs, or each pair of prompt and
     completion."""

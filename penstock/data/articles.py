@@ -48,15 +48,17 @@ def tokenize_article(
     encode: Callable[[str], Sequence[int]],
     end_of_text: int,
     rules: ArticleRules = ArticleRules(),
+    categories: Sequence[int] = (),
 ) -> list[TokenSequence]:
     """Tokens, roles and loss weights of a text, a prompt and completion, or a dialogue.
 
     End-of-text follows each pair; the last of an article is its separator. One sequence, or one a
-    pair where packing may part them.
+    pair where packing may part them. `categories`: one of each pair, or none.
     """
     found: list[TokenSequence] = []
     tokens: list[int] = []
     roles: list[int] = []
+    kinds: list[int] = []
     for number, pair in enumerate(pairs):
         prompt, completion = _separated(pair, rules)
         asked = encode(prompt) if prompt else []
@@ -64,14 +66,16 @@ def tokenize_article(
         if asked or told:
             tokens += [*asked, *told, end_of_text]
             roles += [PROMPT] * len(asked) + [COMPLETION] * (len(told) + 1)
+        if categories:
+            kinds += [categories[number]] * (len(tokens) - len(kinds))
         if roles and (rules.attend_pairs or number == len(pairs) - 1):
             roles[-1] = SEPARATOR
         if rules.pack_pairs and number < len(pairs) - 1:
-            found.append(_article(tokens, roles, rules))
-            tokens, roles = [], []
+            found.append(_article(tokens, roles, kinds, rules))
+            tokens, roles, kinds = [], [], []
     if roles:
         roles[-1] = SEPARATOR
-    return [*found, _article(tokens, roles, rules)]
+    return [*found, _article(tokens, roles, kinds, rules)]
 
 
 def _separated(pair: Pair, rules: ArticleRules) -> Pair:
@@ -82,10 +86,17 @@ def _separated(pair: Pair, rules: ArticleRules) -> Pair:
     return (prompt, completion) if completion or rules.keep_prompt_only else ("", "")
 
 
-def _article(tokens: list[int], roles: list[int], rules: ArticleRules) -> TokenSequence:
+def _article(
+    tokens: list[int], roles: list[int], categories: list[int], rules: ArticleRules
+) -> TokenSequence:
     kinds = np.array(roles, np.uint8)
     weights = np.where(kinds == PROMPT, np.float32(rules.prompt_weight), np.float32(1))
-    return TokenSequence(np.array(tokens, np.int32), weights_or_none(weights), kinds)
+    return TokenSequence(
+        np.array(tokens, np.int32),
+        weights_or_none(weights),
+        kinds,
+        np.array(categories, np.int32) if categories else None,
+    )
 
 
 def pack_articles(
@@ -185,14 +196,17 @@ def _part(sequence: TokenSequence, start: int, end: int) -> TokenSequence:
         sequence.tokens[start:end],
         None if sequence.weights is None else sequence.weights[start:end],
         None if sequence.roles is None else sequence.roles[start:end],
+        None if sequence.categories is None else sequence.categories[start:end],
     )
 
 
 def _concatenate(parts: Sequence[TokenSequence]) -> TokenSequence:
     """Sequences of articles, all with roles, as one."""
     roles = [part.roles for part in parts if part.roles is not None]
+    categories = [part.categories for part in parts if part.categories is not None]
     return TokenSequence(
         np.concatenate([part.tokens for part in parts]),
         weights_or_none(np.concatenate([part.loss_weights() for part in parts])),
         np.concatenate(roles) if len(roles) == len(parts) else None,
+        np.concatenate(categories) if len(categories) == len(parts) else None,
     )

@@ -7,6 +7,8 @@ must see. It must never know what a shard's files hold.
 
 import contextlib
 import importlib
+import socket
+import urllib.parse
 from collections.abc import Generator, Iterator, Sequence
 from typing import Any
 
@@ -16,6 +18,8 @@ from numpy.typing import NDArray
 from penstock.console import get_console
 from penstock.data.tokenize import Job, Shard, tokenize_shard
 from penstock.errors import ConfigError, UserError
+
+_REACH_SECONDS = 10
 
 
 class _ShardWorker:
@@ -70,8 +74,9 @@ def _cluster(ray: Any, workers: int | None, address: str | None) -> Generator[No
     # One thread each, as there is a process per core.
     options["runtime_env"] = {"env_vars": {"TOKENIZERS_PARALLELISM": "false"}}
     try:
+        _reach(address)
         ray.init(log_to_driver=False, logging_level="error", **options)
-    except (ConnectionError, ValueError, RuntimeError) as error:
+    except (OSError, ValueError, RuntimeError, ray.exceptions.RayError) as error:
         raise ConfigError(
             f"there is no Ray cluster at {address or 'this machine'}: {error}",
             where="ray.address",
@@ -83,6 +88,21 @@ def _cluster(ray: Any, workers: int | None, address: str | None) -> Generator[No
         yield
     finally:
         ray.shutdown()
+
+
+def _reach(address: str | None) -> None:
+    """Connect to a cluster's head and leave again: Ray itself tries for minutes where nobody is.
+
+    Raises:
+        OSError: nobody is there.
+        ValueError: no HOST:PORT.
+    """
+    if address in (None, "auto", "local"):
+        return
+    found = urllib.parse.urlsplit(address if "://" in address else f"ray://{address}")
+    if found.hostname is None or found.port is None:
+        raise ValueError("an address is HOST:PORT, ray://HOST:PORT or auto")
+    socket.create_connection((found.hostname, found.port), _REACH_SECONDS).close()
 
 
 def _cause(error: BaseException) -> BaseException:

@@ -40,6 +40,7 @@ class Pieces:
                     sequence.tokens[part],
                     None if sequence.weights is None else sequence.weights[part],
                     None if sequence.roles is None else sequence.roles[part],
+                    None if sequence.categories is None else sequence.categories[part],
                 )
 
 

@@ -12,18 +12,23 @@ from numpy.typing import NDArray
 
 from penstock.data.formats.megatron import Reader
 from penstock.data.formats.sequence import COMPLETION, SEPARATOR, TokenSequence
-from penstock.data.tokenize import ROLES, Shard
+from penstock.data.tokenize import CATEGORIES, ROLES, Shard
 
 
 class Documents:
     """Token sequences with roles, memory-mapped; 12 bytes of memory for each."""
 
-    def __init__(self, shards: Sequence[Shard], split: str, *, prompted: bool) -> None:
+    def __init__(
+        self, shards: Sequence[Shard], split: str, *, prompted: bool, categorized: bool = False
+    ) -> None:
         """Open every shard; without `prompted` every document is a completion."""
-        self._tokens = [Reader(Path(shard.folder) / split) for shard in shards]
-        self._roles = (
-            [Reader(Path(shard.folder) / (split + ROLES)) for shard in shards] if prompted else None
-        )
+
+        def opened(name: str) -> list[Reader]:
+            return [Reader(Path(shard.folder) / name) for shard in shards]
+
+        self._tokens = opened(split)
+        self._roles = opened(split + ROLES) if prompted else None
+        self._categories = opened(split + CATEGORIES) if categorized else None
         counts = [len(reader.lengths) for reader in self._tokens]
         self._shard = np.repeat(np.arange(len(shards), dtype=np.int32), counts)
         self._place = np.concatenate(
@@ -48,16 +53,23 @@ class Documents:
             raise IndexError(number)
         first = int(self._first[number])
         last = int(self._first[number + 1]) if number + 1 < len(self) else len(self._shard)
-        tokens = _joined([_sequence(self._tokens, *self._at(i)) for i in range(first, last)])
+        tokens = self._between(self._tokens, first, last)
         if self._roles is not None:
-            roles = _joined([_sequence(self._roles, *self._at(i)) for i in range(first, last)])
+            roles = self._between(self._roles, first, last)
         else:
             roles = np.full(len(tokens), COMPLETION, np.uint8)
             roles[-1:] = SEPARATOR
-        return TokenSequence(tokens, None, roles)
+        kinds = self._categories
+        categories = None if kinds is None else self._between(kinds, first, last)
+        return TokenSequence(tokens, None, roles, categories)
 
-    def _at(self, sequence: int) -> tuple[int, int]:
-        return int(self._shard[sequence]), int(self._place[sequence])
+    def _between(self, readers: Sequence[Reader], first: int, last: int) -> NDArray[Any]:
+        """What readers hold of the sequences from `first` up to `last`."""
+        parts = [
+            _sequence(readers, int(self._shard[number]), int(self._place[number]))
+            for number in range(first, last)
+        ]
+        return parts[0] if len(parts) == 1 else np.concatenate(parts)
 
 
 class Chained:
@@ -83,7 +95,3 @@ def _sequence(readers: Sequence[Reader], shard: int, place: int) -> NDArray[Any]
     reader = readers[shard]
     start = int(reader.starts[place])
     return reader.tokens[start : start + int(reader.lengths[place])]
-
-
-def _joined(parts: Sequence[NDArray[Any]]) -> NDArray[Any]:
-    return parts[0] if len(parts) == 1 else np.concatenate(parts)

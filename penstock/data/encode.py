@@ -4,6 +4,7 @@ Preparation and streaming encode batches of documents with it: a pure function o
 It must never read or write a file.
 """
 
+import dataclasses
 from collections.abc import Iterator, Sequence
 
 import numpy as np
@@ -70,18 +71,20 @@ class Encoder:
     ) -> list[TokenSequence]:
         end, begin = self.tokenizer.end_of_text, self.tokenizer.begin
         if piece.pairs:
-            made = tokenize_article(piece.pairs, lambda text: next(ids).tolist(), end, self._rules)
+            made = tokenize_article(
+                piece.pairs, lambda text: next(ids).tolist(), end, self._rules, piece.categories
+            )
             found = [sequence for sequence in made if len(sequence.tokens)]
             return [
                 sequence if begin is None or number else begun(sequence, begin)
                 for number, sequence in enumerate(found)
             ]
         if piece.messages:
-            return self._chat_sequences(piece, tally)
+            return [_categorized(one, piece) for one in self._chat_sequences(piece, tally)]
         before = [begin] if piece.begins and begin is not None else []
         after = [end] if piece.ends else []
         parts = (np.array(before, np.int32), next(ids), np.array(after, np.int32))
-        return [TokenSequence(np.concatenate(parts))]
+        return [_categorized(TokenSequence(np.concatenate(parts)), piece)]
 
     def _chat_sequences(self, piece: Piece, tally: Tally) -> list[TokenSequence]:
         if self._chat is None:
@@ -111,6 +114,14 @@ class Encoder:
         return [TokenSequence(np.array(tokens, np.int32), None, np.array(roles, np.uint8))]
 
 
+def _categorized(sequence: TokenSequence, piece: Piece) -> TokenSequence:
+    """A whole document's tokens with its category, where that is asked for."""
+    if not piece.categories:
+        return sequence
+    categories = np.full(len(sequence.tokens), piece.categories[0], np.int32)
+    return dataclasses.replace(sequence, categories=categories)
+
+
 def _inside(place: Span, spans: Sequence[Span]) -> bool:
     """Whether a token has a character in one of the spans."""
     return any(place[0] < end and place[1] > start for start, end in spans)
@@ -123,4 +134,4 @@ def text_roles(sequence: TokenSequence, ends: bool) -> TokenSequence:
     roles = np.full(len(sequence.tokens), COMPLETION, np.uint8)
     if ends and len(roles):
         roles[-1] = SEPARATOR
-    return TokenSequence(sequence.tokens, sequence.weights, roles)
+    return dataclasses.replace(sequence, roles=roles)

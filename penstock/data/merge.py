@@ -16,7 +16,7 @@ from penstock.data.documents import Documents
 from penstock.data.formats.megatron import Reader, Writer, token_dtype
 from penstock.data.formats.sequence import PROMPT, Facts, TokenSequence, weights_or_none
 from penstock.data.packing import Packing
-from penstock.data.tokenize import ROLES, Shard
+from penstock.data.tokenize import CATEGORIES, ROLES, Shard
 from penstock.data.tokenizer import Tokenizer
 
 
@@ -37,6 +37,8 @@ class Rows:
     """Whether roles are written."""
     shuffle: bool
     seed: int
+    categorized: bool = False
+    """Whether tokens have categories."""
     left_out: NDArray[np.bool_] | None = None
     """Which documents are not written, by number."""
 
@@ -53,7 +55,7 @@ def merge_split(
     if rows.packing is None and not (rows.with_roles or rows.shuffle or rows.left_out is not None):
         facts["tokens"] = _join(prefix, shards, dtype)
         return
-    documents = Documents(shards, prefix.name, prompted=rows.prompted)
+    documents = Documents(shards, prefix.name, prompted=rows.prompted, categorized=rows.categorized)
     kept = _kept(documents, rows, tokenizer, facts)
     sequences = _counted(_ordered(documents, kept, rows, prefix.name), rows, tokenizer, facts)
     if rows.packing is not None:
@@ -63,9 +65,15 @@ def merge_split(
     with contextlib.ExitStack() as stack:
         writer = stack.enter_context(Writer(prefix, dtype))
         roles = stack.enter_context(Writer(roles_prefix, np.dtype(np.uint8)))
+        kinds = prefix.with_name(prefix.name + CATEGORIES)
+        categories = (
+            stack.enter_context(Writer(kinds, np.dtype(np.int32))) if rows.categorized else None
+        )
         for sequence in sequences:
             writer.append(sequence.tokens)
             roles.append(np.asarray(sequence.roles))
+            if categories is not None:
+                categories.append(np.asarray(sequence.categories))
             facts["tokens"] += len(sequence.tokens)
     if not rows.with_roles:
         for kind in (".bin", ".idx"):
@@ -137,6 +145,8 @@ class MergedReader:
         self._tokens = Reader(prefix)
         roles = prefix.with_name(prefix.name + ROLES)
         self._roles = Reader(roles) if roles.with_suffix(".idx").exists() else None
+        categories = prefix.with_name(prefix.name + CATEGORIES)
+        self._categories = Reader(categories) if categories.with_suffix(".idx").exists() else None
         self._prompt_weight, self._with_roles = prompt_weight, with_roles
         self.facts = Facts(len(self._tokens.lengths), len(self._tokens.tokens), "int32")
 
@@ -151,5 +161,8 @@ class MergedReader:
             roles = self._roles.tokens[part]
             weights = np.where(roles == PROMPT, np.float32(self._prompt_weight), np.float32(1))
             yield TokenSequence(
-                inner.tokens[part], weights_or_none(weights), roles if self._with_roles else None
+                inner.tokens[part],
+                weights_or_none(weights),
+                roles if self._with_roles else None,
+                None if self._categories is None else self._categories.tokens[part],
             )

@@ -87,7 +87,8 @@ def write_dataset(
     Raises:
         DataError: too little text.
     """
-    rows = _rows(data, totals, rules, seed)
+    categorized = provenance["source"]["category_key"] is not None
+    rows = dataclasses.replace(_rows(data, totals, rules, seed), categorized=categorized)
     merged = work_folder / "merged"
     merged.mkdir(exist_ok=True)
     for name in SPLITS:

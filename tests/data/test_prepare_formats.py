@@ -259,3 +259,61 @@ def test_mistakes_are_one_line(records: Path, tokenizer_folder: Path, tmp_path: 
             packing="single::drop",
             sequence_length=2,
         )
+
+
+@pytest.mark.parametrize("packing", ["full", "greedy::truncate_right", "single::truncate_left"])
+def test_categories_follow_their_tokens(
+    packing: str, tokenizer_folder: Path, tmp_path: Path
+) -> None:
+    """Each pair's tokens carry its category, padding and what has none -1, in every packing."""
+    records: list = [
+        [
+            {"prompt": f"ask {i}", "completion": f"tell {i} " * (i % 5 + 1), "category_id": i},
+            {"prompt": "more", "completion": f"again {i}", "category_id": i + 1000},
+            {"completion": "nothing"},
+        ]
+        for i in range(60)
+    ]
+    records += [{"text": f"a text of words {i}", "category_id": 7} for i in range(5)]
+    (tmp_path / "in.jsonl").write_text("\n".join(map(json.dumps, records)))
+    words = {"kind": "jsonl", "path": str(tmp_path / "in.jsonl"), "category_key": "category_id"}
+    made = []
+    for workers, shard_bytes in ((1, 1 << 20), (2, 2000)):
+        out = tmp_path / str(workers)
+        penstock.prepare(
+            source=words,
+            tokenizer={"from": str(tokenizer_folder)},
+            data={"path": str(out), "format": "sambanova", "sequence_length": 96,
+                  "packing": packing, "splits": [1, 0, 0]},
+            prepare={"workers": workers, "shard_bytes": shard_bytes},
+        )  # fmt: skip
+        with h5py.File(out / "train_1_of_1.hdf5") as file:
+            made.append({name: file[name][:] for name in file})
+    ours, again = made
+    assert sorted(ours) == ["category_ids", "input_ids", "token_type_ids"]
+    for name in ours:
+        np.testing.assert_array_equal(ours[name], again[name])
+    assert ours["category_ids"].dtype == np.int32
+    tokenizer = Tokenizer.load(tokenizer_folder)
+    assert (ours["category_ids"][ours["token_type_ids"] == 2] == -1).all()
+    for category, text in ((3, "tell 3"), (1012, "again 12"), (7, "a text of words 4")):
+        tokens = ours["input_ids"][ours["category_ids"] == category]
+        assert text in tokenizer.decode(tokens.tolist())
+        assert "nothing" not in tokenizer.decode(tokens.tolist())
+    real = ours["token_type_ids"] != 2
+    assert "nothing" in tokenizer.decode(
+        ours["input_ids"][real & (ours["category_ids"] < 0)].tolist()
+    )
+
+
+def test_categories_need_their_format_and_are_numbers(
+    tokenizer_folder: Path, tmp_path: Path
+) -> None:
+    (tmp_path / "x.jsonl").write_text('{"text": "words", "category_id": "news"}\n' * 9)
+    words = {"kind": "jsonl", "path": str(tmp_path / "x.jsonl"), "category_key": "category_id"}
+    common = {"tokenizer": {"from": str(tokenizer_folder)}}
+    with pytest.raises(ConfigError, match=r"megatron holds no categories.*source\.category_key"):
+        penstock.prepare(source=words, data={"path": str(tmp_path / "d")}, **common)
+    data = {"path": str(tmp_path / "d"), "format": "sambanova", "sequence_length": 8}
+    with pytest.raises(DataError, match="category_id that is no number of a category.*line 1"):
+        penstock.prepare(source=words, data=data, **common)

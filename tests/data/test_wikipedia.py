@@ -10,6 +10,7 @@ import penstock
 from penstock.config.data import SourceSection
 from penstock.data.sources import SOURCES, read_documents
 from penstock.data.sources import page_cleaner as page_cleaner_module
+from penstock.data.sources import wikipedia as wikipedia_module
 from penstock.data.sources.page_cleaner import CleaningError, PageCleaner
 from penstock.data.sources.piece import Piece, Tally
 from penstock.data.sources.wikitext import LEFT_OUT, parse_wikitext, strip_wikitext
@@ -192,6 +193,27 @@ def test_a_page_that_takes_too_long_is_stripped_by_simple_rules(tmp_path: Path) 
     assert "took too long" in tally.places[0]
 
 
+def test_what_a_template_leaves_in_brackets_is_tidied() -> None:
+    made = parse_wikitext(
+        "ANSI ({{IPA|x}}, ANSI, {{IPAc-en|y}}) and f(a, b), ( {{x}} ) end", LEFT_OUT
+    )
+    assert made == "ANSI (ANSI) and f(a, b), end"
+
+
+def test_one_parser_serves_all_ranges_of_a_process(tmp_path: Path) -> None:
+    path = dump(tmp_path / "d.xml", *(page(f"T{i}", f"words {i}") for i in range(30)))
+    pieces, _ = read(path, size=500, page_seconds=31)
+    first = wikipedia_module._cleaner(31.0)._process
+    again, _ = read(path, size=2000, page_seconds=31)
+    assert first is not None
+    assert wikipedia_module._cleaner(31.0)._process is first
+    assert (
+        [p.text for p in pieces]
+        == [p.text for p in again]
+        == [f"T{i}\n\nwords {i}" for i in range(30)]
+    )
+
+
 def test_a_parser_that_dies_is_started_anew(monkeypatch: pytest.MonkeyPatch) -> None:
     with PageCleaner(30) as cleaner:
         assert cleaner.clean("'''words'''", LEFT_OUT) == "words"
@@ -237,3 +259,12 @@ def test_a_dump_is_prepared_the_same_by_any_number_of_workers(tmp_path: Path) ->
         assert sum(split["documents"] for split in facts.values()) == 60
         made.append([(out / f"{split}.bin").read_bytes() for split in ("train", "test")])
     assert made[0] == made[1]
+
+
+def test_a_parser_that_does_not_start_costs_its_page_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    with PageCleaner(30) as cleaner:
+        with monkeypatch.context() as patch:
+            patch.setattr(page_cleaner_module, "_PROGRAM", "raise SystemExit(3)")
+            with pytest.raises(CleaningError, match="ended the parser"):
+                cleaner.clean("lost", LEFT_OUT)
+        assert cleaner.clean("again", LEFT_OUT) == "again"

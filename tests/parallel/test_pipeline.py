@@ -4,6 +4,7 @@ import dataclasses
 from pathlib import Path
 
 import pytest
+import safetensors
 import torch
 
 import penstock
@@ -68,6 +69,42 @@ def test_replicas_of_stages_train_what_one_process_does(
     assert_close(tmp_path / "mesh", alone)
 
 
+def test_stages_run_through_kernels_and_are_exported_whole(
+    tiny_executable: Path, dataset_folder: Path, tmp_path: Path
+) -> None:
+    def values(run: str, **more: object) -> dict:
+        made = job(dataset_folder, tmp_path / run, **more)
+        given = {k: v for k, v in made.items() if k not in ("model", "precision", "compile")}
+        return given | {"batch": {"size": 8}, "executable": str(tiny_executable)}
+
+    penstock.train(**values("alone"))
+    run_jobs([values("stages", plan={"stages": 2})], tmp_path)
+    assert_close(tmp_path / "stages", tmp_path / "alone")
+    for run in ("alone", "stages"):
+        penstock.convert("checkpoint", run=tmp_path / run, out=tmp_path / f"{run}-exported")
+    names = [tensor_names(tmp_path / f"{run}-exported") for run in ("alone", "stages")]
+    assert names[0] == names[1] != []
+
+
+@pytest.mark.slow
+def test_fifty_steps_by_every_mesh_are_those_of_one_process(
+    dataset_folder: Path, tmp_path: Path
+) -> None:
+    long = {"train": {"steps": 50}}
+    penstock.train(**{**job(dataset_folder, tmp_path / "alone", **long), "model": MODEL})
+    jobs = [staged(dataset_folder, tmp_path / name, name, **long) for name in SCHEDULES]
+    for way in ("none", "optimizer", "gradients", "weights"):
+        values = job(dataset_folder, tmp_path / way, plan={"shard": way}, **long)
+        jobs.append({**values, "model": MODEL})
+    run_jobs(jobs, tmp_path)
+    mesh = staged(dataset_folder, tmp_path / "mesh", "1f1b", plan={"replicas": 2}, **long)
+    run_jobs([mesh], tmp_path, processes=4)
+    for values in (*jobs, mesh):
+        run = Path(values["run"])
+        assert len(figures(run)) == len(figures(tmp_path / "alone"))
+        assert figures(run) == pytest.approx(figures(tmp_path / "alone"), rel=1e-4)
+
+
 def test_pieces_of_the_depth_make_up_the_model() -> None:
     architecture = dataclasses.replace(_tiny(), layers=5)
     pieces = layers_of_pieces([3, 2], 2)
@@ -90,6 +127,11 @@ def test_pieces_of_the_depth_make_up_the_model() -> None:
 def test_replicas_stand_next_to_each_other() -> None:
     places = [coordinates(Place(rank=rank, size=6), 2) for rank in range(6)]
     assert places == [(0, 0), (1, 0), (2, 0), (0, 1), (1, 1), (2, 1)]
+
+
+def tensor_names(folder: Path) -> list[str]:
+    with safetensors.safe_open(folder / "model.safetensors", "pt") as file:
+        return sorted(file.keys())
 
 
 def _tiny():

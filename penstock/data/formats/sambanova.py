@@ -33,7 +33,8 @@ from penstock.data.formats.sequence import (
 )
 from penstock.files import atomic_write, read_json, sha256_file
 
-_IDS, _ROLES = "input_ids", "token_type_ids"
+_IDS, _ROLES, _CATEGORIES = "input_ids", "token_type_ids", "category_ids"
+_NO_CATEGORY = -1
 _SPLITS = {"train": "train", "validation": "dev", "test": "test"}
 _WRITE_BYTES = 1 << 20
 """The original writes in blocks of a mebibyte; equal blocks give an equal chunk layout."""
@@ -87,7 +88,7 @@ class Reader:
 
 
 def _notes(file: h5py.File) -> tuple[str, ...]:
-    return ("category_ids are not read",) if "category_ids" in file else ()
+    return ("category_ids are not read",) if _CATEGORIES in file else ()
 
 
 def _padding(ids: Rows, roles: Rows) -> int | None:
@@ -130,6 +131,7 @@ class Writer:
         self._file = h5py.File(self._output.temporary, "w")
         self._output.opened(self._file.close)
         self._ids, self._roles = RowWriter(self._file, _IDS), RowWriter(self._file, _ROLES)
+        self._categories = RowWriter(self._file, _CATEGORIES)
         self._block: list[TokenSequence] = []
         self._rows_per_block = max(1, _WRITE_BYTES // (layout.width * 4))
         self._rows = 0
@@ -169,9 +171,19 @@ class Writer:
             roles[row, :length] = roles_of(sequence, self._layout.padding)
         self._ids.append(ids)
         self._roles.append(roles)
+        if any(sequence.categories is not None for sequence in self._block):
+            self._categories.append(self._categories_of_block(shape))
         self._counts += np.bincount(roles.ravel(), minlength=4)
         self._rows += len(self._block)
         self._block = []
+
+    def _categories_of_block(self, shape: tuple[int, int]) -> NDArray[np.int32]:
+        """The category of each token; -1 for padding, as for tokens that have none."""
+        categories = np.full(shape, _NO_CATEGORY, np.int32)
+        for row, sequence in enumerate(self._block):
+            if sequence.categories is not None:
+                categories[row, : len(sequence.categories)] = sequence.categories
+        return categories
 
     def _metadata(self) -> dict[str, Any]:
         """metadata.yaml with this split's figures; those of other splits stay."""

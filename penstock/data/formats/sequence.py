@@ -34,6 +34,8 @@ class TokenSequence:
     """(N,), loss weight of each token as a target; None: every token weighs 1."""
     roles: NDArray[np.uint8] | None = None
     """(N,), PROMPT, COMPLETION, PADDING or SEPARATOR, where the format knows."""
+    categories: NDArray[np.int32] | None = None
+    """(N,), category of each token, -1 for none; only SambaNova's files hold them."""
 
     def loss_weights(self) -> NDArray[np.float32]:
         """The weights, spelt out where they are all 1."""
@@ -47,12 +49,13 @@ def weights_or_none(weights: NDArray[Any]) -> NDArray[np.float32] | None:
 
 def begun(sequence: TokenSequence, token: int) -> TokenSequence:
     """The sequence behind one more token, which is asked, not learnt: weight 0, a prompt's role."""
-    weights, roles = sequence.weights, sequence.roles
+    weights, roles, categories = sequence.weights, sequence.roles, sequence.categories
     weights = np.ones(len(sequence.tokens), np.float32) if weights is None else weights
     return TokenSequence(
         np.concatenate([np.array([token], sequence.tokens.dtype), sequence.tokens]),
         np.concatenate([np.zeros(1, np.float32), weights]),
         None if roles is None else np.concatenate([np.array([PROMPT], np.uint8), roles]),
+        None if categories is None else np.concatenate([categories[:1], categories]),
     )
 
 

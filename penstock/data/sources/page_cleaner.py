@@ -12,6 +12,7 @@ import select
 import struct
 import subprocess
 import sys
+import threading
 from types import TracebackType
 from typing import Any, BinaryIO
 
@@ -32,11 +33,15 @@ class CleaningError(Exception):
 
 
 class PageCleaner:
-    """A process that parses pages, started at the first and anew after one that ended it."""
+    """A process that parses pages, started at the first and anew after one that ended it.
+
+    Threads may share it. It ends with the process that started it.
+    """
 
     def __init__(self, seconds: float) -> None:
         """`seconds` for each page."""
         self._seconds = seconds
+        self._lock = threading.Lock()
         self._process: subprocess.Popen[bytes] | None = None
 
     def clean(self, text: str, left_out: tuple[str, ...]) -> str:
@@ -46,9 +51,12 @@ class PageCleaner:
             CleaningError: it took too long, or failed.
             ConfigError: the parser is not installed.
         """
-        process = self._running()
+        with self._lock:
+            return self._clean(text, left_out)
+
+    def _clean(self, text: str, left_out: tuple[str, ...]) -> str:
         try:
-            requests, answers = _pipes(process)
+            requests, answers = _pipes(self._running())
             _send(requests, {"text": text, "left_out": left_out})
             # The first answer takes the start of the process too.
             if not select.select([answers], [], [], self._seconds)[0]:

@@ -14,6 +14,8 @@ Message = Mapping[str, Any]
 """One message of a chat: at least `role` and `content`."""
 READ = frozenset({"pages", "pieces of text normalized"})
 """What a tally counts that is no loss and no defect."""
+NO_CATEGORY = -1
+"""Of what has none, and of padding."""
 _NAMED = 5
 """Places of broken records that are remembered of each unit of work."""
 
@@ -35,6 +37,8 @@ class Piece:
     """Messages, where the document is a chat; it is one piece then."""
     begins: bool = True
     """Whether the document begins here."""
+    categories: tuple[int, ...] = ()
+    """The category of each pair, or of the whole document, where they are asked for."""
 
 
 @dataclasses.dataclass

@@ -4,12 +4,13 @@
 mended or refused as `source.on_error` says. It must never read a file.
 """
 
+import dataclasses
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
 from penstock.config.data import SourceSection
-from penstock.data.sources.piece import Message, Pair, Piece, Tally
+from penstock.data.sources.piece import NO_CATEGORY, Message, Pair, Piece, Tally
 from penstock.errors import DataError
 
 _SURROGATE = re.compile("[\ud800-\udfff]")
@@ -28,6 +29,15 @@ def to_piece(record: Any, section: SourceSection) -> Piece | None:  # noqa: ANN4
     Raises:
         RecordError: it is none.
     """
+    piece = _to_piece(record, section)
+    if piece is None or section.category_key is None:
+        return piece
+    ones = record if isinstance(record, list) else [record]
+    categories = tuple(_category(one, section.category_key) for one in ones)
+    return dataclasses.replace(piece, categories=categories)
+
+
+def _to_piece(record: Any, section: SourceSection) -> Piece | None:  # noqa: ANN401 - JSON of any kind
     if isinstance(record, list):
         return _paired(tuple(_pair(one, section) for one in record))
     if not isinstance(record, Mapping):
@@ -43,6 +53,16 @@ def to_piece(record: Any, section: SourceSection) -> Piece | None:  # noqa: ANN4
         return _paired(((_text(record, section.prompt_key, section), ""),))
     keys = (section.text_key, section.completion_key, section.messages_key)
     raise RecordError(f"has none of the fields {', '.join(keys)}")
+
+
+def _category(record: Mapping[str, Any], key: str) -> int:
+    """The number of a record's category."""
+    value = record.get(key)
+    if value is None:
+        return NO_CATEGORY
+    if isinstance(value, bool) or not isinstance(value, int) or not 0 <= value < 2**31:
+        raise RecordError(f"has a field {key} that is no number of a category")
+    return value
 
 
 Place = Callable[[], str]

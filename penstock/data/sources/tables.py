@@ -202,6 +202,7 @@ def read_parquet(file: SourceFile, section: SourceSection, tally: Tally) -> Iter
 
 def _parquet_records(file: SourceFile, section: SourceSection) -> _Records:
     keys = (section.text_key, section.prompt_key, section.completion_key, section.messages_key)
+    keys += () if section.category_key is None else (section.category_key,)
     reader = IsolatedReader(
         "records", [Path(file.path)], columns=list(keys), groups=[file.start, file.end]
     )

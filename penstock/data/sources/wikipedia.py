@@ -110,22 +110,28 @@ def read_articles(file: SourceFile, section: SourceSection, tally: Tally) -> Ite
         return
     head = _head(file)
     left_out = _left_out(head)
-    with PageCleaner(section.page_seconds) as cleaner:
-        for page in _pages(file):
-            tally.add("pages")
-            parsed = _parsed(page, head, tally)
-            if parsed is None:
-                continue
-            title, wikitext = parsed
-            try:
-                text = cleaner.clean(wikitext, left_out)
-            except CleaningError as error:
-                tally.add("pages stripped by simple rules", f"page {title}: {error}")
-                text = strip_wikitext(wikitext)
-            if text:
-                yield Piece(title, f"{title}\n\n{text}", ends=True)
-            else:
-                tally.add("articles without text")
+    cleaner = _cleaner(section.page_seconds)
+    for page in _pages(file):
+        tally.add("pages")
+        parsed = _parsed(page, head, tally)
+        if parsed is None:
+            continue
+        title, wikitext = parsed
+        try:
+            text = cleaner.clean(wikitext, left_out)
+        except CleaningError as error:
+            tally.add("pages stripped by simple rules", f"page {title}: {error}")
+            text = strip_wikitext(wikitext)
+        if text:
+            yield Piece(title, f"{title}\n\n{text}", ends=True)
+        else:
+            tally.add("articles without text")
+
+
+@functools.lru_cache(maxsize=1)
+def _cleaner(seconds: float) -> PageCleaner:
+    """One for all ranges that a process reads: to start it takes as long as a dozen pages."""
+    return PageCleaner(seconds)
 
 
 def _is_extracted(file: SourceFile) -> bool:

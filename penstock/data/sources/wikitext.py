@@ -44,6 +44,7 @@ _STYLE = re.compile(r"'{2,5}")
 _MAGIC_WORD = re.compile(r"__[A-Z]+__")
 _EMPTY_BRACKETS = re.compile(r"[ \t]?\(\s*(?:[;,:–-]\s*)*\)")
 _LEADING = re.compile(r"\(\s*[;,:]+\s*")
+_TRAILING = re.compile(r"[;,:][ \t]+\)")
 _SPACES = re.compile(r"[ \t\u00a0]+")
 _BLANK_LINES = re.compile(r"\n{3,}")
 _BARE_ITEM = re.compile(r"[-*#:;\s]*")
@@ -217,7 +218,7 @@ def _outside(text: str, *, strict: bool = False) -> str | None:
 def _tidy(text: str) -> str:
     """Spaces, brackets and lines that what was taken out has left empty; empty sections too."""
     text = _MAGIC_WORD.sub("", _STYLE.sub("", text))
-    text = _LEADING.sub("(", _EMPTY_BRACKETS.sub("", text))
+    text = _TRAILING.sub(")", _LEADING.sub("(", _EMPTY_BRACKETS.sub("", text)))
     lines = (_SPACES.sub(" ", line).strip() for line in text.split("\n"))
     kept: list[str] = []
     headings: list[tuple[int, str]] = []
