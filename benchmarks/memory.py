@@ -1,6 +1,6 @@
 """Predicted against measured peak memory, run by run, each in a process of its own.
 
-Measured is the resident set's high-water mark as `summary.json` records it, after three optimizer
+Measured is the resident set's high-water mark as `summary.json` records it, after two optimizer
 steps from compiled kernels. Shapes are compiled once and cached. Writes
 build/benchmarks/memory/memory.json after each case.
 
@@ -17,7 +17,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
 FOLDER = ROOT / "build" / "benchmarks" / "memory"
-STEPS = 3
+STEPS = 2
 """Optimizer steps of a case; the heap has its full size in the second."""
 CASES = [
     ("gpt2", 1, 256, 1, "selective", False),

@@ -232,10 +232,18 @@ def _read_manifest(path: Path) -> dict[str, Any]:
 
 
 def _manifest_or_none(path: Path) -> dict[str, Any] | None:
-    """A checkpoint's manifest, where there is one to read."""
+    """A checkpoint's manifest, where there is one to read.
+
+    Raises:
+        OSError: there is one, and it cannot be read now.
+    """
     try:
         manifest = _read_manifest(path)
         return manifest if in_parts(manifest["files"], _WEIGHTS) else None
+    except OSError as error:
+        if error.errno in (errno.ENOENT, errno.ENOTDIR):
+            return None
+        raise
     except (*_DAMAGE, CheckpointError):
         return None
 

@@ -1,11 +1,15 @@
-"""Checkpoints written while training goes on, and old ones cleared away.
+"""Checkpoints copied and written while training goes on, and old ones cleared away.
 
 The trainer saves through `AsyncSaver`; what a checkpoint is, `checkpoint.py` knows.
 """
 
 import concurrent.futures
+import contextlib
+import ctypes
+import dataclasses
 import json
 import shutil
+import threading
 from pathlib import Path
 
 import torch
@@ -22,9 +26,11 @@ from penstock.parallel.parts import WHOLE, Part
 
 
 class AsyncSaver:
-    """Writes checkpoints in a thread from a copy taken at the call; one at a time.
+    """Writes checkpoints in a thread, from a copy it makes there first; one at a time.
 
-    A failed write is raised by the next call. Only one process may use a folder at a time.
+    The state must stay as it is until `wait_for_copy` returns: that is a forward and a backward
+    pass, which only read it. A failed write is raised by the next call. Only one process may use a
+    folder at a time.
     """
 
     def __init__(self, folder: Path, keep: int, part: Part = WHOLE) -> None:
@@ -35,11 +41,14 @@ class AsyncSaver:
         self._thread = concurrent.futures.ThreadPoolExecutor(1, "checkpoint")
         self._writing: concurrent.futures.Future[None] | None = None
         self._buffers: dict[str, Tensor] = {}
+        self._saves = 0
+        self._copied = threading.Event()
+        self._copied.set()
         for leftover in folder.glob(".step-*.tmp") if part.index == 0 else ():
             shutil.rmtree(leftover, ignore_errors=True)
 
     def save(self, state: CheckpointState, *, is_best: bool = False, wait: bool = False) -> None:
-        """Copy the state and write it while the caller goes on; `wait` writes it without a copy.
+        """Write the state while the caller goes on; `wait` writes it at once, without a copy.
 
         Raises:
             CheckpointError: this write, or without `wait` the one before, failed.
@@ -48,11 +57,21 @@ class AsyncSaver:
         if wait:
             self._write(state, is_best)
             return
-        tensors = {name: self._copy(name, tensor) for name, tensor in state.tensors.items()}
+        values = json.loads(json.dumps(state.values))
         if any(tensor.is_cuda for tensor in state.tensors.values()):
+            # The device's own order of work keeps the copies before the update.
+            copies = {name: self._copy(name, tensor) for name, tensor in state.tensors.items()}
             torch.cuda.synchronize()
-        copied = CheckpointState(state.step, tensors, json.loads(json.dumps(state.values)))
-        self._writing = self._thread.submit(self._write, copied, is_best)
+            copied = CheckpointState(state.step, copies, values)
+            self._writing = self._thread.submit(self._write, copied, is_best)
+            return
+        self._copied.clear()
+        todo = CheckpointState(state.step, state.tensors, values)
+        self._writing = self._thread.submit(self._copy_and_write, todo, is_best)
+
+    def wait_for_copy(self) -> None:
+        """Return when the state that is being saved may change; what went wrong `wait` raises."""
+        self._copied.wait()
 
     def wait(self) -> None:
         """Return when nothing is being written; raises what went wrong in the last write."""
@@ -69,18 +88,43 @@ class AsyncSaver:
             self._buffers.clear()
 
     def _copy(self, name: str, tensor: Tensor) -> Tensor:
-        """Begin a copy into a host buffer that stays allocated from save to save."""
+        """Begin a GPU's copy into a host buffer."""
+        return self._buffer(name, tensor).copy_(tensor.detach(), non_blocking=True)
+
+    def _buffer(self, name: str, tensor: Tensor) -> Tensor:
+        """A host buffer that stays allocated from save to save."""
         buffer = self._buffers.get(name)
         if buffer is None or buffer.shape != tensor.shape or buffer.dtype != tensor.dtype:
             buffer = torch.empty(tensor.shape, dtype=tensor.dtype, pin_memory=tensor.is_cuda)
             self._buffers[name] = buffer
-        return buffer.copy_(tensor.detach(), non_blocking=True)
+        return buffer
+
+    def _copy_and_write(self, state: CheckpointState, is_best: bool) -> None:
+        """Copy by one thread without the interpreter's lock: cores are busy with the next step."""
+        try:
+            copies: dict[str, Tensor] = {}
+            for name, tensor in state.tensors.items():
+                copies[name] = buffer = self._buffer(name, tensor)
+                source = tensor.detach().contiguous()
+                ctypes.memmove(buffer.data_ptr(), source.data_ptr(), source.nbytes)
+        finally:
+            self._copied.set()
+        self._write(CheckpointState(state.step, copies, state.values), is_best)
 
     def _write(self, state: CheckpointState, is_best: bool) -> None:
-        """Write one checkpoint, then delete those that are no longer wanted."""
-        newest = save_checkpoint(self.folder, state, is_best=is_best, part=self._part)
+        """Write one checkpoint, then clear old ones away."""
+        # One step may be saved twice, and a process be at the second while another is at the first.
+        self._saves += 1
+        token = f"{self._part.token}-{self._saves}" if self._part.token else ""
+        part = dataclasses.replace(self._part, token=token)
+        newest = save_checkpoint(self.folder, state, is_best=is_best, part=part)
         if self._part.index > 0:
             return
+        with contextlib.suppress(OSError):  # What cannot be listed or read now is kept.
+            self._clear(newest)
+
+    def _clear(self, newest: Path) -> None:
+        """Delete the checkpoints that are no longer wanted."""
         paths = list_checkpoints(self.folder)
         # Newer ones were damaged, or this run would have gone on from them.
         past = paths[: paths.index(newest) + 1]

@@ -12,7 +12,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from penstock import jobs, planning, runs
-from penstock.checkpoint import CheckpointState
+from penstock.checkpoint import CheckpointState, load_newest
 from penstock.compiler.plan import Plan
 from penstock.compiler.probe import measured_speeds
 from penstock.compiler.runtime import CompiledKernel
@@ -25,6 +25,8 @@ from penstock.files import atomic_write, canonical_json
 from penstock.hardware.process import loaded_openmp
 from penstock.models.families import hf_config
 from penstock.parallel.environment import find_place, inherited_origins
+from penstock.parallel.mesh import coordinates
+from penstock.parallel.replicas import Replicas
 from penstock.parallel.world import World
 from penstock.report.summary import RunSummary, environment
 from penstock.train_parts import divide
@@ -128,8 +130,11 @@ def _job(
     model, masters = jobs.new_model(c, chosen, kernels)
     speeds = measured_speeds(chosen.device)
     parts = divide(setting, model, masters)
+    if parts.saver is not None:
+        parts.optimizer.before_step = parts.saver.wait_for_copy
     return TrainingJob(
         **parts._asdict(),
+        restore=lambda: _newest(setting, parts.replicas),
         loader=setting.loader,
         validation=_validation(setting),
         train=c.train,
@@ -147,6 +152,14 @@ def _job(
     )
 
 
+def _newest(setting: Setting, replicas: Replicas) -> CheckpointState | None:
+    """The newest checkpoint, this process's rows of it."""
+    state = load_newest(setting.run.checkpoints)
+    if state is None:
+        return None
+    return dataclasses.replace(state, tensors=replicas.rows_of(state.tensors))
+
+
 def _metrics(setting: Setting, resume: CheckpointState | None) -> MetricsLog:
     run = setting.run
     return MetricsLog(
@@ -156,9 +169,14 @@ def _metrics(setting: Setting, resume: CheckpointState | None) -> MetricsLog:
     )
 
 
-def _sample_log(setting: Setting, resume: CheckpointState | None) -> SampleLog:
+def _sample_log(setting: Setting, resume: CheckpointState | None) -> SampleLog | None:
+    """Where this process logs its samples; all stages of a replica have the same."""
+    chosen = setting.plan
+    replica, stage = coordinates(setting.world.place, chosen.stages)
+    if not setting.config.train.log_samples or stage > 0:
+        return None
     position = 0 if resume is None else int(resume.values["totals"]["position"])
-    return SampleLog(setting.run.samples, position, (setting.world.rank, setting.plan.replicas))
+    return SampleLog(setting.run.samples, position, (replica, chosen.replicas))
 
 
 def _validation(setting: Setting) -> list[Validation]:

@@ -253,11 +253,30 @@ def test_training_that_goes_on_does_not_change_what_is_saved(saver: AsyncSaver) 
     expected = make_state(4, size=300_000)
     values = dict(state.values)
     saver.save(state)
+    state.values["loss"] = None
+    saver.wait_for_copy()
     for tensor in state.tensors.values():
         tensor.fill_(float("nan"))
     state.values.clear()
     saver.wait()
     assert_equal(load_newest(saver.folder), CheckpointState(4, expected.tensors, values))
+
+
+def test_the_state_may_change_when_the_copy_has_failed(
+    saver: AsyncSaver, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*arguments: object, **more: object) -> torch.Tensor:
+        raise MemoryError
+
+    with monkeypatch.context() as patch:
+        patch.setattr(torch, "empty", refuse)
+        saver.save(make_state(1))
+        saver.wait_for_copy()
+        with pytest.raises(MemoryError):
+            saver.wait()
+    saver.save(make_state(2))
+    saver.wait()
+    assert_equal(load_newest(saver.folder), make_state(2))
 
 
 def test_saved_aside_and_saved_at_once_are_the_same_bytes(saver: AsyncSaver) -> None:

@@ -33,7 +33,10 @@ _SOURCES = (
             "rotary.py",
         ),
     ),
-    (penstock.compiler, ("generation.py", "graphs.py", "portable.py", "regions.py", "thin.py")),
+    (
+        penstock.compiler,
+        ("gelu.py", "generation.py", "graphs.py", "portable.py", "regions.py", "thin.py"),
+    ),
 )
 """Files whose meaning is baked into the kernels."""
 

@@ -13,6 +13,7 @@ from torch import Tensor, fx
 from torch._decomp import core_aten_decompositions
 from torch.fx.experimental.proxy_tensor import make_fx
 
+from penstock.compiler.gelu import GELU_BY_EXPONENTIAL
 from penstock.compiler.thin import THIN_PRODUCTS
 from penstock.config.recompute import Kept
 
@@ -150,13 +151,14 @@ def leave_rows(graph: Graph, output: int) -> Graph:
 
 
 def _decompositions() -> dict[Any, Callable[..., Any]]:
-    """Core ATen decompositions, less the ones that would take attention and matmul apart."""
+    """Core ATen decompositions and GELU's, less those that take attention and matmul apart."""
     table = core_aten_decompositions()
-    return {
+    kept = {
         operator: rule
         for operator, rule in table.items()
         if _operator_name(operator) not in _UNDECOMPOSED
     }
+    return kept | GELU_BY_EXPONENTIAL
 
 
 def _operator_name(target: object) -> str:

@@ -90,6 +90,7 @@ class AdamW8bit(AdamW):
         """Update all parameters; arguments as for `optimizer.AdamW.step`. Waits for the device,
         since the library takes clipping and bias correction as numbers.
         """
+        self.before_step()
         if skip is not None and bool(skip):
             return
         gradients = self.gradients() if gradients is None else gradients

@@ -1,4 +1,4 @@
-"""Whether a step's update may touch the weights: no NaN, no infinity, no spike.
+"""Whether a step's update may touch the weights: no NaN, no infinity, no spike; when to go back.
 
 The trainer shows every step's loss and gradient norm to the guard before the update. It must
 never know where the numbers come from or how an update is skipped.
@@ -36,7 +36,9 @@ class Guard:
         """Start with no history; `section` gives `bad_steps` and `spike_factor`."""
         self._bad_steps = section.bad_steps
         self._spike_factor = section.spike_factor
+        self._rollback_after = section.rollback_after
         self.skipped = 0
+        self._in_a_row = 0
         self._applied = 0
         self._sum = 0.0
 
@@ -58,6 +60,16 @@ class Guard:
             return math.inf
         return _as_float32(self._spike_factor * mean)
 
+    def asks_to_roll_back(self) -> bool:
+        """Whether so many steps in a row were skipped that the weights themselves are in doubt.
+
+        It asks once, and counts anew then.
+        """
+        if self._rollback_after is None or self._in_a_row < self._rollback_after:
+            return False
+        self._in_a_row = 0
+        return True
+
     def admit(
         self, step: int, loss: float, grad_norm: float, *, limit: float | None = None
     ) -> bool:
@@ -77,8 +89,10 @@ class Guard:
         if math.isfinite(loss) and math.isfinite(grad_norm) and grad_norm <= limit:
             self._sum = _MEMORY * self._sum + (1.0 - _MEMORY) * grad_norm
             self._applied += 1
+            self._in_a_row = 0
             return True
         self.skipped += 1
+        self._in_a_row += 1
         if self.skipped > self._bad_steps:
             raise TrainingStoppedError(
                 f"{self.skipped} steps were skipped, the last with loss {loss:g} and gradient"
@@ -90,23 +104,30 @@ class Guard:
 
     def state_dict(self) -> dict[str, Any]:
         """Return the history as plain JSON values; floats survive JSON exactly."""
-        return {"skipped": self.skipped, "applied": self._applied, "sum": self._sum}
+        return {
+            "skipped": self.skipped,
+            "applied": self._applied,
+            "sum": self._sum,
+            "in_a_row": self._in_a_row,
+        }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Take up the history of `state_dict`; `CheckpointError` when it is not one."""
         try:
             skipped, applied = int(state["skipped"]), int(state["applied"])
             total = float(state["sum"])
+            in_a_row = int(state.get("in_a_row", 0))  # Checkpoints from before it was counted.
         except (KeyError, TypeError, ValueError):
-            skipped = applied = -1
+            skipped = applied = in_a_row = -1
             total = math.nan
-        if skipped < 0 or applied < 0 or not math.isfinite(total):
+        if min(skipped, applied, in_a_row) < 0 or not math.isfinite(total):
             raise CheckpointError(
                 "the guard's history is damaged",
                 where="state.json: guard",
                 do="resume from another checkpoint",
             )
         self.skipped, self._applied, self._sum = skipped, applied, total
+        self._in_a_row = in_a_row
 
 
 def _as_float32(value: float) -> float:

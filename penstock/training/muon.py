@@ -73,6 +73,7 @@ class Muon(Trained):
         gradients: Sequence[Tensor] | None = None,
     ) -> None:
         """Update all parameters; see `AdamW.step`. Clipping leaves Muon's direction as it is."""
+        self.before_step()
         gradients = self.gradients() if gradients is None else gradients
         by_name = dict(zip(self._parameters, gradients, strict=True))
         others = [by_name[name] for name in self._adamw.names]

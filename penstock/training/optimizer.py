@@ -139,6 +139,7 @@ class AdamW(Trained):
             gradients: in the order of `gradients()`; float32, or the parameter's dtype; taken
                 from there when not given.
         """
+        self.before_step()
         gradients = self.gradients() if gradients is None else gradients
         section = self._section
         scale = None

@@ -3,7 +3,7 @@
 The optimizers divide a model's parameters by it. It must never know more of a model than names.
 """
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 
 from torch import Tensor
 from torch.nn import Parameter
@@ -13,9 +13,15 @@ from penstock.parallel.replicas import local
 NamedParameters = list[tuple[str, Parameter]]
 
 
+def go_on() -> None:
+    """What an optimizer does before it changes its state, where nobody else reads that."""
+
+
 class Trained:
     """The parameters an optimizer updates, by name: what all optimizers have in common."""
 
+    before_step: Callable[[], None] = staticmethod(go_on)
+    """Called before the state changes: a checkpoint may still be copying it."""
     _parameters: dict[str, Parameter]
 
     @property

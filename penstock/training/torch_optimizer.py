@@ -82,6 +82,7 @@ class TorchOptimizer(Trained):
         gradients: Sequence[Tensor] | None = None,
     ) -> None:
         """Update all parameters; see `AdamW.step`."""
+        self.before_step()
         gradients = self.gradients() if gradients is None else gradients
         if skip is not None and bool(skip):
             return

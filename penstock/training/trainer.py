@@ -8,6 +8,7 @@ import contextlib
 import dataclasses
 import math
 from collections import deque
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 from penstock.checkpoint import CheckpointState
@@ -20,6 +21,7 @@ from penstock.saving import AsyncSaver
 from penstock.training.guard import Guard
 from penstock.training.metrics import MetricsLog, Throughput, peak_memory_bytes
 from penstock.training.optimizers import Optimizer
+from penstock.training.rollback import load_optimizer, roll_back
 from penstock.training.schedule import learning_rate
 from penstock.training.signals import StopSignals
 from penstock.training.step import Passes, StepResult, train_step
@@ -50,6 +52,8 @@ class TrainingJob:
     """FLOP/s of matrix products this device was measured at, in the compute format."""
     world: World
     replicas: Replicas
+    restore: Callable[[], CheckpointState | None]
+    """The newest checkpoint, this process's rows of it."""
     saver: AsyncSaver | None
     """None where another process saves what this one would."""
     metrics: MetricsLog | None
@@ -139,6 +143,8 @@ class Trainer:
                 totals.tokens += loaded.tokens
                 self._pending.append((totals.step, totals.tokens, lr, result))
                 self._read_results(self._lag)
+                if self.guard.asks_to_roll_back():
+                    roll_back(job.optimizer, job.saver, job.world, job.restore)
                 totals.seconds += self.throughput.stop(loaded.tokens)
                 self._log()
                 progress.advance(1, **self._fields())
@@ -269,8 +275,7 @@ class Trainer:
 
     def _resume(self, state: CheckpointState) -> None:
         """Take up a checkpoint's state."""
-        self.job.optimizer.load_state_tensors(state.tensors)
-        self.job.optimizer.steps = int(state.values["optimizer_steps"])
+        load_optimizer(self.job.optimizer, state)
         self.totals = Totals(**state.values["totals"])
         self.guard.load_state_dict(state.values["guard"])
         self._data_state = state.values.get("data", {})

@@ -1,6 +1,6 @@
 #!/bin/sh
-# A small GPT-2 learns SST-2 by generation from nothing: 0.78 of the sentences or more, in a few
-# minutes on two CPU cores. SST2: a folder with train.tsv and dev.tsv (sentence TAB label).
+# A small GPT-2 learns SST-2 by generation from nothing: 0.78 of the sentences or more,
+# in a few minutes on two CPU cores. SST2: a folder with train.tsv and dev.tsv (sentence TAB label).
 # Further keys go to every verb.
 set -eu
 cd "$(dirname "$0")/../.."

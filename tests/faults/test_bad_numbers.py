@@ -51,14 +51,17 @@ for job, when, value in json.load(open(sys.argv[1])):
 def test_one_process_with_infinite_gradients_makes_all_skip_count_and_stop(
     dataset_folder: Path, tmp_path: Path
 ) -> None:
-    def values(name: str, bad_steps: int) -> dict:
-        train = {"steps": 8, "evaluate_every": None, "bad_steps": bad_steps}
-        return job(dataset_folder, tmp_path / name, train=train)
+    def values(name: str, bad_steps: int, **more: object) -> dict:
+        train = {"steps": 8, "evaluate_every": None, "bad_steps": bad_steps, **more}
+        every = {"every": 4 if "rollback_after" in more else 2}
+        return job(dataset_folder, tmp_path / name, train=train, checkpoint=every)
 
     jobs = [
         (values("skipped", 3), [2, 5], "inf"),
         (values("stopped", 1), [2, 4, 6], "nan"),
         (values("alone", 0), [], "1"),
+        # Two bad steps in a row, after the checkpoint of step 4 and one step more.
+        (values("back", 5, rollback_after=2), [5, 6], "inf"),
     ]
     (tmp_path / "jobs.json").write_text(json.dumps(jobs))
     (tmp_path / "child.py").write_text(CHILD)
@@ -89,3 +92,4 @@ def test_one_process_with_infinite_gradients_makes_all_skip_count_and_stop(
     calm = [r["loss"] for r in read_metrics(tmp_path / "alone" / "metrics.jsonl") if "loss" in r]
     assert [r["loss"] for r in records[:3]] == pytest.approx(calm[:3], rel=0)
     assert records[4]["loss"] != calm[4]
+    assert done.stderr.count("weights and optimizer are those of step 4 again") == 2

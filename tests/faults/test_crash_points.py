@@ -12,7 +12,7 @@ import signal
 import subprocess
 import sys
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -240,12 +240,13 @@ def crashes_of(saver: Saver, folder: Path, *, careless: bool = False) -> int:
 
 
 def test_a_power_cut_at_any_system_call_leaves_a_whole_checkpoint(
-    saver: Saver, tmp_path: Path
+    saver: Saver, tmp_path: Path, record_property: Callable[[str, object], None]
 ) -> None:
     folder = fresh(tmp_path / "root", saver)
     # A step after another, whose checkpoint is then removed; then one step saved again.
-    for _ in range(2):
-        assert crashes_of(saver, folder) > 60
+    crashes = [crashes_of(saver, folder), crashes_of(saver, folder)]
+    assert min(crashes) > 60
+    record_property("crashes", crashes)
 
 
 def test_the_model_of_a_power_cut_finds_a_save_that_syncs_nothing(
@@ -280,7 +281,7 @@ POINTS = [pytest.param(9, id="some"), pytest.param(1, id="every", marks=pytest.m
 
 @pytest.mark.parametrize("every", POINTS)
 def test_kill_9_at_system_calls_leaves_a_whole_checkpoint(
-    every: int, saver: Saver, tmp_path: Path
+    every: int, saver: Saver, tmp_path: Path, record_property: Callable[[str, object], None]
 ) -> None:
     calls = counts(saver, fresh(tmp_path / "counted", saver), tmp_path / "trace")
     points = [(call, k) for call, count in sorted(calls.items()) for k in range(1, count + 1)]
@@ -295,6 +296,7 @@ def test_kill_9_at_system_calls_leaves_a_whole_checkpoint(
         assert saver.save(folder, 9) == 0
         assert [path.name for path in folder.iterdir()] == ["step-00000009"]
     assert found[8] > 0
+    record_property("kills", f"{sum(found.values())} of {len(points)} calls, {dict(found)}")
 
 
 FAILURES = [(e, c) for e in ("ENOSPC", "EDQUOT", "EIO") for c in ("write", "fsync")]
@@ -302,7 +304,9 @@ FAILURES += [("EROFS", "mkdir"), ("EACCES", "rename"), ("EMFILE", "openat")]
 
 
 @pytest.mark.parametrize("every", POINTS)
-def test_a_call_that_fails_costs_that_save_only(every: int, saver: Saver, tmp_path: Path) -> None:
+def test_a_call_that_fails_costs_that_save_only(
+    every: int, saver: Saver, tmp_path: Path, record_property: Callable[[str, object], None]
+) -> None:
     calls = counts(saver, fresh(tmp_path / "counted", saver), tmp_path / "trace")
     points = [(e, call, k) for e, call in FAILURES for k in range(1, calls[call] + 1)]
     failed = 0
@@ -326,3 +330,4 @@ def test_a_call_that_fails_costs_that_save_only(every: int, saver: Saver, tmp_pa
         assert saver.save(folder, 10) == 0
         assert [path.name for path in list_checkpoints(folder)][-1] == "step-00000010"
     assert failed > len(points[::every]) // 2
+    record_property("failures", f"{failed} of {len(points[::every])} calls")

@@ -8,6 +8,7 @@ import os
 import random
 import signal
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -100,7 +101,12 @@ def test_each_kind_of_kill_costs_no_bit(calm: Path, dataset_folder: Path, tmp_pa
 
 @pytest.mark.slow
 @pytest.mark.timeout(3600)
-def test_fifty_kills_change_no_bit(calm: Path, dataset_folder: Path, tmp_path: Path) -> None:
+def test_fifty_kills_change_no_bit(
+    calm: Path,
+    dataset_folder: Path,
+    tmp_path: Path,
+    record_property: Callable[[str, object], None],
+) -> None:
     chance = random.Random(5)
     kills = inside = attempt = 0
     while kills < 50:
@@ -111,4 +117,5 @@ def test_fifty_kills_change_no_bit(calm: Path, dataset_folder: Path, tmp_path: P
         more, torn = train_under_fire(values, tmp_path, victims, seed=attempt)
         assert_same_bits(run, calm / shard)
         kills, inside, attempt = kills + more, inside + torn, attempt + 1
+    record_property("kills", f"{kills} over {attempt} runs, {inside} inside a save")
     assert inside >= 2, "no kill came while a checkpoint was written"

@@ -22,6 +22,9 @@ FIGURES = (
     "peak_flops",
     "bandwidth_bytes_per_second",
     "link_bytes_per_second",
+    "node_devices",
+    "network_bytes_per_second",
+    "reached",
     "streaming_memory_bytes",
     "streaming_bytes_per_second",
     "sums",
@@ -134,3 +137,18 @@ def test_unknown_names_are_met_with_the_nearest() -> None:
         load_target("graphcore-pod1")
     with pytest.raises(ConfigError, match="choose detect, cpu, a100-80gb"):
         load_target("moon")
+
+
+@pytest.mark.parametrize(
+    ("lines", "message"),
+    [
+        ("devices: 16\nnode_devices: 5\nnetwork_bytes_per_second: 1e9", "multiple of node_devices"),
+        ("devices: 16\nnode_devices: 8", "lacks network_bytes_per_second"),
+        ("devices: 16\nnetwork_bytes_per_second: 1e9", "lacks node_devices"),
+        ("devices: 16\nreached: 1.2", "reached=1.2"),
+    ],
+)
+def test_hosts_are_described_whole_or_not_at_all(lines: str, message: str, tmp_path: Path) -> None:
+    link = "link_bytes_per_second: 1e10\n"
+    with pytest.raises(ConfigError, match=message):
+        load_target(write(tmp_path, GOOD + link + lines))

@@ -116,3 +116,20 @@ def test_a_step_read_late_is_judged_by_the_limit_it_ran_under() -> None:
     assert guard.admit(19, 1.0, 1.0)
     assert guard.admit(20, 1.0, 50.0, limit=limit)
     assert guard.skipped == 0
+
+
+def test_skipped_steps_in_a_row_ask_to_go_back_once() -> None:
+    guard = Guard(TrainSection(rollback_after=2, bad_steps=10))
+    assert not guard.admit(1, math.nan, 1.0)
+    assert guard.admit(2, 1.0, 1.0)
+    assert not guard.admit(3, math.nan, 1.0)
+    assert not guard.asks_to_roll_back()
+    assert not guard.admit(4, 1.0, math.inf)
+    resumed = Guard(TrainSection(rollback_after=2, bad_steps=10))
+    resumed.load_state_dict(guard.state_dict())
+    for one in (guard, resumed):
+        assert one.asks_to_roll_back()
+        assert not one.asks_to_roll_back()
+        assert one.skipped == 3
+    resumed.load_state_dict({"skipped": 1, "applied": 3, "sum": 0.5})
+    assert not resumed.asks_to_roll_back()

@@ -11,6 +11,7 @@ from penstock.config.schema import OptimizerSection
 from penstock.errors import CheckpointError
 from penstock.training.gradient_norm import global_norm
 from penstock.training.optimizer import AdamW, parameter_groups
+from penstock.training.optimizers import make_optimizer
 
 SHAPES = {
     "embed.tokens.weight": (97, 24),
@@ -319,3 +320,22 @@ def test_a_gpu_steps_as_the_cpu_does_without_being_waited_for(dtype: torch.dtype
         torch.cuda.set_sync_debug_mode("default")
     for name, value in one.state_tensors().items():
         torch.testing.assert_close(two.state_tensors()[name].cpu(), value, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("name", ["adamw", "muon", "sgd"])
+def test_state_is_not_touched_before_who_reads_it_is_done(name: str) -> None:
+    parameters = make_parameters(torch.float32)
+    optimizer = make_optimizer(parameters.items(), OptimizerSection(name=name))
+    before = {n: tensor.clone() for n, tensor in optimizer.state_tensors().items()}
+    seen: list[bool] = []
+
+    def reader() -> None:
+        found = optimizer.state_tensors()
+        seen.append(all(torch.equal(found[n], tensor) for n, tensor in before.items()))
+
+    optimizer.before_step = reader
+    set_gradients(parameters, 0)
+    optimizer.step(1e-2)
+    assert seen == [True]
+    found = optimizer.state_tensors()
+    assert not all(torch.equal(found[n], tensor) for n, tensor in before.items())
