@@ -222,7 +222,7 @@ def require_here(config: Config, plan: Plan, processes: int = 1) -> None:
     if needed != processes:
         of = f" of {plan.stages} stages" if plan.stages > 1 else ""
         raise ConfigError(
-            f"the plan is for {plan.replicas} replicas{of}, the job has "
+            f"the plan is for {plan.replicas} replica{'s' * (plan.replicas > 1)}{of}, the job has "
             f"{processes} {'process' if processes == 1 else 'processes'}",
             where="plan.stages" if plan.stages > 1 else "plan.replicas",
             do=f"start it with --processes {needed}, or change plan.replicas",

@@ -8,6 +8,7 @@ import contextlib
 import dataclasses
 import hashlib
 import json
+from collections import Counter
 from collections.abc import Mapping
 from typing import Any
 
@@ -221,6 +222,12 @@ def _write_provenance(setting: Setting, origins: Mapping[str, str]) -> None:
     tokenizer.save(run.tokenizer)
 
 
+def _left_out(setting: Setting) -> dict[str, int]:
+    """What all processes have left out of a stream, each part of the text once."""
+    parts = setting.world.united(setting.loader.samples.left_out())
+    return dict(sorted(sum(map(Counter, parts.values()), Counter[str]()).items()))
+
+
 def _results(setting: Setting, trainer: Trainer, *, compiled: bool) -> dict[str, Any]:
     """The content of summary.json; an earlier evaluation stays in it."""
     totals, chosen = trainer.totals, setting.plan
@@ -243,7 +250,7 @@ def _results(setting: Setting, trainer: Trainer, *, compiled: bool) -> dict[str,
         "data": {
             "waiting": trainer.throughput.waiting_share,
             "samples": setting.loader.samples.drawn(totals.position),
-            "left_out": setting.loader.samples.left_out(),
+            "left_out": _left_out(setting),
         },
         "skipped_steps": trainer.guard.skipped,
         "memory_bytes": peak_memory_bytes(trainer.device),

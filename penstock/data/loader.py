@@ -18,6 +18,7 @@ from penstock.data.grouping import GroupedSamples
 from penstock.data.objective import Objective
 from penstock.data.sample_log import SampleLog
 from penstock.data.samples import Row, Samples
+from penstock.data.stream_samples import StreamSamples
 from penstock.errors import ConfigError
 
 _AHEAD = 2
@@ -75,6 +76,9 @@ class Loader:
         self.batch_size = batch_size
         self.micro = micro
         self._share = share
+        self._has_own_lanes = isinstance(samples, StreamSamples) and samples.keep_share(
+            micro, *share
+        )
         self.log: SampleLog | None = None
         """Told of each step's samples when they are taken."""
 
@@ -116,12 +120,16 @@ class Loader:
     def _own_rows(self, position: int) -> Iterator[tuple[int, list[Row]]]:
         """First place in the global batch, and rows, of each micro-batch of this share."""
         which, count = self._share
-        is_stream = self.samples.count is None
-        # A stream is read in its order; elsewhere what is others' is not read at all.
-        every = self.samples.rows(position, self.batch_size) if is_stream else []
-        for first in range(which * self.micro, self.batch_size, count * self.micro):
-            end = first + self.micro
-            yield first, every[first:end] or self.samples.rows(position + first, self.micro)
+        places = range(which * self.micro, self.batch_size, count * self.micro)
+        if self.samples.count is not None:
+            for first in places:
+                yield first, self.samples.rows(position + first, self.micro)
+            return
+        # A stream is read in its order: of all lanes, where they cannot be shared out.
+        found = self.samples.rows(position, self.batch_size)
+        for number, first in enumerate(places):
+            start = number * self.micro if self._has_own_lanes else first
+            yield first, found[start : start + self.micro]
 
     def steps(self, position: int) -> Generator[LoadedStep]:
         """Yield steps from sample `position` for ever, read ahead in a thread.

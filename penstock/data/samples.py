@@ -54,8 +54,10 @@ class Samples(Protocol):
         """Samples of each member before `position`; empty where there is only one."""
         ...
 
-    def left_out(self) -> dict[str, int]:
-        """What was left out or mended of text read so far; empty where it was prepared before."""
+    def left_out(self) -> dict[str, dict[str, int]]:
+        """What was left out or mended of text read so far, by part of the text; empty where it was
+        prepared before.
+        """
         ...
 
     def close(self) -> None:
@@ -151,7 +153,7 @@ class SplitSamples:
         """Nothing: there is one split."""
         return {}
 
-    def left_out(self) -> dict[str, int]:
+    def left_out(self) -> dict[str, dict[str, int]]:
         """Nothing: what was left out is in the dataset's manifest."""
         return {}
 
@@ -216,7 +218,7 @@ class BlendedSamples:
         """Samples of each member before `position`."""
         return self.history.counts(position)
 
-    def left_out(self) -> dict[str, int]:
+    def left_out(self) -> dict[str, dict[str, int]]:
         """Nothing: what was left out is in the members' manifests."""
         return {}
 

@@ -62,9 +62,9 @@ class LeftOut:
             first = f", first {tally.places[0]}" if tally.places else ""
             get_console().warning(f"the stream has {', '.join(sorted(new))}{first}")
 
-    def counts(self) -> dict[str, int]:
-        """Of all shards that were read to their end."""
-        return dict(sorted(sum(list(self._of.values()), Counter[str]()).items()))
+    def counts(self) -> dict[str, dict[str, int]]:
+        """Of each shard that was read to its end and had any, by its number."""
+        return {str(shard): dict(counts) for shard, counts in self._of.items()}
 
 
 @dataclasses.dataclass(frozen=True)

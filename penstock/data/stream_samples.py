@@ -16,7 +16,7 @@ from penstock.data.formats.sequence import TokenSequence
 from penstock.data.order import permute
 from penstock.data.samples import Row
 from penstock.data.stream_rows import Cursor, StreamRow, StreamText, rows_from
-from penstock.errors import CheckpointError, ConfigError
+from penstock.errors import CheckpointError
 
 
 class _Window:
@@ -86,21 +86,6 @@ class _Lane:
         return _Window(start, [next(self._rows) for _ in range(self._size)])
 
 
-def lanes_of(rank: int, ranks: int, lanes: int) -> range:
-    """The lanes one of several processes goes through; each lane belongs to one.
-
-    Raises:
-        ConfigError: the lanes cannot be shared out evenly.
-    """
-    if lanes % ranks:
-        raise ConfigError(
-            f"{lanes} lanes cannot be shared by {ranks} processes",
-            where="data.lanes",
-            do=f"set data.lanes to a multiple of {ranks}",
-        )
-    return range(rank, lanes, ranks)
-
-
 class StreamSamples:
     """Samples by position: of lane `position` mod lanes, the sample `position` div lanes."""
 
@@ -114,25 +99,32 @@ class StreamSamples:
         *,
         lanes: int,
         buffer: int,
-        rank: int = 0,
-        ranks: int = 1,
     ) -> None:
         """`buffer`: sequences of all lanes that are shuffled among each other. `identity` names
-        everything samples depend on. Of several ranks, each has only its own lanes.
+        everything samples depend on.
         """
         self._text, self._identity = text, identity
         self._size = max(1, buffer // lanes)
         self._lane_count = lanes
         self._pool = concurrent.futures.ThreadPoolExecutor(1, "stream")
         self._lanes = {
-            number: _Lane(number, text, lanes, self._size, self._pool)
-            for number in lanes_of(rank, ranks, lanes)
+            number: _Lane(number, text, lanes, self._size, self._pool) for number in range(lanes)
         }
         self._position = 0
 
+    def keep_share(self, micro: int, which: int, count: int) -> bool:
+        """Leave out the lanes of others, where `count` replicas take micro-batches of `micro`
+        samples in turns; returns whether that is possible: each lane must be one replica's.
+        """
+        if self._lane_count % (micro * count):
+            return False
+        lanes = self._lanes.items()
+        self._lanes = {n: lane for n, lane in lanes if n // micro % count == which}
+        return True
+
     def rows(self, position: int, count: int) -> list[Row]:
-        """This rank's samples among `count` from `position` on: those before must have been
-        taken, in this process or by `resume`.
+        """Those of `count` samples from `position` on whose lanes are kept: samples before must
+        have been taken, in this process or by `resume`.
 
         Raises:
             DataError: text that cannot be read.
@@ -150,7 +142,7 @@ class StreamSamples:
         return found
 
     def state(self) -> dict[str, Any]:
-        """What the samples depend on, and where the window of each lane begins."""
+        """What the samples depend on, and where the window of each lane kept begins."""
         cursors = {
             str(number): list(lane.start_of(self._window_of(number)))
             for number, lane in self._lanes.items()
@@ -187,8 +179,8 @@ class StreamSamples:
         """Nothing: there is one stream."""
         return {}
 
-    def left_out(self) -> dict[str, int]:
-        """What this process has left out or mended, in the parts of the text it has finished."""
+    def left_out(self) -> dict[str, dict[str, int]]:
+        """See `Samples.left_out`; of the parts that this process has finished."""
         return self._text.left_out.counts()
 
     def close(self) -> None:

@@ -9,6 +9,7 @@ Host values travel by gloo, tensors of a GPU by NCCL.
 import atexit
 import contextlib
 import datetime
+import functools
 import json
 import secrets
 import time
@@ -159,7 +160,13 @@ class World:
                     do="start every process with the same command, files and versions",
                 )
 
-    def _gather(self, value: dict[str, str]) -> list[dict[str, str]]:
+    def united(self, value: dict[str, Any]) -> dict[str, Any]:
+        """All processes' objects (JSON) as one, entry by entry; all must call it."""
+        if self.size == 1:
+            return value
+        return functools.reduce(_united, self._gather(value))
+
+    def _gather(self, value: dict[str, Any]) -> list[dict[str, Any]]:
         """Every process's value, by rank. As JSON in tensors: torch's own way unpickles."""
         content = torch.frombuffer(bytearray(json.dumps(value).encode()), dtype=torch.uint8)
         lengths = [torch.zeros((), dtype=torch.int64) for _ in range(self.size)]
@@ -173,6 +180,16 @@ class World:
             json.loads(part[: int(n)].numpy().tobytes())
             for part, n in zip(found, lengths, strict=True)
         ]
+
+
+def _united(one: dict[str, Any], other: dict[str, Any]) -> dict[str, Any]:
+    """Both objects' entries; of two values that are no objects themselves, the first."""
+    found = dict(one)
+    for key, value in other.items():
+        mine = found.setdefault(key, value)
+        if isinstance(mine, dict) and isinstance(value, dict):
+            found[key] = _united(mine, value)
+    return found
 
 
 def _needs_address() -> bool:

@@ -256,11 +256,12 @@ class Trainer:
         self._catch_up()
         if self.job.metrics is not None:
             self.job.metrics.sync()
+        data = self.job.world.united(self._data_state)
         if self.job.saver is not None:
-            self.job.saver.save(self._state(), is_best=is_best, wait=wait)
+            self.job.saver.save(self._state(data), is_best=is_best, wait=wait)
 
-    def _state(self) -> CheckpointState:
-        """Everything needed to go on exactly."""
+    def _state(self, data: dict[str, Any]) -> CheckpointState:
+        """Everything needed to go on exactly; `data` is all processes' place in a stream."""
         return CheckpointState(
             step=self.totals.step,
             tensors=self.job.replicas.saved(self.job.optimizer.state_tensors()),
@@ -269,7 +270,7 @@ class Trainer:
                 "guard": self.guard.state_dict(),
                 "optimizer_steps": self.job.optimizer.steps,
                 "identity": self.job.identity,
-                "data": self._data_state,
+                "data": data,
             },
         )
 

@@ -3,6 +3,7 @@
 import dataclasses
 import itertools
 import json
+from collections import Counter
 from pathlib import Path
 
 import numpy as np
@@ -14,9 +15,9 @@ from penstock.config.cleaning import CleanSection
 from penstock.config.data import DataSection, SourceSection, TokenizerSection
 from penstock.data import streaming
 from penstock.data.dataset import Dataset
+from penstock.data.loader import Loader
 from penstock.data.samples import Row
 from penstock.data.stream_rows import Cursor, rows_from
-from penstock.data.stream_samples import StreamSamples, lanes_of
 from penstock.data.streaming import TextStream, open_stream
 from penstock.errors import CheckpointError, ConfigError, DataError
 
@@ -133,18 +134,26 @@ def test_prompts_weigh_what_they_should(packing: str, dataset_folder: Path, tmp_
     samples.close()
 
 
-def test_ranks_share_the_rows_of_one(corpus: Path, dataset_folder: Path) -> None:
-    found = stream(corpus, dataset_folder, lanes=4)
+@pytest.mark.parametrize(("lanes", "own"), [(8, 4), (6, 6)])  # 6 cannot be shared by 2 × 2
+def test_replicas_share_the_rows_of_one(
+    corpus: Path, dataset_folder: Path, lanes: int, own: int
+) -> None:
+    found = stream(corpus, dataset_folder, lanes=lanes)
     alone = found.training("train", LENGTH, 0)
-    ranks = [StreamSamples(alone._text, "x", lanes=4, buffer=24, rank=r, ranks=2) for r in range(2)]
     expected = alone.rows(0, 48)
-    for rank, samples in enumerate(ranks):
-        assert same(samples.rows(0, 48), [r for i, r in enumerate(expected) if i % 4 % 2 == rank])
+    for which in range(2):
+        samples = found.training("train", LENGTH, 0)
+        loader = Loader(samples, sequence_length=LENGTH, batch_size=12, micro=2, share=(which, 2))
+        for step in range(4):
+            batches = loader.micro_batches(step * 12)
+            given = np.concatenate([batch.tokens.numpy() for batch in batches])
+            wanted = [
+                r.tokens for i, r in enumerate(expected[step * 12 :][:12]) if i // 2 % 2 == which
+            ]
+            assert np.array_equal(given, wanted)
+        assert len(samples.state()["stream"]["cursors"]) == own
         samples.close()
     alone.close()
-    assert sorted(n for r in range(3) for n in lanes_of(r, 3, 12)) == list(range(12))
-    with pytest.raises(ConfigError, match="4 lanes cannot be shared by 3"):
-        lanes_of(0, 3, 4)
 
 
 def test_an_epoch_has_every_document_once(corpus: Path, dataset_folder: Path) -> None:
@@ -218,7 +227,7 @@ def test_what_a_stream_leaves_out_is_counted_once_and_told(
     again.resume(samples.state(), 400)
     again.rows(400, 400)
     for one in (samples, again):
-        assert one.left_out() == {"broken records left out": 2}
+        assert list(one.left_out().values()) == [{"broken records left out": 2}]
         one.close()
     with_place = capsys.readouterr().err
     assert with_place.count("the stream has broken records left out, first") == 2
@@ -247,7 +256,8 @@ def test_a_stream_is_cleaned_as_prepared_text_is(
     if packing == "full":
         assert "number 3 " in whole
         assert "number 5 " not in whole
-    assert text.left_out.counts() == {"documents left out: too many digits": 200}
+    left_out = sum(map(Counter, text.left_out.counts().values()), Counter[str]())
+    assert left_out == {"documents left out: too many digits": 200}
     other = open_stream(section(tmp_path / "x.txt"), tokenizer, data)
     with pytest.raises(CheckpointError, match="trained on another stream"):
         other.training("train", 8, 0).resume(found.training("train", 8, 0).state(), 0)

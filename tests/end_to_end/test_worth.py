@@ -20,7 +20,7 @@ LENGTH, BATCH, STEPS, LEARNING_RATE = 64, 16, 240, 2e-3
 
 @pytest.mark.slow
 def test_gpt2_from_scratch_learns_sst2_by_generation(test_data: Path, tmp_path: Path) -> None:
-    """The whole recipe, at its full size, within 30 minutes of processor time."""
+    """The whole recipe, at its full size: 0.78 within 30 minutes of processor time."""
     before = time.process_time()
     run_script(tmp_path, "sst2-from-scratch/run.sh", SST2=str(test_data / "sst2"))
     minutes = (time.process_time() - before) / 60
@@ -30,7 +30,7 @@ def test_gpt2_from_scratch_learns_sst2_by_generation(test_data: Path, tmp_path: 
     scores = summary["tasks"]["sst2"]
     get_console().info(f"accuracy {scores['accuracy']:.4f} in {minutes:.1f} CPU-minutes")
     assert scores["sentences"] == 872
-    assert scores["accuracy"] >= 0.75
+    assert scores["accuracy"] >= 0.78
     assert minutes < 30
 
 

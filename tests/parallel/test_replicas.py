@@ -120,6 +120,31 @@ def test_any_division_among_processes_trains_what_one_process_does(
     assert_close(tmp_path / "handed-on", alone)
 
 
+def test_streams_are_shared_out_by_lanes_and_handed_on(
+    corpus: Path, dataset_folder: Path, tmp_path: Path
+) -> None:
+    texts = [path.read_text(encoding="utf-8") for path in sorted(corpus.iterdir())]
+    for part in range(8):  # a shard each: 4 MiB and some
+        whole = "\n\n".join(texts[part:] + texts[:part])
+        (tmp_path / f"{part}.txt").write_text(whole * (1 + 4_300_000 // len(whole)))
+
+    def streamed(run: str, steps: int = STEPS) -> dict:
+        made = job(dataset_folder, tmp_path / run, train={"steps": steps})
+        lanes = {"streaming": True, "lanes": 8, "shuffle_buffer": 32, "sequence_length": 64}
+        more = {"tokenizer": {"from": str(dataset_folder / "tokenizer.json")}, "data": lanes}
+        return {
+            **made,
+            **more,
+            "source": {"path": str(tmp_path / "*.txt"), "documents": "blank_line"},
+        }
+
+    penstock.train(**streamed("alone"))
+    run_jobs([streamed("two"), streamed("handed-on", STEPS // 2)], tmp_path)
+    penstock.train(**streamed("handed-on"))
+    assert_close(tmp_path / "two", tmp_path / "alone")
+    assert_close(tmp_path / "handed-on", tmp_path / "alone")
+
+
 def test_adapters_are_trained_alike_however_they_are_divided(
     dataset_folder: Path, tmp_path: Path
 ) -> None:
