@@ -165,10 +165,16 @@ def _meeting_place(address: str) -> tuple[str, int]:
 
 
 def _cause(failures: dict[int, ProcessFailure]) -> ProcessFailure:
-    """The failure that explains the others: a mistake before a signal before what came first."""
-    return min(
-        failures.values(), key=lambda f: (f.exitcode != _MISTAKE, f.exitcode >= 0, f.timestamp)
-    )
+    """The failure that explains the others: a mistake, who names a silent process (which is then
+    killed), a signal, what came first.
+    """
+
+    def order(failure: ProcessFailure) -> tuple[bool, bool, bool, int]:
+        names_silent = "(launch.timeout_seconds)" in _said(failure)
+        mistake = failure.exitcode == _MISTAKE
+        return not mistake, not names_silent, failure.exitcode >= 0, failure.timestamp
+
+    return min(failures.values(), key=order)
 
 
 def _said(failure: ProcessFailure) -> str:
