@@ -83,3 +83,19 @@ def read_json(path: str | Path) -> Any:  # noqa: ANN401 - any JSON value
         raise DataError(
             f"{path} is not valid JSON: {error}", where=str(path), do="write it anew"
         ) from None
+
+
+def whole_records(path: Path, key: str) -> list[dict[str, Any]]:
+    """Objects of a log of JSON lines that have an integer under `key`; none where there is no file.
+
+    Lines that a killed process left half written are passed over.
+    """
+    records: list[dict[str, Any]] = []
+    for line in path.read_bytes().splitlines() if path.is_file() else ():
+        try:
+            record = json.loads(line)
+        except (ValueError, RecursionError):
+            continue
+        if isinstance(record, dict) and type(record.get(key)) is int:
+            records.append(record)
+    return records

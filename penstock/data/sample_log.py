@@ -9,12 +9,11 @@ import os
 import zlib
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 from torch import Tensor
 
 from penstock.errors import DataError
-from penstock.files import atomic_write
+from penstock.files import atomic_write, whole_records
 
 
 class SampleLog:
@@ -84,23 +83,12 @@ def read_sample_log(folder: Path) -> list[tuple[int, int]]:
 
     Lines that a killed process left half written are passed over.
     """
-    records = [record for path in sorted(folder.glob("rank-*.jsonl")) for record in _records(path)]
+    paths = sorted(folder.glob("rank-*.jsonl"))
+    records = [record for path in paths for record in whole_records(path, "position")]
     pairs = [zip(r["samples"], r["crc32"], strict=True) for r in records]
     return sorted(pair for step in pairs for pair in step)
 
 
-def _records(path: Path) -> list[dict[str, Any]]:
-    records: list[dict[str, Any]] = []
-    for line in path.read_bytes().splitlines():
-        try:
-            record = json.loads(line)
-        except (ValueError, RecursionError):
-            continue
-        if isinstance(record, dict) and type(record.get("position")) is int:
-            records.append(record)
-    return records
-
-
 def _forget(path: Path, position: int) -> None:
-    kept = [record for record in _records(path) if record["position"] < position]
+    kept = [record for record in whole_records(path, "position") if record["position"] < position]
     atomic_write(path, "".join(f"{json.dumps(record)}\n" for record in kept))

@@ -20,7 +20,7 @@ from typing import Any, Protocol
 import torch
 
 from penstock.errors import CheckpointError
-from penstock.files import atomic_write
+from penstock.files import atomic_write, whole_records
 
 _RECENT = 50
 """Steps the shown speed is the median of."""
@@ -130,17 +130,7 @@ def _truncate(path: Path, step: int) -> list[dict[str, Any]]:
 
 def read_metrics(path: Path) -> list[dict[str, Any]]:
     """All whole records of a metrics.jsonl; none when there is no file."""
-    if not path.is_file():
-        return []
-    records: list[dict[str, Any]] = []
-    for line in path.read_bytes().splitlines():
-        try:
-            record = json.loads(line)
-        except (ValueError, RecursionError):
-            continue
-        if isinstance(record, dict) and type(record.get("step")) is int:
-            records.append(record)
-    return records
+    return whole_records(path, "step")
 
 
 class Throughput:
