@@ -15,7 +15,6 @@ from pydantic import BaseModel
 from penstock.config.schema import Config
 from penstock.errors import ConfigError
 
-
 _ABSENT = {
     "plan.tensor": (
         "tensor parallelism is not there yet",
