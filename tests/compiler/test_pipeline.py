@@ -124,4 +124,4 @@ def test_long_steps_are_extended_as_whole_simulations_run(
     count = schedule.devices * rounds
     whole = schedule.simulate(count).seconds
     has_head = any(piece.is_head for piece in schedule.pieces)
-    assert schedule.seconds(count) == pytest.approx(whole, rel=0.04 if has_head else 1e-9)
+    assert schedule.seconds(count) == pytest.approx(whole, rel=0.06 if has_head else 1e-9)

@@ -291,11 +291,14 @@ def test_kill_9_at_system_calls_leaves_a_whole_checkpoint(
         status = saver.save(
             folder, 9, "-e", f"trace={call}", f"--inject={call}:signal=SIGKILL:when={k}"
         )
+        if status == 0:
+            continue  # This save made one call fewer of the kind.
         assert status == signal.SIGKILL
         found[assert_whole(folder)] += 1
         assert saver.save(folder, 9) == 0
         assert [path.name for path in folder.iterdir()] == ["step-00000009"]
     assert found[8] > 0
+    assert sum(found.values()) > 0.8 * len(points[::every])
     record_property("kills", f"{sum(found.values())} of {len(points)} calls, {dict(found)}")
 
 
