@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Any
 
 from penstock.errors import CheckpointError
-from penstock.files import atomic_write
 
 _POLL_SECONDS = 0.02
 
@@ -40,8 +39,13 @@ WHOLE = Part()
 
 
 def leave(folder: Path, part: Part, files: dict[str, Any]) -> None:
-    """Say that a process other than the first has written its `files`, by name."""
-    atomic_write(folder / _note(part.index), json.dumps(files))
+    """Say that a process other than the first has written its `files`, by name.
+
+    The note is not synced: it is for a process that runs, and with it the folder may be gone.
+    """
+    begun = folder / f".{_note(part.index)}"
+    begun.write_text(json.dumps(files), encoding="utf-8")
+    begun.rename(folder / _note(part.index))
 
 
 def collect(folder: Path, part: Part) -> dict[str, Any]:
