@@ -222,9 +222,9 @@ def _write_provenance(setting: Setting, origins: Mapping[str, str]) -> None:
     tokenizer.save(run.tokenizer)
 
 
-def _left_out(setting: Setting) -> dict[str, int]:
+def _left_out(trainer: Trainer) -> dict[str, int]:
     """What all processes have left out of a stream, each part of the text once."""
-    parts = setting.world.united(setting.loader.samples.left_out())
+    parts: dict[str, dict[str, int]] = trainer.data_state.get("stream", {}).get("left_out", {})
     return dict(sorted(sum(map(Counter, parts.values()), Counter[str]()).items()))
 
 
@@ -250,7 +250,7 @@ def _results(setting: Setting, trainer: Trainer, *, compiled: bool) -> dict[str,
         "data": {
             "waiting": trainer.throughput.waiting_share,
             "samples": setting.loader.samples.drawn(totals.position),
-            "left_out": _left_out(setting),
+            "left_out": _left_out(trainer),
         },
         "skipped_steps": trainer.guard.skipped,
         "memory_bytes": peak_memory_bytes(trainer.device),

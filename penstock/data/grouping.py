@@ -81,10 +81,6 @@ class GroupedSamples:
         """Nothing: there is one split."""
         return {}
 
-    def left_out(self) -> dict[str, dict[str, int]]:
-        """See `Samples.left_out`."""
-        return self._inner.left_out()
-
     def close(self) -> None:
         """Nothing: samples are cut when they are asked for."""
 

@@ -54,12 +54,6 @@ class Samples(Protocol):
         """Samples of each member before `position`; empty where there is only one."""
         ...
 
-    def left_out(self) -> dict[str, dict[str, int]]:
-        """What was left out or mended of text read so far, by part of the text; empty where it was
-        prepared before.
-        """
-        ...
-
     def close(self) -> None:
         """Stop whatever works in the background."""
         ...
@@ -153,10 +147,6 @@ class SplitSamples:
         """Nothing: there is one split."""
         return {}
 
-    def left_out(self) -> dict[str, dict[str, int]]:
-        """Nothing: what was left out is in the dataset's manifest."""
-        return {}
-
     def close(self) -> None:
         """Nothing: samples are cut when they are asked for."""
 
@@ -217,10 +207,6 @@ class BlendedSamples:
     def drawn(self, position: int) -> dict[str, int]:
         """Samples of each member before `position`."""
         return self.history.counts(position)
-
-    def left_out(self) -> dict[str, dict[str, int]]:
-        """Nothing: what was left out is in the members' manifests."""
-        return {}
 
     def close(self) -> None:
         """Nothing: samples are cut when they are asked for."""

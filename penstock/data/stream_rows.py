@@ -7,7 +7,7 @@ packing and its cursor alone. It must never know about threads, windows or batch
 import dataclasses
 import itertools
 from collections import Counter, deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -62,9 +62,13 @@ class LeftOut:
             first = f", first {tally.places[0]}" if tally.places else ""
             get_console().warning(f"the stream has {', '.join(sorted(new))}{first}")
 
+    def go_on(self, counts: Mapping[str, Mapping[str, int]]) -> None:
+        """Take over what `counts` gave to a checkpoint."""
+        self._of.update({int(shard): Counter(found) for shard, found in counts.items()})
+
     def counts(self) -> dict[str, dict[str, int]]:
         """Of each shard that was read to its end and had any, by its number."""
-        return {str(shard): dict(counts) for shard, counts in self._of.items()}
+        return {str(shard): dict(counts) for shard, counts in self._of.copy().items()}
 
 
 @dataclasses.dataclass(frozen=True)

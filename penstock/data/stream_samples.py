@@ -142,12 +142,15 @@ class StreamSamples:
         return found
 
     def state(self) -> dict[str, Any]:
-        """What the samples depend on, and where the window of each lane kept begins."""
+        """What the samples depend on, where the window of each lane kept begins, and what was left
+        out of the parts of the text that this process has finished.
+        """
         cursors = {
             str(number): list(lane.start_of(self._window_of(number)))
             for number, lane in self._lanes.items()
         }
-        return {"stream": {"identity": self._identity, "cursors": cursors}}
+        left_out = self._text.left_out.counts()
+        return {"stream": {"identity": self._identity, "cursors": cursors, "left_out": left_out}}
 
     def resume(self, state: Mapping[str, Any], position: int) -> None:
         """Go on where a checkpoint left off: each lane makes its window again.
@@ -165,10 +168,11 @@ class StreamSamples:
             )
         self._position = position
         try:
+            self._text.left_out.go_on(found.get("left_out", {}))
             for number, lane in self._lanes.items():
                 shard, piece, offset = map(int, found["cursors"][str(number)])
                 lane.begin(Cursor(shard, piece, offset), self._window_of(number))
-        except (KeyError, TypeError, ValueError):
+        except (AttributeError, KeyError, TypeError, ValueError):
             raise CheckpointError(
                 "the checkpoint's place in the stream is damaged",
                 where="run",
@@ -178,10 +182,6 @@ class StreamSamples:
     def drawn(self, position: int) -> dict[str, int]:
         """Nothing: there is one stream."""
         return {}
-
-    def left_out(self) -> dict[str, dict[str, int]]:
-        """See `Samples.left_out`; of the parts that this process has finished."""
-        return self._text.left_out.counts()
 
     def close(self) -> None:
         """End the thread, after what it is doing."""

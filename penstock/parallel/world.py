@@ -26,6 +26,8 @@ from penstock.errors import ConfigError, UserError
 from penstock.parallel.environment import Place, use_interface_to
 from penstock.parallel.watch import Pace, Watchdog, absent
 
+_LET_GO_SECONDS = 0.1
+
 
 class PeerLostError(UserError):
     """Another process of the job ended, or did not answer in time."""
@@ -161,8 +163,10 @@ class World:
                 )
 
     def united(self, value: dict[str, Any]) -> dict[str, Any]:
-        """All processes' objects (JSON) as one, entry by entry; all must call it."""
-        if self.size == 1:
+        """All processes' objects (JSON) as one, entry by entry; all must call it, with an object
+        that is empty in all of them or in none.
+        """
+        if self.size == 1 or not value:
             return value
         return functools.reduce(_united, self._gather(value))
 
@@ -217,5 +221,8 @@ def _first_line(error: Exception) -> str:
 
 def _part() -> None:
     """Leave the process group; a peer that is gone already is no reason to complain."""
+    # Gloo's threads still let go of the last collective's tensors, which takes the interpreter: one
+    # that is ending would take the process down ("terminate called without an active exception").
+    time.sleep(_LET_GO_SECONDS)
     with contextlib.suppress(RuntimeError, AssertionError):
         torch.distributed.destroy_process_group()

@@ -102,7 +102,9 @@ class Trainer:
             peak_flops=job.peak_flops,
         )
         # A GPU works on the next step while the last one's figures are read.
-        self._data_state: dict[str, Any] = {}
+        self.data_state: dict[str, Any] = {}
+        """Of all processes, where data come from: as the last checkpoint has it."""
+        self._own_data_state: dict[str, Any] = {}
         self._lag = 1 if self.device.type == "cuda" else 0
         self._pending: deque[tuple[int, int, float, StepResult]] = deque()
         self._judged: list[tuple[int, int, float, float, float]] = []
@@ -139,7 +141,7 @@ class Trainer:
                     replicas=job.replicas,
                 )
                 totals.step, totals.position = totals.step + 1, loaded.position
-                self._data_state = loaded.state
+                self._own_data_state = loaded.state
                 totals.tokens += loaded.tokens
                 self._pending.append((totals.step, totals.tokens, lr, result))
                 self._read_results(self._lag)
@@ -256,12 +258,12 @@ class Trainer:
         self._catch_up()
         if self.job.metrics is not None:
             self.job.metrics.sync()
-        data = self.job.world.united(self._data_state)
+        self.data_state = self.job.world.united(self._own_data_state)
         if self.job.saver is not None:
-            self.job.saver.save(self._state(data), is_best=is_best, wait=wait)
+            self.job.saver.save(self._state(), is_best=is_best, wait=wait)
 
-    def _state(self, data: dict[str, Any]) -> CheckpointState:
-        """Everything needed to go on exactly; `data` is all processes' place in a stream."""
+    def _state(self) -> CheckpointState:
+        """Everything needed to go on exactly."""
         return CheckpointState(
             step=self.totals.step,
             tensors=self.job.replicas.saved(self.job.optimizer.state_tensors()),
@@ -270,7 +272,7 @@ class Trainer:
                 "guard": self.guard.state_dict(),
                 "optimizer_steps": self.job.optimizer.steps,
                 "identity": self.job.identity,
-                "data": data,
+                "data": self.data_state,
             },
         )
 
@@ -279,8 +281,8 @@ class Trainer:
         load_optimizer(self.job.optimizer, state)
         self.totals = Totals(**state.values["totals"])
         self.guard.load_state_dict(state.values["guard"])
-        self._data_state = state.values.get("data", {})
-        self.job.loader.samples.resume(self._data_state, self.totals.position)
+        self._own_data_state = self.data_state = state.values.get("data", {})
+        self.job.loader.samples.resume(self.data_state, self.totals.position)
 
     def _finish(self, *, interrupted: bool) -> None:
         """Last validation and checkpoint; everything is on disk when this returns."""

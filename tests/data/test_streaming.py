@@ -227,7 +227,7 @@ def test_what_a_stream_leaves_out_is_counted_once_and_told(
     again.resume(samples.state(), 400)
     again.rows(400, 400)
     for one in (samples, again):
-        assert list(one.left_out().values()) == [{"broken records left out": 2}]
+        assert list(one.state()["stream"]["left_out"].values()) == [{"broken records left out": 2}]
         one.close()
     with_place = capsys.readouterr().err
     assert with_place.count("the stream has broken records left out, first") == 2
