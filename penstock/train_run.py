@@ -72,9 +72,7 @@ def _train(setting: Setting, origins: Mapping[str, str]) -> RunSummary:
             _write_provenance(setting, origins)
         _check_openmp()
         job = _job(setting, kernels, resume)
-        # Stages of one replica take the same samples; the first stages have the first ranks.
-        if setting.config.train.log_samples and world.rank < chosen.replicas:
-            setting.loader.log = _sample_log(setting, resume)
+        setting.loader.log = _sample_log(setting, resume)
         if resume is not None:
             resume = dataclasses.replace(resume, tensors=job.replicas.rows_of(resume.tensors))
         trainer = Trainer(job, resume)
@@ -171,7 +169,7 @@ def _metrics(setting: Setting, resume: CheckpointState | None) -> MetricsLog:
 
 
 def _sample_log(setting: Setting, resume: CheckpointState | None) -> SampleLog | None:
-    """Where this process logs its samples; all stages of a replica have the same."""
+    """Where this process logs its samples, if it does; all stages of a replica have the same."""
     chosen = setting.plan
     replica, stage = coordinates(setting.world.place, chosen.stages)
     if not setting.config.train.log_samples or stage > 0:

@@ -203,7 +203,7 @@ def is_text(prompt: str) -> bool:
 
 def _require_numbers(logits: Tensor) -> None:
     """Refuse to choose from values that mean nothing."""
-    # The sum first: it takes a tenth of the time. Finite values may overflow it.
+    # The sum first: it takes a fifth of the time, for one row half. Finite values may overflow it.
     if not logits.sum().isfinite() and not logits.isfinite().all():
         raise CheckpointError(
             "the model computes values that are not numbers: its weights are damaged, or its "
