@@ -168,7 +168,14 @@ def _validate(values: dict[str, Any], origins: Mapping[str, str]) -> Config:
             ".".join(parts),
         )
         given = _shown(first.get("input"))
-        message = first["msg"].removeprefix("Input ").removeprefix("Value error, ")
+        # Of a key that takes one of several kinds, each kind says what it misses.
+        depth = key.count(".") + 1
+        others = [e for e in error.errors() if list(e["loc"][:depth]) == list(first["loc"][:depth])]
+        wrong = [e for e in others if e["type"] != "missing"] or [first]
+        said = dict.fromkeys(
+            e["msg"].removeprefix("Input ").removeprefix("Value error, ") for e in wrong
+        )
+        message = ", or ".join(said)
         raise ConfigError(
             f"{key}={given} is wrong: {message}",
             where=origins.get(key, key),
