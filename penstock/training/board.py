@@ -43,5 +43,5 @@ class Board:
             threading.excepthook = self._hook
 
     def _of_thread(self, ended: threading.ExceptHookArgs) -> None:
-        if ended.exc_type is None or not issubclass(ended.exc_type, OSError):
+        if not issubclass(ended.exc_type, OSError):
             self._hook(ended)
