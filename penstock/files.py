@@ -71,17 +71,19 @@ class LineLog:
         self._told = False
 
     def append(self, line: str) -> str | None:
-        """Write a line, after those that still wait; why it has to wait, said once until all are
-        written.
-        """
+        """Write a line, after those that still wait; why it has to wait, as `untold` has it."""
         self._waiting += f"{line}\n".encode()
         try:
             self._write()
         except OSError as error:
-            told, self._told = self._told, True
-            return None if told else error.strerror
+            return self.untold(error)
         self._told = False
         return None
+
+    def untold(self, error: OSError) -> str | None:
+        """Why lines have to wait, once until all are written."""
+        told, self._told = self._told, True
+        return None if told else error.strerror
 
     def sync(self) -> None:
         """Make all lines safe from a power cut; `OSError` where one cannot be written."""

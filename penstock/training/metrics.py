@@ -60,9 +60,7 @@ class MetricsLog:
             if not values:
                 return
         record = {"step": step, **{name: _plain(value) for name, value in values.items()}}
-        why = self._lines.append(json.dumps(record))
-        if why is not None:
-            get_console().warning(f"{self._path} waits for room: {why}; training goes on")
+        self._say(self._lines.append(json.dumps(record)))
         if self._board is not None:
             self._board.log(step, record)
 
@@ -77,7 +75,7 @@ class MetricsLog:
         except OSError as error:
             if last:
                 raise self._unwritable(error) from error
-            get_console().warning(f"{self._path} waits for room: {error.strerror}")
+            self._say(self._lines.untold(error))
 
     def close(self) -> None:
         """Write out what is buffered; closing twice is fine."""
@@ -95,6 +93,10 @@ class MetricsLog:
         traceback: TracebackType | None,
     ) -> None:
         self.close()
+
+    def _say(self, why: str | None) -> None:
+        if why is not None:
+            get_console().warning(f"{self._path} waits for room: {why}; training goes on")
 
     def _unwritable(self, error: OSError) -> CheckpointError:
         return CheckpointError(
