@@ -77,9 +77,9 @@ def measure(arguments: argparse.Namespace) -> None:
             own = [Stage(whole, pieces, i, 0.0) for i in range(world.rank, len(pieces), STAGES)]
             names = list(dict(named_parameters(own)))
             pipeline = Pipeline(
-                own, mesh.stages, schedule=schedule, micro_batches=count, shape=shape, names=names
+                own, mesh.stages, schedule=schedule, micro_batches=count, names=names
             )
-            inner = pipeline._schedule
+            _, inner = pipeline._schedule(torch.Size(shape))
             spent = passes_timed([inner._stage] if hasattr(inner, "_stage") else inner._stages)
             tokens = torch.randint(0, 512, shape)
             weights, places = torch.ones(shape), torch.arange(shape[0])

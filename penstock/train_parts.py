@@ -38,7 +38,7 @@ def divide(setting: Setting, model: Transformer, masters: Mapping[str, Tensor]) 
     mesh = Mesh.of(world, chosen.stages, timeout)
     if chosen.stages > 1:
         return _stages(setting, model, masters, mesh)
-    replicas = Replicas(model, mesh.replicas, chosen.shard)
+    replicas = Replicas([model], mesh.replicas, chosen.shard)
     optimizer = make_optimizer(
         model.named_parameters(), c.optimizer, masters=replicas.rows_of(masters)
     )
@@ -56,8 +56,9 @@ def _stages(
 ) -> Parts:
     """The same for one stage of several."""
     # Torch's pipelines take half a second to load.
-    from penstock.parallel.pipeline import Pipeline, StageReplicas  # noqa: PLC0415
+    from penstock.parallel.pipeline import Pipeline  # noqa: PLC0415
     from penstock.parallel.stage import Stage, layers_of_pieces, named_parameters  # noqa: PLC0415
+    from penstock.parallel.stage_replicas import StageReplicas  # noqa: PLC0415
 
     c, chosen, world = setting.config, setting.plan, setting.world
     line = mesh.stages
@@ -68,19 +69,28 @@ def _stages(
         Stage(model, pieces, index, c.train.z_loss)
         for index in range(line.rank, len(pieces), line.size)
     ]
-    named = dict(named_parameters(own))
-    replicas = StageReplicas(mesh, named, is_tied=chosen.architecture.tie_embeddings)
-    optimizer = make_optimizer(named.items(), c.optimizer, masters=replicas.rows_of(masters))
+    replicas = StageReplicas(mesh, own, chosen.shard, is_tied=chosen.architecture.tie_embeddings)
+    optimizer = make_optimizer(
+        named_parameters(own),
+        c.optimizer,
+        masters=replicas.rows_of(masters),
+        layers=chosen.architecture.layers,
+    )
     passes = Pipeline(
         own,
         line,
         schedule=chosen.schedule,
         micro_batches=chosen.accumulation,
-        shape=(chosen.micro, chosen.sequence_length),
         names=optimizer.names,
+        shard=replicas.shard,
     )
-    part = Part(line.rank, line.size, world.token, c.launch.timeout_seconds)
-    saver = _saver(setting, part) if mesh.replicas.rank == 0 else None
+    timeout = c.launch.timeout_seconds
+    if replicas.is_divided:  # Replicas of one stage are neighbours, so are their rows.
+        saver = _saver(setting, Part(world.rank, world.size, world.token, timeout))
+    elif mesh.replicas.rank == 0:
+        saver = _saver(setting, Part(line.rank, line.size, world.token, timeout))
+    else:
+        saver = None
     return Parts(passes, optimizer, replicas, saver)
 
 

@@ -12,7 +12,6 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 from torch.nn import Parameter
 
-from penstock.models.rotary import positions_within, rotation
 from penstock.models.transformer import Transformer
 
 TABLE = "embed.tokens.weight"
@@ -32,6 +31,17 @@ def layers_of_pieces(layers_per_stage: Sequence[int], pieces: int) -> list[range
     return [range(end - count, end) for end, count in zip(ends, counts, strict=True)]
 
 
+class _Elsewhere(nn.Module):
+    """Stands where another stage has a part, and gives on what it gets."""
+
+    positions = None
+    """Learned ones, which the embedding has: see `Transformer.hidden`."""
+
+    def forward(self, x: Tensor, *_: Tensor | None) -> Tensor:
+        """X as it is."""
+        return x
+
+
 class Stage(Transformer):
     """A piece of the depth of `whole`, whose modules it shares."""
 
@@ -47,12 +57,19 @@ class Stage(Transformer):
         self.is_last = index == len(pieces) - 1
         self.z_loss = torch.tensor(z_loss, device=next(whole.parameters()).device)
         self.layers = pieces[index]
-        # Modules without parameters stand where other stages have theirs.
-        blocks = [b if i in self.layers else nn.Module() for i, b in enumerate(whole.blocks)]
+        # Adapters and frozen parameters: what lies before the first that is trained needs none.
+        trained = {
+            _piece_of(name, pieces) for name, p in whole.named_parameters() if p.requires_grad
+        }
+        self.takes_gradient = any(piece <= index for piece in trained)
+        """Whether this stage wants the gradient of what it gives."""
+        self.gives_gradient = any(piece < index for piece in trained)
+        """Whether the stage before wants that of what this one gets."""
+        blocks = [b if i in self.layers else _Elsewhere() for i, b in enumerate(whole.blocks)]
         parts: dict[str, Any] = {
-            "embed": whole.embed if index == 0 else nn.Module(),
+            "embed": whole.embed if index == 0 else _Elsewhere(),
             "blocks": nn.ModuleList(blocks),
-            "head": whole.head if self.is_last else nn.Module(),
+            "head": whole.head if self.is_last else _Elsewhere(),
         }
         if self.is_last and index > 0 and self.architecture.tie_embeddings:
             # The head's copy of the table goes by the table's name, as in the whole model.
@@ -79,25 +96,6 @@ class Stage(Transformer):
             return self.head.token_losses(x, targets)
         return _loss_at_once(self.head, x, targets, loss_weights, self.z_loss)
 
-    def hidden(
-        self,
-        tokens: Int[Tensor, "B T"] | Float[Tensor, "B T D"],
-        segments: Int[Tensor, "B T"] | None = None,
-        keys: Sequence[Tensor] | None = None,
-    ) -> Float[Tensor, "B T D"]:
-        """The residual stream after this stage's last block, from tokens or from the one before."""
-        positions = None if segments is None else positions_within(segments)
-        x = tokens
-        if self.index == 0:
-            learned = None if self.embed.positions is None else positions
-            x = self.embed(tokens, None if keys is None else keys[0], learned)
-        if positions is None:
-            positions = torch.arange(x.shape[1], device=x.device)[None]
-        turns = rotation(self.architecture, positions)
-        for index in self.layers:
-            x = self.blocks[index](x, None if keys is None else keys[index + 1], turns, segments)
-        return x
-
 
 def _loss_at_once(head: nn.Module, x: Tensor, *rest: Tensor) -> Tensor:
     """The head's loss, its backward pass done: its gradients are as large as the projection, and
@@ -121,6 +119,15 @@ class _Loss(torch.autograd.Function):
     def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Tensor | None, ...]:  # noqa: ANN401 - as above
         (gradient,) = ctx.saved_tensors
         return gradient * grad_outputs[0].to(gradient.dtype), None, None
+
+
+def _piece_of(name: str, pieces: Sequence[range]) -> int:
+    """The piece a parameter of the whole model is in; a tied table is the embedding's."""
+    region, _, inside = name.partition(".")
+    if region != "blocks":
+        return 0 if region == "embed" else len(pieces) - 1
+    layer = int(inside.partition(".")[0])
+    return next(index for index, piece in enumerate(pieces) if layer in piece)
 
 
 def named_parameters(stages: Sequence[Stage]) -> Iterator[tuple[str, Parameter]]:
