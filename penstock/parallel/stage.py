@@ -4,7 +4,7 @@
 names, kernels and arithmetic are the whole model's. It must never know about processes.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from typing import Any
 
 import torch
@@ -43,7 +43,7 @@ class _Elsewhere(nn.Module):
 
 
 class Stage(Transformer):
-    """A piece of the depth of `whole`, whose modules it shares."""
+    """A piece of the depth of `whole`, whose modules it shares; the others need no memory."""
 
     def __init__(
         self, whole: Transformer, pieces: Sequence[range], index: int, z_loss: float
@@ -55,7 +55,6 @@ class Stage(Transformer):
         self.architecture = whole.architecture
         self.index = index
         self.is_last = index == len(pieces) - 1
-        self.z_loss = torch.tensor(z_loss, device=next(whole.parameters()).device)
         self.layers = pieces[index]
         # Adapters and frozen parameters: what lies before the first that is trained needs none.
         trained = {
@@ -76,6 +75,7 @@ class Stage(Transformer):
             parts["embed"].tokens = whole.embed.tokens
         for name, module in parts.items():
             setattr(self, name, module)
+        self.z_loss = torch.tensor(z_loss, device=next(self.parameters()).device)
 
     def forward(  # pyright: ignore[reportIncompatibleMethodOverride] - a stage takes what the one before gives
         self,
@@ -119,6 +119,15 @@ class _Loss(torch.autograd.Function):
     def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Tensor | None, ...]:  # noqa: ANN401 - as above
         (gradient,) = ctx.saved_tensors
         return gradient * grad_outputs[0].to(gradient.dtype), None, None
+
+
+def holds(name: str, pieces: Sequence[range], own: Collection[int], *, is_tied: bool) -> bool:
+    """Whether a process with the pieces `own` has a parameter or tensor of the optimizer, named as
+    the whole model's: PARAMETER or KIND.PARAMETER. `is_tied`: the table is also the head's.
+    """
+    if name.partition(".")[0] not in ("embed", "blocks", "head"):
+        name = name.partition(".")[2]
+    return _piece_of(name, pieces) in own or (is_tied and name == TABLE and len(pieces) - 1 in own)
 
 
 def _piece_of(name: str, pieces: Sequence[range]) -> int:

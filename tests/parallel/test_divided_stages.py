@@ -1,6 +1,7 @@
 """Replicas of stages divide them as they divide whole models, and train what one process does."""
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -42,7 +43,7 @@ def test_divided_stages_train_what_one_process_does(
 ) -> None:
     jobs = [divided(dataset_folder, tmp_path / way[0], *way) for way in WAYS]
     # Then a run that is handed on to one process.
-    short = {"train": {"steps": 2 * STEPS // 3}}
+    short: dict[str, Any] = {"train": {"steps": 2 * STEPS // 3}}
     jobs.append(divided(dataset_folder, tmp_path / "handed-on", "weights", **short))
     run_jobs(jobs, tmp_path, processes=4)
     for shard, _ in WAYS:
