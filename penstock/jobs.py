@@ -31,6 +31,7 @@ from penstock.models.initialization import initial_adapter, initialize, unfilled
 from penstock.models.parameters import frozen_names
 from penstock.models.peft_format import read_adapter
 from penstock.models.projection import is_trained
+from penstock.models.split_block import split_blocks
 from penstock.models.transformer import Transformer
 from penstock.models.weight_files import weight_files
 from penstock.training.run_folder import RunFolder
@@ -59,8 +60,10 @@ def compiled_kernels(
     if plan.device != "cpu":
         console.warning("region kernels are compiled for CPUs only so far: running eagerly")
         return None
-    if config.compile.mode == "off":
-        console.info("compile.mode=off: running eagerly")
+    if config.compile.mode == "off" or plan.tensor > 1:
+        off = config.compile.mode == "off"
+        why = "compile.mode=off" if off else "plan.tensor: parts of blocks have no kernels so far"
+        console.info(f"{why}: running eagerly")
         return None
     section, toolchain = config.compile, toolchain_for(plan.mode, config.compile.toolchain)
     problem = find_toolchain(toolchain).problem()
@@ -93,7 +96,7 @@ def training_kernels(
 
 def kept_kernels(run: RunFolder, plan: Plan, config: Config) -> dict[str, CompiledKernel] | None:
     """The run's own executable, where it exists and fits this machine and plan."""
-    if not run.executable.is_file() or config.compile.mode == "off":
+    if not run.executable.is_file() or config.compile.mode == "off" or plan.tensor > 1:
         return None
     try:
         executable = Executable.open(run.executable, config.trust)
@@ -105,9 +108,11 @@ def kept_kernels(run: RunFolder, plan: Plan, config: Config) -> dict[str, Compil
 
 
 def new_model(
-    config: Config, plan: Plan, kernels: dict[str, CompiledKernel] | None
+    config: Config, plan: Plan, kernels: dict[str, CompiledKernel] | None, *, part: int = 0
 ) -> tuple[Transformer, dict[str, Tensor]]:
-    """A model in the compute format with its kernels, and its weights in float32 by name."""
+    """A model in the compute format with its kernels, and its weights in float32 by name; where
+    the plan divides blocks, with this `part` of each.
+    """
     has_adapters = plan.architecture.adapter is not None
     if has_adapters and config.train.freeze:
         raise ConfigError(
@@ -125,6 +130,8 @@ def new_model(
         named = dict(model.named_parameters())
         for name in frozen_names(named, config.train.freeze):
             named[name].requires_grad_(False)
+    if plan.tensor > 1:
+        split_blocks(model, part, plan.tensor)
     if plan.compute != "fp32":
         trained = ((n, p) for n, p in model.named_parameters() if p.requires_grad)
         masters = masters or {name: value.detach() for name, value in trained}
