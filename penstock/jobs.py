@@ -60,10 +60,8 @@ def compiled_kernels(
     if plan.device != "cpu":
         console.warning("region kernels are compiled for CPUs only so far: running eagerly")
         return None
-    if config.compile.mode == "off" or plan.tensor > 1:
-        off = config.compile.mode == "off"
-        why = "compile.mode=off" if off else "plan.tensor: parts of blocks have no kernels so far"
-        console.info(f"{why}: running eagerly")
+    if config.compile.mode == "off":
+        console.info("compile.mode=off: running eagerly")
         return None
     section, toolchain = config.compile, toolchain_for(plan.mode, config.compile.toolchain)
     problem = find_toolchain(toolchain).problem()
@@ -96,7 +94,7 @@ def training_kernels(
 
 def kept_kernels(run: RunFolder, plan: Plan, config: Config) -> dict[str, CompiledKernel] | None:
     """The run's own executable, where it exists and fits this machine and plan."""
-    if not run.executable.is_file() or config.compile.mode == "off" or plan.tensor > 1:
+    if not run.executable.is_file() or config.compile.mode == "off":
         return None
     try:
         executable = Executable.open(run.executable, config.trust)

@@ -123,7 +123,8 @@ def plan_of(config: Config, dataset: TrainingData | None, mode: str = "train") -
     plan = make_plan(
         architecture,
         batch=config.batch,
-        plan=config.plan,
+        # Only training divides blocks.
+        plan=config.plan if mode == "train" else config.plan.model_copy(update={"tensor": 1}),
         compute=compute,
         sequence_length=length,
         target=target,
@@ -132,7 +133,6 @@ def plan_of(config: Config, dataset: TrainingData | None, mode: str = "train") -
         resumes=mode == "train" and _has_checkpoint(config),
         compiled=config.compile.mode != "off"
         and architecture.generic is None
-        and config.plan.tensor == 1
         and held_base(architecture.adapter) is None,
         frozen=count_frozen(architecture, config.train.freeze),
         attention=config.data.attention if run is None else run.attention,

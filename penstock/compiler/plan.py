@@ -121,6 +121,7 @@ class Plan:
             "loss_chunks": self.loss_chunks,
             "mode": self.mode,
             "attention": self.attention,
+            **({"tensor": self.tensor} if self.tensor > 1 else {}),
             **({"kept": kept_values(self.recompute)} if self.mode == "train" else {}),
         }
 
@@ -134,13 +135,12 @@ class Plan:
         if self.mode == "generate":
             return fields
         region, _, part = kernel.partition("_")
-        del fields["mode"]
-        del fields["attention" if region == "head" else "loss_chunks"]
-        if region != "block":
+        is_end = region in ("embed", "head")
+        left = {"mode", "attention" if region == "head" else "loss_chunks"}
+        left |= {"kept", "tensor"} if is_end else {"kept"} if part == "evaluate" else set()
+        if is_end:
             fields["architecture"]["adapter"] = self.architecture.adapter is not None
-        if region != "block" or part == "evaluate":
-            fields.pop("kept", None)
-        return fields
+        return {name: value for name, value in fields.items() if name not in left}
 
     def generation_shapes(self) -> GenerationShapes:
         """Shapes of the kernels that generate text under this plan."""
@@ -179,6 +179,7 @@ class Plan:
             f"precision.compute={self.compute}",
             *(f"precision.{name}={value}" for name, value in self._weights_field().items()),
             f"plan.loss_chunks={self.loss_chunks}",
+            *([f"plan.tensor={self.tensor}"] if self.tensor > 1 else []),
             *([] if self.attention == "full" else [f"data.attention={self.attention}"]),
             *([f"plan.recompute={self.recompute}"] if self.mode == "train" else []),
         ]

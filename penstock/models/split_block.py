@@ -126,9 +126,17 @@ class SplitBlock(Block):
         spread, total = self.meeting.spread, self.meeting.total
         given = spread(x)
         share = self.attend(given, self.own_keys(keys, x.shape[1]), turns, segments)
-        attended = self.add_attention(x, total(share), keys)
-        read = given if self.is_parallel else spread(attended)
-        return self.add_mlp(attended, total(self.feed(read)), keys)
+        update = total(share)
+        update = (
+            _plus(update, self.attention.output.bias)
+            if keys is None
+            else self.attended(update, keys)
+        )
+        attended = self._added(x, update, self.attention_norm)
+        share = self.feed(given if self.is_parallel else spread(attended))
+        update = total(share)
+        update = _plus(update, self.mlp.down.bias) if keys is None else self.fed(update, keys)
+        return self._added(attended, update, self.mlp_norm)
 
     def attend(
         self,
@@ -141,36 +149,26 @@ class SplitBlock(Block):
         normalized = x if self.normalizes_sums else self.attention_norm(x)
         return self.attention(normalized, keys, turns, segments)
 
+    def attended(
+        self, total: Float[Tensor, "B T D"], keys: Int[Tensor, "B sites"]
+    ) -> Float[Tensor, "B T D"]:
+        """What attention adds where some is dropped, from the `total` of all parts' shares."""
+        return dropout(_plus(total, self.attention.output.bias), keys[:, 1], self.rate)
+
     def feed(self, x: Float[Tensor, "B T D"]) -> Float[Tensor, "B T D"]:
         """This part's share of what the MLP adds; x as the MLP reads it, before its norm."""
         if self.normalizes_sums:
             return self.mlp(x)
         return self.mlp((self.mlp_norm or self.attention_norm)(x))
 
-    def add_attention(
-        self, x: Float[Tensor, "B T D"], total: Float[Tensor, "B T D"], keys: Tensor | None = None
+    def fed(
+        self, total: Float[Tensor, "B T D"], keys: Int[Tensor, "B sites"]
     ) -> Float[Tensor, "B T D"]:
-        """X and attention's `total` over all parts, in families that do so normalized."""
-        bias, norm = self.attention.output.bias, self.attention_norm
-        return self._added(x, total, bias, norm, None if keys is None else keys[:, 1])
+        """The same of the MLP."""
+        return dropout(_plus(total, self.mlp.down.bias), keys[:, 2], self.rate)
 
-    def add_mlp(
-        self, x: Float[Tensor, "B T D"], total: Float[Tensor, "B T D"], keys: Tensor | None = None
-    ) -> Float[Tensor, "B T D"]:
-        """The same for the MLP."""
-        bias, norm = self.mlp.down.bias, self.mlp_norm
-        return self._added(x, total, bias, norm, None if keys is None else keys[:, 2])
-
-    def _added(
-        self,
-        x: Tensor,
-        total: Tensor,
-        bias: Tensor | None,
-        norm: nn.Module | None,
-        key: Tensor | None,
-    ) -> Tensor:
-        update = total if bias is None else total + bias
-        update = update if key is None else dropout(update, key, self.rate)
+    def _added(self, x: Tensor, update: Tensor, norm: nn.Module | None) -> Tensor:
+        """X and what is added to it, in families that do so normalized."""
         result = x + update
         return norm(result) if self.normalizes_sums and norm is not None else result
 
@@ -186,6 +184,10 @@ class SplitBlock(Block):
         first = keys[:, :1]
         low = (first + (before * _COUNTER_STRIDE & _MASK32)) & _MASK32
         return torch.cat([(first & ~_MASK32) | low, keys[:, 1:]], 1)
+
+
+def _plus(total: Tensor, bias: Tensor | None) -> Tensor:
+    return total if bias is None else total + bias
 
 
 def split_blocks(model: Transformer, part: int, parts: int) -> None:

@@ -137,10 +137,13 @@ def test_shares_add_up_to_the_block(preset: str) -> None:
     expected_x, x.grad = x.grad, None
 
     parts = [SplitBlock.of(block, architecture, part, 2) for part in range(2)]
-    shares = [p.attend(x, p.own_keys(keys[1], 10), turns, segments) for p in parts]
-    attended = parts[0].add_attention(x, sum(shares), keys[1])
+    first, given = parts[0], keys[1]
+    shares = [p.attend(x, p.own_keys(given, 10), turns, segments) for p in parts]
+    attended = x + first.attended(sum(shares), given)
+    attended = first.attention_norm(attended) if block.normalizes_sums else attended
     read = x if block.is_parallel else attended
-    found = parts[0].add_mlp(attended, sum(p.feed(read) for p in parts), keys[1])
+    found = attended + first.fed(sum(p.feed(read) for p in parts), given)
+    found = first.mlp_norm(found) if block.normalizes_sums else found
     found.backward(upstream)
     assert torch.allclose(found, expected, atol=1e-5)
     assert torch.allclose(x.grad, expected_x, atol=1e-4)
