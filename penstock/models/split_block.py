@@ -125,17 +125,12 @@ class SplitBlock(Block):
             raise RuntimeError("parts of a block must meet")
         spread, total = self.meeting.spread, self.meeting.total
         given = spread(x)
-        share = self.attend(given, self.own_keys(keys, x.shape[1]), turns, segments)
-        update = total(share)
-        update = (
-            _plus(update, self.attention.output.bias)
-            if keys is None
-            else self.attended(update, keys)
-        )
+        whole = total(self.attend(given, self.own_keys(keys, x.shape[1]), turns, segments))
+        bias = self.attention.output.bias
+        update = _plus(whole, bias) if keys is None else self.attended(whole, keys)
         attended = self._added(x, update, self.attention_norm)
-        share = self.feed(given if self.is_parallel else spread(attended))
-        update = total(share)
-        update = _plus(update, self.mlp.down.bias) if keys is None else self.fed(update, keys)
+        whole = total(self.feed(given if self.is_parallel else spread(attended)))
+        update = _plus(whole, self.mlp.down.bias) if keys is None else self.fed(whole, keys)
         return self._added(attended, update, self.mlp_norm)
 
     def attend(

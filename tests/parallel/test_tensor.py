@@ -76,7 +76,7 @@ def test_parts_are_in_files_of_their_own_and_are_exported_whole(
 ) -> None:
     penstock.convert("checkpoint", run=alone / "llama", out=tmp_path / "from")
     start_from = {"model": {"from": str(tmp_path / "from")}}
-    short = {"train": {"steps": 2}}
+    short = {"train": {"steps": 4}}
     penstock.train(**{**job(dataset_folder, tmp_path / "one", **short), **start_from})
     run_jobs([{**divided(dataset_folder, tmp_path / "two", **short), **start_from}], tmp_path)
     assert figures(tmp_path / "two") == pytest.approx(figures(tmp_path / "one"), rel=1e-5)
