@@ -15,6 +15,14 @@ from penstock.models.split_block import SplitBlock, split_blocks
 from penstock.models.transformer import Transformer
 from tests.compiler.test_family_kernels import model_for, run
 
+# One in every run, the others take as long again each.
+PRESETS = [
+    "gpt2-tiny",
+    pytest.param("llama-tiny", marks=pytest.mark.slow),
+    pytest.param("gpt-j-tiny", marks=pytest.mark.slow),
+    pytest.param("bert-tiny", marks=pytest.mark.slow),
+]
+
 
 class Alone:
     """Where one part meets nobody."""
@@ -65,11 +73,11 @@ def assert_same_step(executable: Executable, recompute: str) -> None:
     assert torch.allclose(losses[0], losses[1], rtol=1e-5)
 
 
-@pytest.mark.parametrize("preset", ["gpt2-tiny", "llama-tiny", "gpt-j-tiny", "bert-tiny"])
-@pytest.mark.parametrize("recompute", ["selective", "blocks"])
-def test_parts_through_kernels_step_as_without(preset: str, recompute: str, tmp_path: Path) -> None:
-    plan = {"plan": {"tensor": 2, "recompute": recompute}}
-    assert_same_step(compiled(tmp_path, preset, **plan), recompute)
+@pytest.mark.parametrize("preset", PRESETS)
+def test_parts_through_kernels_step_as_without(preset: str, tmp_path: Path) -> None:
+    executable = compiled(tmp_path, preset)
+    for recompute in ("selective", "blocks"):
+        assert_same_step(executable, recompute)
 
 
 def test_parts_through_machine_code_step_as_without(tmp_path: Path) -> None:

@@ -8,7 +8,9 @@ import torch
 
 import penstock
 from penstock.checkpoint import best_checkpoint, list_checkpoints, load_checkpoint
+from penstock.config.load import as_config
 from penstock.config.schema import ModelSection
+from penstock.errors import ConfigError
 from penstock.models.architecture import Architecture
 from penstock.models.initialization import initialize
 from penstock.models.resolve import resolve_architecture
@@ -17,6 +19,8 @@ from penstock.models.split_block import SplitBlock, cut_of, has_partial_gradient
 from penstock.models.transformer import Block, Transformer
 from penstock.parallel.environment import Place
 from penstock.parallel.mesh import coordinates
+from penstock.planning import plan_of
+from penstock.train_demands import require_parts_here
 from tests.parallel.test_replicas import STEPS, assert_close, figures, job, run_jobs, start, state
 
 MODELS = {
@@ -167,24 +171,37 @@ def test_parts_stand_next_to_each_other() -> None:
 @pytest.mark.parametrize(
     ("given", "line"),
     [
-        (["plan.tensor=3"], "model.heads=4 cannot be divided by plan.tensor=3"),
-        (["model.preset=llama-tiny", "plan.tensor=4"], "model.kv_heads=2 cannot be divided"),
-        (["model.mlp_size=255"], "model.mlp_size=255 cannot be divided by plan.tensor=2"),
-        (["lora.rank=4"], "lora does not go with plan.tensor=2"),
-        (["optimizer.name=muon"], "optimizer.name does not go with plan.tensor=2"),
-        (["plan.replicas=2"], "the plan is for 2 replicas with 2 processes for each block"),
+        ({"plan": {"tensor": 3}}, "model.heads=4 cannot be divided by plan.tensor=3"),
+        (
+            {"model": {"preset": "llama-tiny"}, "plan": {"tensor": 4}},
+            "model.kv_heads=2 cannot be divided by plan.tensor=4",
+        ),
+        (
+            {"model": {"preset": "gpt2-tiny", "mlp_size": 255}},
+            "model.mlp_size=255 cannot be divided by plan.tensor=2",
+        ),
+        ({"lora": {"rank": 4}}, "lora does not go with plan.tensor=2"),
+        ({"optimizer": {"name": "muon"}}, "optimizer.name does not go with plan.tensor=2"),
     ],
 )
-def test_mistakes_are_told_once(
-    given: list[str], line: str, dataset_folder: Path, tmp_path: Path
-) -> None:
-    values = divided(dataset_folder, tmp_path / "run")
-    process = start(values, tmp_path, "--processes", "2", *given)
+def test_what_cannot_be_divided_is_refused_by_its_key(given: dict, line: str) -> None:
+    base = {"model": {"preset": "gpt2-tiny"}, "plan": {"tensor": 2}, "data": {"sequence_length": 8}}
+    config = as_config(**{**base, **given})
+    with pytest.raises(ConfigError) as raised:
+        require_parts_here(config, plan_of(config, None))
+    assert line in str(raised.value)
+
+
+def test_processes_that_do_not_fit_are_told_once(dataset_folder: Path, tmp_path: Path) -> None:
+    values = divided(dataset_folder, tmp_path / "run", plan={"replicas": 2})
+    process = start(values, tmp_path, "--processes", "2")
     error = process.communicate(timeout=100)[1]
     assert process.returncode == 2, error
     lines = [line for line in error.splitlines() if line.startswith("penstock")]
-    assert len(lines) == 1
-    assert line in lines[0]
+    assert lines == [
+        "penstock: the plan is for 2 replicas with 2 processes for each block, the job has 2 "
+        "processes (plan.tensor): start it with --processes 4, or change plan.replicas"
+    ]
 
 
 def _preset(name: str, **more: object) -> Architecture:
