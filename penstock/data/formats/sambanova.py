@@ -17,7 +17,7 @@ import numpy as np
 import yaml
 from numpy.typing import NDArray
 
-from penstock.data.formats.hdf5 import Rows, RowWriter, hdf5_file
+from penstock.data.formats.hdf5 import Rows, RowWriter, check_apart, hdf5_file
 from penstock.data.formats.output import OutputFile
 from penstock.data.formats.sequence import (
     COMPLETION,
@@ -66,6 +66,7 @@ class Reader:
             categories = _categories(file, path)
             if categories is not None and categories.shape != ids.shape:
                 raise damaged(path, f"has {_IDS} {ids.shape} but {_CATEGORIES} {categories.shape}")
+            check_apart(path, *(rows for rows in (ids, roles, categories) if rows is not None))
             self.facts = Facts(
                 sequences=ids.shape[0],
                 tokens=math.prod(ids.shape),
