@@ -38,6 +38,7 @@ from penstock.models.initialization import (
 from penstock.models.parameters import frozen_names
 from penstock.models.peft_format import read_adapter
 from penstock.models.projection import is_trained
+from penstock.models.split_block import split_blocks
 from penstock.models.transformer import Transformer
 from penstock.models.weight_files import weight_files
 from penstock.training.run_folder import RunFolder
@@ -115,10 +116,13 @@ def new_model(
     config: Config,
     plan: Plan,
     kernels: dict[str, CompiledKernel] | None,
+    *,
+    part: int = 0,
     holds: Callable[[str], bool] = every,
 ) -> tuple[Transformer, dict[str, Tensor]]:
     """A model in the compute format with its kernels, and its weights in float32 by name; only
-    what it `holds`, by name, has memory.
+    what it `holds`, by name, has memory, and where the plan divides blocks, only this `part` of
+    each.
     """
     has_adapters = plan.architecture.adapter is not None
     if has_adapters and config.train.freeze:
@@ -137,20 +141,27 @@ def new_model(
         named = dict(model.named_parameters())
         for name in frozen_names(named, config.train.freeze):
             named[name].requires_grad_(False)
+    if plan.tensor > 1:
+        split_blocks(model, part, plan.tensor)
     if plan.compute != "fp32":
         trained = ((n, p) for n, p in held_parameters(model) if p.requires_grad)
         masters = masters or {name: value.detach() for name, value in trained}
-        for _, parameter in held_parameters(model):
-            parameter.data = parameter.data.to(plan.device, DTYPES[plan.compute])
-    if plan.device != "cpu":
-        # Module.to would want what is held elsewhere.
-        for tensor in (*(p for _, p in held_parameters(model)), *model.buffers()):
-            tensor.data = tensor.data.to(plan.device)
+    _to_compute(model, plan)
     if kernels is not None:
         attach(model, kernels, recompute=plan.recompute, stages=plan.stages)
     elif config.plan.recompute is not None:
         recompute_eagerly(model, plan.recompute)
     return model, masters
+
+
+def _to_compute(model: Transformer, plan: Plan) -> None:
+    """Bring what the model holds to the plan's device, parameters in its format: `Module.to` would
+    want what is held elsewhere too.
+    """
+    for _, parameter in held_parameters(model):
+        parameter.data = parameter.data.to(plan.device, DTYPES[plan.compute])
+    for buffer in model.buffers():
+        buffer.data = buffer.data.to(plan.device)
 
 
 def base_model(

@@ -16,6 +16,7 @@ from penstock.parallel.mesh import Mesh, coordinates
 from penstock.parallel.parts import WHOLE, Part
 from penstock.parallel.replicas import Replicas
 from penstock.parallel.stage import Stage, holds, layers_of_pieces, named_parameters
+from penstock.parallel.tensor import TensorReplicas, connect, cuts_of
 from penstock.saving import AsyncSaver
 from penstock.train_setting import Setting
 from penstock.training.optimizers import Optimizer, make_optimizer
@@ -56,20 +57,20 @@ def divide(setting: Setting, model: Transformer, masters: Mapping[str, Tensor]) 
     """Leave this process its part of the model; `masters` are float32 weights by name."""
     c, chosen, world = setting.config, setting.plan, setting.world
     timeout = c.launch.timeout_seconds
-    mesh = Mesh.of(world, chosen.stages, timeout)
+    mesh = Mesh.of(world, chosen.stages, timeout, chosen.tensor)
+    if chosen.tensor > 1:
+        connect(model, mesh.parts)
     if chosen.stages > 1:
         return _stages(setting, model, masters, mesh)
     replicas = Replicas([model], mesh.replicas, chosen.shard)
     optimizer = make_optimizer(
         model.named_parameters(), c.optimizer, masters=replicas.rows_of(masters)
     )
+    replicas = _with_parts(setting, replicas, mesh)
     passes = Passes(
         model, optimizer, replicas, z_loss=c.train.z_loss, accumulation=chosen.accumulation
     )
-    if replicas.is_divided:
-        part = Part(world.rank, world.size, world.token, timeout)
-        return Parts(passes, optimizer, replicas, _saver(setting, part))
-    return Parts(passes, optimizer, replicas, _saver(setting, WHOLE) if world.is_first else None)
+    return Parts(passes, optimizer, replicas, _saver(setting, replicas, mesh))
 
 
 def _stages(
@@ -80,7 +81,7 @@ def _stages(
     from penstock.parallel.pipeline import Pipeline  # noqa: PLC0415
     from penstock.parallel.stage_replicas import StageReplicas  # noqa: PLC0415
 
-    c, chosen, world = setting.config, setting.plan, setting.world
+    c, chosen = setting.config, setting.plan
     line = mesh.stages
     pieces = _pieces(chosen)
     own = [
@@ -102,16 +103,28 @@ def _stages(
         names=optimizer.names,
         shard=replicas.shard,
     )
-    timeout = c.launch.timeout_seconds
-    if replicas.is_divided:  # Replicas of one stage are neighbours, so are their rows.
-        saver = _saver(setting, Part(world.rank, world.size, world.token, timeout))
-    elif mesh.replicas.rank == 0:
-        saver = _saver(setting, Part(line.rank, line.size, world.token, timeout))
-    else:
-        saver = None
-    return Parts(passes, optimizer, replicas, saver)
+    replicas = _with_parts(setting, replicas, mesh)
+    return Parts(passes, optimizer, replicas, _saver(setting, replicas, mesh))
 
 
-def _saver(setting: Setting, part: Part) -> AsyncSaver:
-    """What writes checkpoints here: all of each, or a part of it."""
+def _with_parts(setting: Setting, replicas: Replicas, mesh: Mesh) -> Replicas:
+    """The same, where blocks are divided with the processes that have their other parts."""
+    if setting.plan.tensor == 1:
+        return replicas
+    return TensorReplicas(replicas, mesh.parts, setting.plan.architecture)
+
+
+def _saver(setting: Setting, replicas: Replicas, mesh: Mesh) -> AsyncSaver | None:
+    """What writes checkpoints here: all of each, or a part of it; None: another writes the same."""
+    chosen, world, timeout = setting.plan, setting.world, setting.config.launch.timeout_seconds
+    if not replicas.is_divided and mesh.replicas.rank > 0:
+        return None
+    index, count = world.rank, world.size
+    if not replicas.is_divided:
+        index = mesh.stages.rank * mesh.parts.size + mesh.parts.rank
+        count = mesh.stages.size * mesh.parts.size
+    part = WHOLE
+    if count > 1:
+        cuts = cuts_of(chosen.architecture) if chosen.tensor > 1 else {}
+        part = Part(index, count, world.token, timeout, mesh.parts.rank, cuts)
     return AsyncSaver(setting.run.checkpoints, setting.config.checkpoint.keep, part)

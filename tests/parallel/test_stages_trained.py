@@ -97,6 +97,8 @@ def test_fifty_steps_by_every_mesh_are_those_of_one_process(
     for way in ("none", "optimizer", "gradients", "weights"):
         values = job(dataset_folder, tmp_path / way, plan={"shard": way}, **long)
         jobs.append({**values, "model": MODEL})
+    parts = job(dataset_folder, tmp_path / "parts", plan={"tensor": 2}, **long)
+    jobs.append({**parts, "model": MODEL})
     run_jobs(jobs, tmp_path, timeout=1800)
     ways = {"none": {"replicas": 2}, "divided": {"replicas": 2, "shard": "weights"}}
     meshes = [
