@@ -12,6 +12,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 from torch.nn import Parameter
 
+from penstock.models.rotary import positions_within, rotation
 from penstock.models.transformer import Transformer
 
 TABLE = "embed.tokens.weight"
@@ -29,17 +30,6 @@ def layers_of_pieces(layers_per_stage: Sequence[int], pieces: int) -> list[range
     ]
     ends = [sum(counts[: index + 1]) for index in range(len(counts))]
     return [range(end - count, end) for end, count in zip(ends, counts, strict=True)]
-
-
-class _Elsewhere(nn.Module):
-    """Stands where another stage has a part, and gives on what it gets."""
-
-    positions = None
-    """Learned ones, which the embedding has: see `Transformer.hidden`."""
-
-    def forward(self, x: Tensor, *_: Tensor | None) -> Tensor:
-        """X as it is."""
-        return x
 
 
 class Stage(Transformer):
@@ -64,11 +54,12 @@ class Stage(Transformer):
         """Whether this stage wants the gradient of what it gives."""
         self.gives_gradient = any(piece < index for piece in trained)
         """Whether the stage before wants that of what this one gets."""
-        blocks = [b if i in self.layers else _Elsewhere() for i, b in enumerate(whole.blocks)]
+        # Modules without parameters stand where other stages have theirs.
+        blocks = [b if i in self.layers else nn.Module() for i, b in enumerate(whole.blocks)]
         parts: dict[str, Any] = {
-            "embed": whole.embed if index == 0 else _Elsewhere(),
+            "embed": whole.embed if index == 0 else nn.Module(),
             "blocks": nn.ModuleList(blocks),
-            "head": whole.head if self.is_last else _Elsewhere(),
+            "head": whole.head if self.is_last else nn.Module(),
         }
         if self.is_last and index > 0 and self.architecture.tie_embeddings:
             # The head's copy of the table goes by the table's name, as in the whole model.
@@ -95,6 +86,25 @@ class Stage(Transformer):
         if loss_weights is None:
             return self.head.token_losses(x, targets)
         return _loss_at_once(self.head, x, targets, loss_weights, self.z_loss)
+
+    def hidden(
+        self,
+        tokens: Int[Tensor, "B T"] | Float[Tensor, "B T D"],
+        segments: Int[Tensor, "B T"] | None = None,
+        keys: Sequence[Tensor] | None = None,
+    ) -> Float[Tensor, "B T D"]:
+        """The residual stream after this stage's last block, from tokens or from the one before."""
+        positions = None if segments is None else positions_within(segments)
+        x = tokens
+        if self.index == 0:
+            learned = None if self.embed.positions is None else positions
+            x = self.embed(tokens, None if keys is None else keys[0], learned)
+        if positions is None:
+            positions = torch.arange(x.shape[1], device=x.device)[None]
+        turns = rotation(self.architecture, positions)
+        for index in self.layers:
+            x = self.blocks[index](x, None if keys is None else keys[index + 1], turns, segments)
+        return x
 
 
 def _loss_at_once(head: nn.Module, x: Tensor, *rest: Tensor) -> Tensor:
