@@ -6,7 +6,7 @@ The trainer saves `CheckpointState`s through `saving.AsyncSaver`; everybody load
 Layout of FOLDER/step-00000100/ (ours): model.safetensors with the fp32 weights by parameter name,
 optimizer.safetensors with everything else, state.json, and manifest.json with size and SHA-256 of
 the others. The manifest is written last; only then does the folder take its name. Where processes
-hold parts of the tensors, each writes its rows, or stages' their own tensors:
+hold parts of the tensors, each writes its rows, stages their own tensors, parts of blocks theirs:
 model-00001-of-00002.safetensors and so on.
 """
 
@@ -19,18 +19,16 @@ import os
 import re
 import secrets
 import shutil
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import safetensors
-import safetensors.torch
-import torch
 from torch import Tensor
 
 from penstock.console import get_console
 from penstock.errors import CheckpointError
 from penstock.files import atomic_write, fsync_file, fsync_folder, sha256_file
+from penstock.parallel.part_files import read_tensors, write_tensors
 from penstock.parallel.parts import WHOLE, Part, collect, in_parts, leave
 
 _WEIGHTS, _OPTIMIZER = "model.safetensors", "optimizer.safetensors"
@@ -113,7 +111,7 @@ def _write_tensors(folder: Path, tensors: dict[str, Tensor], part: Part) -> dict
     files: dict[str, Any] = {}
     for name, content in _divided(tensors).items():
         path = folder / part.file_name(name)
-        safetensors.torch.save_file(content, path)
+        write_tensors(path, content, part)
         fsync_file(path)
         files[path.name] = _facts(path)
     return files
@@ -189,10 +187,10 @@ def load_checkpoint(
             if verify and sha256_file(path / name) != files[name]["sha256"]:
                 raise _damaged(path, f"{name} has changed")
         values = json.loads((path / _STATE).read_bytes())
-        weights = _read_tensors(path, names[_WEIGHTS])
+        weights = read_tensors([path / name for name in names[_WEIGHTS]])
         tensors = {_MASTER + name: tensor for name, tensor in weights.items()}
         if not weights_only:
-            tensors |= _read_tensors(path, names[_OPTIMIZER])
+            tensors |= read_tensors([path / name for name in names[_OPTIMIZER]])
         return CheckpointState(int(values.pop("step")), tensors, values)
     except PermissionError as error:
         raise CheckpointError(
@@ -200,19 +198,6 @@ def load_checkpoint(
         ) from None
     except (*_DAMAGE, safetensors.SafetensorError) as error:
         raise _damaged(path, str(error) or repr(error)) from None
-
-
-def _read_tensors(path: Path, names: Sequence[str]) -> dict[str, Tensor]:
-    """The tensors of one file, or of several: each holds some rows of a tensor, or other tensors
-    than the others.
-    """
-    if len(names) == 1:
-        return safetensors.torch.load_file(path / names[0])
-    found: dict[str, list[Tensor]] = {}
-    for name in names:
-        for key, tensor in safetensors.torch.load_file(path / name).items():
-            found.setdefault(key, []).append(tensor)
-    return {key: torch.cat(rows) if len(rows) > 1 else rows[0] for key, rows in found.items()}
 
 
 def _damaged(path: Path, how: str) -> _DamagedError:

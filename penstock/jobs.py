@@ -31,6 +31,7 @@ from penstock.models.initialization import initial_adapter, initialize, unfilled
 from penstock.models.parameters import frozen_names
 from penstock.models.peft_format import read_adapter
 from penstock.models.projection import is_trained
+from penstock.models.split_block import split_blocks
 from penstock.models.transformer import Transformer
 from penstock.models.weight_files import weight_files
 from penstock.training.run_folder import RunFolder
@@ -105,9 +106,11 @@ def kept_kernels(run: RunFolder, plan: Plan, config: Config) -> dict[str, Compil
 
 
 def new_model(
-    config: Config, plan: Plan, kernels: dict[str, CompiledKernel] | None
+    config: Config, plan: Plan, kernels: dict[str, CompiledKernel] | None, *, part: int = 0
 ) -> tuple[Transformer, dict[str, Tensor]]:
-    """A model in the compute format with its kernels, and its weights in float32 by name."""
+    """A model in the compute format with its kernels, and its weights in float32 by name; where
+    the plan divides blocks, with this `part` of each.
+    """
     has_adapters = plan.architecture.adapter is not None
     if has_adapters and config.train.freeze:
         raise ConfigError(
@@ -125,6 +128,8 @@ def new_model(
         named = dict(model.named_parameters())
         for name in frozen_names(named, config.train.freeze):
             named[name].requires_grad_(False)
+    if plan.tensor > 1:
+        split_blocks(model, part, plan.tensor)
     if plan.compute != "fp32":
         trained = ((n, p) for n, p in model.named_parameters() if p.requires_grad)
         masters = masters or {name: value.detach() for name, value in trained}

@@ -13,6 +13,7 @@ from penstock.models.transformer import Transformer
 from penstock.parallel.mesh import Mesh
 from penstock.parallel.parts import WHOLE, Part
 from penstock.parallel.replicas import Replicas
+from penstock.parallel.tensor import TensorReplicas, connect, cuts_of
 from penstock.saving import AsyncSaver
 from penstock.train_setting import Setting
 from penstock.training.optimizers import Optimizer, make_optimizer
@@ -35,20 +36,20 @@ def divide(setting: Setting, model: Transformer, masters: Mapping[str, Tensor]) 
     """Leave this process its part of the model; `masters` are float32 weights by name."""
     c, chosen, world = setting.config, setting.plan, setting.world
     timeout = c.launch.timeout_seconds
-    mesh = Mesh.of(world, chosen.stages, timeout)
+    mesh = Mesh.of(world, chosen.stages, timeout, chosen.tensor)
+    if chosen.tensor > 1:
+        connect(model, mesh.parts)
     if chosen.stages > 1:
         return _stages(setting, model, masters, mesh)
     replicas = Replicas(model, mesh.replicas, chosen.shard)
     optimizer = make_optimizer(
         model.named_parameters(), c.optimizer, masters=replicas.rows_of(masters)
     )
+    replicas = _with_parts(setting, replicas, mesh)
     passes = Passes(
         model, optimizer, replicas, z_loss=c.train.z_loss, accumulation=chosen.accumulation
     )
-    if replicas.is_divided:
-        part = Part(world.rank, world.size, world.token, timeout)
-        return Parts(passes, optimizer, replicas, _saver(setting, part))
-    return Parts(passes, optimizer, replicas, _saver(setting, WHOLE) if world.is_first else None)
+    return Parts(passes, optimizer, replicas, _saver(setting, replicas, mesh))
 
 
 def _stages(
@@ -59,7 +60,7 @@ def _stages(
     from penstock.parallel.pipeline import Pipeline, StageReplicas  # noqa: PLC0415
     from penstock.parallel.stage import Stage, layers_of_pieces, named_parameters  # noqa: PLC0415
 
-    c, chosen, world = setting.config, setting.plan, setting.world
+    c, chosen = setting.config, setting.plan
     line = mesh.stages
     pieces = layers_of_pieces(
         chosen.layers_per_stage, pieces_per_stage(chosen.schedule, chosen.stages)
@@ -79,11 +80,28 @@ def _stages(
         shape=(chosen.micro, chosen.sequence_length),
         names=optimizer.names,
     )
-    part = Part(line.rank, line.size, world.token, c.launch.timeout_seconds)
-    saver = _saver(setting, part) if mesh.replicas.rank == 0 else None
-    return Parts(passes, optimizer, replicas, saver)
+    replicas = _with_parts(setting, replicas, mesh)
+    return Parts(passes, optimizer, replicas, _saver(setting, replicas, mesh))
 
 
-def _saver(setting: Setting, part: Part) -> AsyncSaver:
-    """What writes checkpoints here: all of each, or a part of it."""
+def _with_parts(setting: Setting, replicas: Replicas, mesh: Mesh) -> Replicas:
+    """The same, where blocks are divided with the processes that have their other parts."""
+    if setting.plan.tensor == 1:
+        return replicas
+    return TensorReplicas(replicas, mesh.parts, setting.plan.architecture)
+
+
+def _saver(setting: Setting, replicas: Replicas, mesh: Mesh) -> AsyncSaver | None:
+    """What writes checkpoints here: all of each, or a part of it; None: another writes the same."""
+    chosen, world, timeout = setting.plan, setting.world, setting.config.launch.timeout_seconds
+    if not replicas.is_divided and mesh.replicas.rank > 0:
+        return None
+    index, count = world.rank, world.size
+    if not replicas.is_divided:
+        index = mesh.stages.rank * mesh.parts.size + mesh.parts.rank
+        count = mesh.stages.size * mesh.parts.size
+    part = WHOLE
+    if count > 1:
+        cuts = cuts_of(chosen.architecture) if chosen.tensor > 1 else {}
+        part = Part(index, count, world.token, timeout, mesh.parts.rank, cuts)
     return AsyncSaver(setting.run.checkpoints, setting.config.checkpoint.keep, part)

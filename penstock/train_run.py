@@ -126,7 +126,8 @@ def _job(
 ) -> TrainingJob:
     """Model, optimizer and everything else the trainer works with."""
     c, chosen, world = setting.config, setting.plan, setting.world
-    model, masters = jobs.new_model(c, chosen, kernels)
+    part = world.rank % chosen.tensor
+    model, masters = jobs.new_model(c, chosen, kernels, part=part)
     speeds = measured_speeds(chosen.device)
     parts = divide(setting, model, masters)
     if parts.saver is not None:
@@ -169,10 +170,11 @@ def _metrics(setting: Setting, resume: CheckpointState | None) -> MetricsLog:
 
 
 def _sample_log(setting: Setting, resume: CheckpointState | None) -> SampleLog | None:
-    """Where this process logs its samples, if it does; all stages of a replica have the same."""
+    """Where this process logs its samples, if it does; all processes of a replica have the same."""
     chosen = setting.plan
-    replica, stage = coordinates(setting.world.place, chosen.stages)
-    if not setting.config.train.log_samples or stage > 0:
+    replica, stage = coordinates(setting.world.place, chosen.stages, chosen.tensor)
+    is_first = stage == 0 and setting.world.rank % chosen.tensor == 0
+    if not setting.config.train.log_samples or not is_first:
         return None
     position = 0 if resume is None else int(resume.values["totals"]["position"])
     return SampleLog(setting.run.samples, position, (replica, chosen.replicas))

@@ -97,6 +97,8 @@ def test_fifty_steps_by_every_mesh_are_those_of_one_process(
     for way in ("none", "optimizer", "gradients", "weights"):
         values = job(dataset_folder, tmp_path / way, plan={"shard": way}, **long)
         jobs.append({**values, "model": MODEL})
+    divided = job(dataset_folder, tmp_path / "divided", plan={"tensor": 2}, **long)
+    jobs.append({**divided, "model": MODEL})
     run_jobs(jobs, tmp_path)
     mesh = staged(dataset_folder, tmp_path / "mesh", "1f1b", plan={"replicas": 2}, **long)
     run_jobs([mesh], tmp_path, processes=4)
