@@ -17,6 +17,7 @@ from torch.autograd.function import once_differentiable
 from penstock.compiler.kernels import TABLE, Kernel, RegionContract
 from penstock.config.recompute import is_recomputed
 from penstock.errors import ExecutableError
+from penstock.models.split_block import SplitBlock
 from penstock.models.transformer import Transformer
 
 
@@ -45,13 +46,35 @@ def attach(
     embed = _Region(kernels, "embed", recompute=False)
     embed.table_shape = (a.padded_vocab_size, a.embedding_width)
     embed.is_tied = a.tie_embeddings and stages == 1
-    blocks = {again: _Region(kernels, "block", recompute=again) for again in (False, True)}
     model.embed.forward = functools.partial(embed, model.embed)  # pyright: ignore[reportAttributeAccessIssue] - the point of attaching
-    for index, module in enumerate(model.blocks):
-        module.forward = functools.partial(blocks[is_recomputed(recompute, index)], module)
+    if any(isinstance(block, SplitBlock) for block in model.blocks):
+        _attach_parts(model, kernels, recompute)
+    else:
+        blocks = {again: _Region(kernels, "block", recompute=again) for again in (False, True)}
+        for index, module in enumerate(model.blocks):
+            module.forward = functools.partial(blocks[is_recomputed(recompute, index)], module)
     head = _Head(kernels)
     model.head.forward = functools.partial(head.loss, model.head)
     model.head.token_losses = functools.partial(head.token_losses, model.head)  # type: ignore[method-assign]
+
+
+def _attach_parts(
+    model: Transformer, kernels: Mapping[str, CompiledKernel], recompute: str
+) -> None:
+    """Make divided blocks compute through kernels what lies between their meetings, from which
+    recomputing one starts: no sum is taken twice.
+    """
+    halves = [
+        {name: _Region(kernels, name, recompute=again) for name in ("attend", "feed")}
+        for again in (False, True)
+    ]
+    names = [name for name in ("attended", "fed") if f"{name}_forward" in kernels]
+    updates = {name: _Region(kernels, name, recompute=False) for name in names}
+    for index, block in enumerate(dict.fromkeys(model.blocks)):  # shared layers are one block
+        for name, region in halves[is_recomputed(recompute, index)].items():
+            setattr(block, name, functools.partial(region, block))
+        for name, region in updates.items():
+            setattr(block, name, functools.partial(region, block))
 
 
 def parameters_of(module: nn.Module, contract: RegionContract) -> list[Tensor]:
@@ -70,7 +93,8 @@ class _Region:
         self.forward = kernels.get(f"{name}_forward", self.evaluate)
         self.backward = kernels.get(f"{name}_backward")
         self.recompute = recompute
-        self.has_dropout = self.forward is not self.evaluate
+        # What only training computes drops.
+        self.has_dropout = self.forward is not self.evaluate or name in ("attended", "fed")
         # Equal positions add to one row of the embedding's gradient; torch's parallel sum of them
         # changes its order from call to call.
         self.needs_ordered_sums = name == "embed"

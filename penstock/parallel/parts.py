@@ -8,6 +8,7 @@ import contextlib
 import dataclasses
 import json
 import time
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +29,10 @@ class Part:
     """Equal in all processes of one start of a job, and in no other."""
     timeout_seconds: float = 600.0
     """Longest wait of a process for another; the first waits half as long for their files."""
+    blocks: int = 0
+    """Which part of its blocks the process holds, where they are divided."""
+    cuts: Mapping[str, Sequence[int]] = dataclasses.field(default_factory=dict[str, Sequence[int]])
+    """How, by parameter: a dimension, and the sizes of the whole's sections along it."""
 
     def file_name(self, name: str) -> str:
         """`model.safetensors`, or as the Hugging Face hub numbers shards."""
