@@ -19,6 +19,7 @@ import os
 import re
 import secrets
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -165,7 +166,11 @@ def _reason(error: Exception) -> str:
 
 
 def load_checkpoint(
-    path: Path, *, verify: bool = True, weights_only: bool = False
+    path: Path,
+    *,
+    verify: bool = True,
+    weights_only: bool = False,
+    wanted: Callable[[str], bool] | None = None,
 ) -> CheckpointState:
     """Read one checkpoint; tensors are on the CPU.
 
@@ -173,24 +178,25 @@ def load_checkpoint(
         path: the checkpoint's folder.
         verify: compare SHA-256 sums, not only sizes, before anything is used.
         weights_only: leave out the optimizer's tensors; only the float32 "master.NAME" are read.
+        wanted: of the tensors, by NAME or KIND.NAME, which to read; all when not given.
 
     Raises:
         CheckpointError: missing, truncated, changed, or of another format version.
     """
     try:
         files = _read_manifest(path)["files"]
-        wanted = (_WEIGHTS,) if weights_only else (_WEIGHTS, _OPTIMIZER)
-        names = {kind: in_parts(files, kind) for kind in wanted}
+        kinds = (_WEIGHTS,) if weights_only else (_WEIGHTS, _OPTIMIZER)
+        names = {kind: in_parts(files, kind) for kind in kinds}
         for name in [*itertools.chain(*names.values()), _STATE]:
             if (path / name).stat().st_size != files[name]["bytes"]:
                 raise _damaged(path, f"{name} is truncated")
             if verify and sha256_file(path / name) != files[name]["sha256"]:
                 raise _damaged(path, f"{name} has changed")
         values = json.loads((path / _STATE).read_bytes())
-        weights = read_tensors([path / name for name in names[_WEIGHTS]])
+        weights = read_tensors([path / name for name in names[_WEIGHTS]], wanted)
         tensors = {_MASTER + name: tensor for name, tensor in weights.items()}
         if not weights_only:
-            tensors |= read_tensors([path / name for name in names[_OPTIMIZER]])
+            tensors |= read_tensors([path / name for name in names[_OPTIMIZER]], wanted)
         return CheckpointState(int(values.pop("step")), tensors, values)
     except PermissionError as error:
         raise CheckpointError(
@@ -233,8 +239,11 @@ def _manifest_or_none(path: Path) -> dict[str, Any] | None:
         return None
 
 
-def load_newest(folder: Path, *, weights_only: bool = False) -> CheckpointState | None:
-    """The newest checkpoint that is whole; damaged newer ones are passed over, and it says so.
+def load_newest(
+    folder: Path, *, weights_only: bool = False, wanted: Callable[[str], bool] | None = None
+) -> CheckpointState | None:
+    """The newest checkpoint that is whole, of it what `load_checkpoint` reads; damaged newer ones
+    are passed over, and it says so.
 
     Raises:
         CheckpointError: none is whole, or the newest is not for this user or version to read.
@@ -242,7 +251,7 @@ def load_newest(folder: Path, *, weights_only: bool = False) -> CheckpointState 
     paths = list_checkpoints(folder)
     for path in reversed(paths):
         try:
-            return load_checkpoint(path, weights_only=weights_only)
+            return load_checkpoint(path, weights_only=weights_only, wanted=wanted)
         except _DamagedError as error:
             get_console().warning(f"{error.what}; using the checkpoint before it")
     if paths:

@@ -3,16 +3,19 @@
 `train_run.py` calls it once model and plan are there. Like it, this module sees a `Setting`.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, NamedTuple
 
 from torch import Tensor
 
 from penstock.compiler.pipeline import pieces_per_stage
+from penstock.compiler.plan import Plan
+from penstock.models.initialization import every
 from penstock.models.transformer import Transformer
-from penstock.parallel.mesh import Mesh
+from penstock.parallel.mesh import Mesh, coordinates
 from penstock.parallel.parts import WHOLE, Part
 from penstock.parallel.replicas import Replicas
+from penstock.parallel.stage import Stage, holds, layers_of_pieces, named_parameters
 from penstock.parallel.tensor import TensorReplicas, connect, cuts_of
 from penstock.saving import AsyncSaver
 from penstock.train_setting import Setting
@@ -32,6 +35,24 @@ class Parts(NamedTuple):
     saver: AsyncSaver | None
 
 
+def held_here(setting: Setting) -> Callable[[str], bool]:
+    """Whether this process has a parameter, or a tensor of the optimizer, of the whole model."""
+    chosen = setting.plan
+    if chosen.stages == 1:
+        return every
+    pieces = _pieces(chosen)
+    _, stage = coordinates(setting.world.place, chosen.stages)
+    own = range(stage, len(pieces), chosen.stages)
+    is_tied = chosen.architecture.tie_embeddings
+    return lambda name: holds(name, pieces, own, is_tied=is_tied)
+
+
+def _pieces(chosen: Plan) -> list[range]:
+    """The blocks of every piece of the depth."""
+    count = pieces_per_stage(chosen.schedule, chosen.stages)
+    return layers_of_pieces(chosen.layers_per_stage, count)
+
+
 def divide(setting: Setting, model: Transformer, masters: Mapping[str, Tensor]) -> Parts:
     """Leave this process its part of the model; `masters` are float32 weights by name."""
     c, chosen, world = setting.config, setting.plan, setting.world
@@ -41,7 +62,7 @@ def divide(setting: Setting, model: Transformer, masters: Mapping[str, Tensor]) 
         connect(model, mesh.parts)
     if chosen.stages > 1:
         return _stages(setting, model, masters, mesh)
-    replicas = Replicas(model, mesh.replicas, chosen.shard)
+    replicas = Replicas([model], mesh.replicas, chosen.shard)
     optimizer = make_optimizer(
         model.named_parameters(), c.optimizer, masters=replicas.rows_of(masters)
     )
@@ -57,28 +78,30 @@ def _stages(
 ) -> Parts:
     """The same for one stage of several."""
     # Torch's pipelines take half a second to load.
-    from penstock.parallel.pipeline import Pipeline, StageReplicas  # noqa: PLC0415
-    from penstock.parallel.stage import Stage, layers_of_pieces, named_parameters  # noqa: PLC0415
+    from penstock.parallel.pipeline import Pipeline  # noqa: PLC0415
+    from penstock.parallel.stage_replicas import StageReplicas  # noqa: PLC0415
 
     c, chosen = setting.config, setting.plan
     line = mesh.stages
-    pieces = layers_of_pieces(
-        chosen.layers_per_stage, pieces_per_stage(chosen.schedule, chosen.stages)
-    )
+    pieces = _pieces(chosen)
     own = [
         Stage(model, pieces, index, c.train.z_loss)
         for index in range(line.rank, len(pieces), line.size)
     ]
-    named = dict(named_parameters(own))
-    replicas = StageReplicas(mesh, named, is_tied=chosen.architecture.tie_embeddings)
-    optimizer = make_optimizer(named.items(), c.optimizer, masters=replicas.rows_of(masters))
+    replicas = StageReplicas(mesh, own, chosen.shard, is_tied=chosen.architecture.tie_embeddings)
+    optimizer = make_optimizer(
+        named_parameters(own),
+        c.optimizer,
+        masters=replicas.rows_of(masters),
+        layers=chosen.architecture.layers,
+    )
     passes = Pipeline(
         own,
         line,
         schedule=chosen.schedule,
         micro_batches=chosen.accumulation,
-        shape=(chosen.micro, chosen.sequence_length),
         names=optimizer.names,
+        shard=replicas.shard,
     )
     replicas = _with_parts(setting, replicas, mesh)
     return Parts(passes, optimizer, replicas, _saver(setting, replicas, mesh))

@@ -6,7 +6,7 @@ know what tensors mean.
 """
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 import safetensors
@@ -33,15 +33,17 @@ def _cut(cuts: Mapping[str, Sequence[int]], name: str) -> Sequence[int] | None:
     return cuts.get(name) or cuts.get(name.partition(".")[2])
 
 
-def read_tensors(paths: Sequence[Path]) -> dict[str, Tensor]:
-    """The tensors of one file, or of several: each holds some rows of a tensor, its part of a block
-    that is divided, or other tensors than the others.
+def read_tensors(
+    paths: Sequence[Path], wanted: Callable[[str], bool] | None = None
+) -> dict[str, Tensor]:
+    """The wanted tensors, or all, of one file, or of several: each holds some rows of a tensor, its
+    part of a block that is divided, or other tensors than the others.
 
     Raises:
         ValueError: the files do not make up whole tensors.
         SafetensorError: a file is damaged.
     """
-    if len(paths) == 1:
+    if len(paths) == 1 and wanted is None:
         return safetensors.torch.load_file(paths[0])
     # Of each tensor, by part of its block, rows in order.
     found: dict[str, dict[int, list[Tensor]]] = {}
@@ -52,7 +54,7 @@ def read_tensors(paths: Sequence[Path]) -> dict[str, Tensor]:
             named = json.loads(about.get(_CUTS, "{}"))
             cuts |= {name: Cut.from_json(value) for name, value in named.items()}
             part = int(about.get(_BLOCKS, 0))
-            for name in file.keys():  # noqa: SIM118 - a file is no mapping
+            for name in file.keys() if wanted is None else filter(wanted, file.keys()):
                 rows = found.setdefault(name, {}).setdefault(part if name in named else 0, [])
                 rows.append(file.get_tensor(name))
     return {name: _whole(parts, cuts.get(name)) for name, parts in found.items()}
