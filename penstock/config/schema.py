@@ -37,7 +37,8 @@ class ModelSection(Section):
     """Architecture family, gpt2 when neither it nor a preset is named: gpt2, gpt_neox, gptj, llama,
     bert, roberta, distilbert, albert. Starts from the family's first preset."""
     from_: str | None = Field(default=None, alias="from")
-    """Folder in the Hugging Face layout (config.json + weights), or a hub name, to start from."""
+    """Folder in the Hugging Face layout (config.json + weights), a hub name, or, for `train`, a run
+    folder, to start from."""
     layers: int | None = Field(default=None, ge=1)
     """Depth, in blocks."""
     hidden_size: int | None = Field(default=None, ge=1)
