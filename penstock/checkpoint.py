@@ -19,7 +19,7 @@ import os
 import re
 import secrets
 import shutil
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +32,7 @@ from penstock.console import get_console
 from penstock.errors import CheckpointError
 from penstock.files import atomic_write, fsync_file, fsync_folder, sha256_file
 from penstock.parallel.parts import WHOLE, Part, collect, in_parts, leave
+from penstock.tensors import OnDemand, write_float32
 
 _WEIGHTS, _OPTIMIZER = "model.safetensors", "optimizer.safetensors"
 _STATE, _MANIFEST = "state.json", "manifest.json"
@@ -55,7 +56,7 @@ class CheckpointState:
 
     step: int
     """Optimizer steps done."""
-    tensors: dict[str, Tensor]
+    tensors: Mapping[str, Tensor]
     """By name, contiguous; "master.NAME" are the float32 weights by parameter name."""
     values: dict[str, Any]
     """Plain JSON values."""
@@ -108,12 +109,17 @@ def save_checkpoint(
     return final
 
 
-def _write_tensors(folder: Path, tensors: dict[str, Tensor], part: Part) -> dict[str, Any]:
+def _write_tensors(folder: Path, tensors: Mapping[str, Tensor], part: Part) -> dict[str, Any]:
     """Write a process's tensors; size and SHA-256 of each file, by its name."""
     files: dict[str, Any] = {}
-    for name, content in _divided(tensors).items():
+    masters = [name.removeprefix(_MASTER) for name in tensors if name.startswith(_MASTER)]
+    others = {name: tensors[name] for name in tensors if not name.startswith(_MASTER)}
+    for name in (_WEIGHTS, _OPTIMIZER):
         path = folder / part.file_name(name)
-        safetensors.torch.save_file(content, path)
+        if name == _WEIGHTS:
+            write_float32(path, OnDemand(masters, lambda name: tensors[_MASTER + name]))
+        else:
+            safetensors.torch.save_file(others, path)
         fsync_file(path)
         files[path.name] = _facts(path)
     return files
@@ -126,13 +132,6 @@ def _facts(path: Path) -> dict[str, Any]:
 def _of_weights(files: dict[str, Any]) -> list[Any]:
     """Size and SHA-256 of the files with the weights."""
     return [files[name] for name in in_parts(files, _WEIGHTS)]
-
-
-def _divided(tensors: dict[str, Tensor]) -> dict[str, dict[str, Tensor]]:
-    """The tensors of each file, by their names there."""
-    weights = {n.removeprefix(_MASTER): t for n, t in tensors.items() if n.startswith(_MASTER)}
-    others = {n: t for n, t in tensors.items() if not n.startswith(_MASTER)}
-    return {_WEIGHTS: weights, _OPTIMIZER: others}
 
 
 def _put_in_place(temporary: Path, final: Path) -> None:

@@ -14,9 +14,11 @@ import torch
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
-from penstock.compiler.kernels import TABLE, Kernel, RegionContract
+from penstock.compiler.kernels import DTYPES, TABLE, Kernel, RegionContract
+from penstock.compiler.room import Room
 from penstock.config.recompute import is_recomputed
 from penstock.errors import ExecutableError
+from penstock.models.head import WEIGHT_NAMES
 from penstock.models.transformer import Transformer
 
 
@@ -186,6 +188,7 @@ class _Head:
     def __init__(self, kernels: Mapping[str, CompiledKernel]) -> None:
         self.train = kernels.get("head_train")
         self.evaluate = kernels["head_evaluate"]
+        self._room = Room(0 if self.train is None else _logits_bytes(self.train))
 
     def loss(
         self,
@@ -199,7 +202,8 @@ class _Head:
         z_loss = x.new_zeros((), dtype=torch.float32) if z_loss is None else z_loss
         if torch.is_grad_enabled() and self.train is not None:
             parameters = parameters_of(module, self.train.contract)
-            return _HeadFunction.apply(self.train, targets, loss_weights, z_loss, x, *parameters)
+            inputs = (targets, loss_weights, z_loss, x, *parameters)
+            return _HeadFunction.apply(self.train, self._room, *inputs)
         losses = self.token_losses(module, x, targets)
         return (losses * loss_weights).sum()
 
@@ -207,8 +211,16 @@ class _Head:
         """What `Head.token_losses` computes: (B, T) float32."""
         parameters = parameters_of(module, self.evaluate.contract)
         pieces = _pieces(self.evaluate, x, targets)
-        losses = [self.evaluate.run([*parameters, *piece])[0] for piece in pieces]
+        with self._room.given(x.device):
+            losses = [self.evaluate.run([*parameters, *piece])[0] for piece in pieces]
         return torch.cat(losses, 1)[:, : targets.numel()].view(targets.shape)
+
+
+def _logits_bytes(kernel: CompiledKernel) -> int:
+    """Size of the logits of one piece."""
+    specs, names = kernel.run.spec.inputs, kernel.contract.parameters
+    table, x = specs[names.index(WEIGHT_NAMES["projection"])], specs[len(names)]
+    return DTYPES[x.dtype].itemsize * table.shape[0] * x.shape[1]
 
 
 def _pieces(kernel: CompiledKernel, *tensors: Tensor) -> list[tuple[Tensor, ...]]:
@@ -233,6 +245,7 @@ class _HeadFunction(torch.autograd.Function):
     def forward(
         ctx: Any,  # noqa: ANN401 - torch's context type is not public
         kernel: CompiledKernel,
+        room: Room,
         targets: Tensor,
         loss_weights: Tensor,
         z_loss: Tensor,
@@ -244,7 +257,8 @@ class _HeadFunction(torch.autograd.Function):
         for_x: list[Tensor] = []
         sums: list[Tensor] = []
         for piece in pieces:
-            loss, _cross_entropy, for_rows, *parts = kernel.run([*parameters, *piece, z_loss])
+            with room.given(x.device):
+                loss, _cross_entropy, for_rows, *parts = kernel.run([*parameters, *piece, z_loss])
             total += loss
             for_x.append(for_rows)
             if len(pieces) == 1:
@@ -272,4 +286,4 @@ class _HeadFunction(torch.autograd.Function):
         # Scaling by one would read and write the largest gradient of the model for nothing.
         if upstream.is_cuda or upstream.item() != 1.0:
             gradients = [gradient * upstream.to(gradient.dtype) for gradient in gradients]
-        return (None, None, None, None, *gradients, *(None,) * ctx.frozen)
+        return (*(None,) * 5, *gradients, *(None,) * ctx.frozen)

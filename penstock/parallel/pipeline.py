@@ -23,6 +23,7 @@ from penstock.data.loader import Batch
 from penstock.parallel.mesh import Line, Mesh
 from penstock.parallel.replicas import Replicas
 from penstock.parallel.stage import TABLE, Stage
+from penstock.tensors import OnDemand
 
 _SCHEDULES: dict[str, Any] = {
     "gpipe": ScheduleGPipe,
@@ -208,10 +209,11 @@ class StageReplicas(Replicas):
         """This stage's of a whole model's tensors, named by a parameter or KIND.PARAMETER."""
         return {name: tensor for name, tensor in tensors.items() if self._parameter(name)}
 
-    def saved(self, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    def saved(self, tensors: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
         """Those of this stage's tensors that are its to save."""
         left = TABLE if self._counts_twice else None
-        return {name: t for name, t in tensors.items() if self._parameter(name) != left}
+        kept = [name for name in tensors if self._parameter(name) != left]
+        return OnDemand(kept, tensors.__getitem__)
 
     def _parameter(self, name: str) -> str | None:
         """The parameter a tensor belongs to; None: it is not this stage's."""

@@ -16,7 +16,8 @@ from torch.nn import Parameter
 from penstock.config.schema import OptimizerSection
 from penstock.errors import ConfigError
 from penstock.parallel.replicas import local
-from penstock.training.optimizer import AdamW, make_master, parameter_groups
+from penstock.training.masters import make_master
+from penstock.training.optimizer import AdamW, parameter_groups
 
 _BLOCK = 256
 """Elements that share one scale; the library's, fixed."""
