@@ -16,11 +16,10 @@ from penstock.compiler.toolchains import Toolchain
 from penstock.errors import ExecutableError
 from penstock.spans import span
 
-DTYPES = {
+_DTYPES = {
     name: getattr(torch, name)
     for name in ("float32", "bfloat16", "float16", "int64", "int32", "uint8", "bool")
 }
-"""Of kernels' tensors, by their names in a `TensorSpec`."""
 
 
 TABLE = "tokens.weight"
@@ -136,7 +135,7 @@ class Kernel:
     def __init__(self, spec: KernelSpec, code: bytes, toolchain: Toolchain) -> None:
         """Load code that `toolchain` has built and whose origin the caller has verified."""
         self.spec = spec
-        self._expected = [(DTYPES[s.dtype], s.shape, s.stride) for s in spec.inputs]
+        self._expected = [(_DTYPES[s.dtype], s.shape, s.stride) for s in spec.inputs]
         self._run = toolchain.load(spec.name, code)
         self._span = f"kernel/{spec.name}"
 

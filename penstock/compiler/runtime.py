@@ -14,11 +14,10 @@ import torch
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
-from penstock.compiler.kernels import DTYPES, TABLE, Kernel, RegionContract
-from penstock.compiler.room import Room
+from penstock.compiler.kernels import TABLE, Kernel, RegionContract
 from penstock.config.recompute import is_recomputed
 from penstock.errors import ExecutableError
-from penstock.models.head import WEIGHT_NAMES
+from penstock.models.split_block import SplitBlock
 from penstock.models.transformer import Transformer
 
 
@@ -47,13 +46,35 @@ def attach(
     embed = _Region(kernels, "embed", recompute=False)
     embed.table_shape = (a.padded_vocab_size, a.embedding_width)
     embed.is_tied = a.tie_embeddings and stages == 1
-    blocks = {again: _Region(kernels, "block", recompute=again) for again in (False, True)}
     model.embed.forward = functools.partial(embed, model.embed)  # pyright: ignore[reportAttributeAccessIssue] - the point of attaching
-    for index, module in enumerate(model.blocks):
-        module.forward = functools.partial(blocks[is_recomputed(recompute, index)], module)
+    if any(isinstance(block, SplitBlock) for block in model.blocks):
+        _attach_parts(model, kernels, recompute)
+    else:
+        blocks = {again: _Region(kernels, "block", recompute=again) for again in (False, True)}
+        for index, module in enumerate(model.blocks):
+            module.forward = functools.partial(blocks[is_recomputed(recompute, index)], module)
     head = _Head(kernels)
     model.head.forward = functools.partial(head.loss, model.head)
     model.head.token_losses = functools.partial(head.token_losses, model.head)  # type: ignore[method-assign]
+
+
+def _attach_parts(
+    model: Transformer, kernels: Mapping[str, CompiledKernel], recompute: str
+) -> None:
+    """Make divided blocks compute through kernels what lies between their meetings, from which
+    recomputing one starts: no sum is taken twice.
+    """
+    halves = [
+        {name: _Region(kernels, name, recompute=again) for name in ("attend", "feed")}
+        for again in (False, True)
+    ]
+    names = [name for name in ("attended", "fed") if f"{name}_forward" in kernels]
+    updates = {name: _Region(kernels, name, recompute=False) for name in names}
+    for index, block in enumerate(dict.fromkeys(model.blocks)):  # shared layers are one block
+        for name, region in halves[is_recomputed(recompute, index)].items():
+            setattr(block, name, functools.partial(region, block))
+        for name, region in updates.items():
+            setattr(block, name, functools.partial(region, block))
 
 
 def parameters_of(module: nn.Module, contract: RegionContract) -> list[Tensor]:
@@ -72,7 +93,8 @@ class _Region:
         self.forward = kernels.get(f"{name}_forward", self.evaluate)
         self.backward = kernels.get(f"{name}_backward")
         self.recompute = recompute
-        self.has_dropout = self.forward is not self.evaluate
+        # What only training computes drops.
+        self.has_dropout = self.forward is not self.evaluate or name in ("attended", "fed")
         # Equal positions add to one row of the embedding's gradient; torch's parallel sum of them
         # changes its order from call to call.
         self.needs_ordered_sums = name == "embed"
@@ -188,7 +210,6 @@ class _Head:
     def __init__(self, kernels: Mapping[str, CompiledKernel]) -> None:
         self.train = kernels.get("head_train")
         self.evaluate = kernels["head_evaluate"]
-        self._room = Room(0 if self.train is None else _logits_bytes(self.train))
 
     def loss(
         self,
@@ -202,8 +223,7 @@ class _Head:
         z_loss = x.new_zeros((), dtype=torch.float32) if z_loss is None else z_loss
         if torch.is_grad_enabled() and self.train is not None:
             parameters = parameters_of(module, self.train.contract)
-            inputs = (targets, loss_weights, z_loss, x, *parameters)
-            return _HeadFunction.apply(self.train, self._room, *inputs)
+            return _HeadFunction.apply(self.train, targets, loss_weights, z_loss, x, *parameters)
         losses = self.token_losses(module, x, targets)
         return (losses * loss_weights).sum()
 
@@ -211,16 +231,8 @@ class _Head:
         """What `Head.token_losses` computes: (B, T) float32."""
         parameters = parameters_of(module, self.evaluate.contract)
         pieces = _pieces(self.evaluate, x, targets)
-        with self._room.given(x.device):
-            losses = [self.evaluate.run([*parameters, *piece])[0] for piece in pieces]
+        losses = [self.evaluate.run([*parameters, *piece])[0] for piece in pieces]
         return torch.cat(losses, 1)[:, : targets.numel()].view(targets.shape)
-
-
-def _logits_bytes(kernel: CompiledKernel) -> int:
-    """Size of the logits of one piece."""
-    specs, names = kernel.run.spec.inputs, kernel.contract.parameters
-    table, x = specs[names.index(WEIGHT_NAMES["projection"])], specs[len(names)]
-    return DTYPES[x.dtype].itemsize * table.shape[0] * x.shape[1]
 
 
 def _pieces(kernel: CompiledKernel, *tensors: Tensor) -> list[tuple[Tensor, ...]]:
@@ -245,7 +257,6 @@ class _HeadFunction(torch.autograd.Function):
     def forward(
         ctx: Any,  # noqa: ANN401 - torch's context type is not public
         kernel: CompiledKernel,
-        room: Room,
         targets: Tensor,
         loss_weights: Tensor,
         z_loss: Tensor,
@@ -257,8 +268,7 @@ class _HeadFunction(torch.autograd.Function):
         for_x: list[Tensor] = []
         sums: list[Tensor] = []
         for piece in pieces:
-            with room.given(x.device):
-                loss, _cross_entropy, for_rows, *parts = kernel.run([*parameters, *piece, z_loss])
+            loss, _cross_entropy, for_rows, *parts = kernel.run([*parameters, *piece, z_loss])
             total += loss
             for_x.append(for_rows)
             if len(pieces) == 1:
@@ -286,4 +296,4 @@ class _HeadFunction(torch.autograd.Function):
         # Scaling by one would read and write the largest gradient of the model for nothing.
         if upstream.is_cuda or upstream.item() != 1.0:
             gradients = [gradient * upstream.to(gradient.dtype) for gradient in gradients]
-        return (*(None,) * 5, *gradients, *(None,) * ctx.frozen)
+        return (None, None, None, None, *gradients, *(None,) * ctx.frozen)
