@@ -1,6 +1,7 @@
 """Speed and memory of `penstock prepare`, beside `tokenizers` alone on the same text and cores.
 
     python benchmarks/prepare.py --text TEXT --tokenizer GPT2 --megabytes 64 --rounds 3
+    python benchmarks/prepare.py --text TEXT --tokenizer GPT2 --as llama3 --megabytes 32
     python benchmarks/prepare.py --text TEXT --tokenizer GPT2 --megabytes 5120 --rounds 1 --memory-only
     python benchmarks/prepare.py --dump DUMP.xml.bz2 --tokenizer GPT2 --megabytes 400 --rounds 1
 
@@ -26,8 +27,38 @@ from pathlib import Path
 
 import psutil
 import tokenizers
+from tokenizers import normalizers, pre_tokenizers
 
 LINES = 40
+LLAMA3 = (
+    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*"
+    r"|\s*[\r\n]+|\s+(?!\S)|\s+"
+)
+
+
+def made_as(
+    inner: tokenizers.Tokenizer, kind: str | None, text: Path | None
+) -> tokenizers.Tokenizer:
+    """The tokenizer with the normalizer and pre-tokenizer of another family.
+
+    `bert`: 30,000 word pieces learned from the text; `other`: a normalizer that nobody cuts for,
+    so that the library gets whole texts.
+    """
+    if kind == "bert":
+        from penstock.data.tokenizer import Tokenizer
+
+        assert text is not None, "word pieces are learned from --text"
+        return Tokenizer.train([text.read_text("utf-8")], 30000, "bert")._inner
+    if kind == "gpt-neox":
+        inner.normalizer = normalizers.NFC()  # type: ignore[assignment]
+        inner.add_tokens([tokenizers.AddedToken(" " * n, normalized=True) for n in range(2, 25)])
+    if kind == "llama3":
+        split = pre_tokenizers.Split(tokenizers.Regex(LLAMA3), "isolated")
+        cut = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
+        inner.pre_tokenizer = pre_tokenizers.Sequence([split, cut])  # type: ignore[assignment]
+    if kind == "other":
+        inner.normalizer = normalizers.NFKC()  # type: ignore[assignment]
+    return inner
 
 
 def make_text(path: Path, source: Path, megabytes: int) -> None:
@@ -127,7 +158,8 @@ def main() -> None:
     parser.add_argument("--dump", type=Path, help="a real dump, .xml.bz2, instead")
     parser.add_argument("--plain", action="store_true", help="the repeated dump is not packed")
     parser.add_argument("--workers", type=int, default=os.cpu_count())
-    parser.add_argument("--tokenizer", type=Path, required=True, help="folder of GPT-2's tokenizer")
+    parser.add_argument("--tokenizer", type=Path, required=True, help="folder of a tokenizer")
+    parser.add_argument("--as", dest="kind", choices=["gpt-neox", "llama3", "bert", "other"])
     parser.add_argument("--memory-only", action="store_true")
     arguments = parser.parse_args()
     if (arguments.text is None) == (arguments.dump is None):
@@ -137,7 +169,8 @@ def main() -> None:
     folder = Path(tempfile.mkdtemp(prefix="penstock-prepare-"))
     try:
         text, tokenizer = folder / "text.txt", folder / "tokenizer" / "tokenizer.json"
-        Tokenizer.load(arguments.tokenizer).save(tokenizer)
+        inner = made_as(Tokenizer.load(arguments.tokenizer)._inner, arguments.kind, arguments.text)
+        Tokenizer(inner).save(tokenizer)
         words = [f"prepare.workers={arguments.workers}"]
         if arguments.dump is not None:
             text = folder / ("dump.xml" if arguments.plain else "dump.xml.bz2")
@@ -159,6 +192,7 @@ def main() -> None:
             "megabytes": round(megabytes),
             "cores": os.cpu_count(),
             "workers": arguments.workers,
+            "tokenizer": arguments.kind or arguments.tokenizer.name,
             "tokenizers": tokenizers.__version__,
             "encode_batch_mb_per_second": [round(megabytes / s, 2) for s in alone],
             "prepare_mb_per_second": [round(megabytes / s, 2) for s, _ in ours],

@@ -6,7 +6,7 @@ The trainer saves `CheckpointState`s through `saving.AsyncSaver`; everybody load
 Layout of FOLDER/step-00000100/ (ours): model.safetensors with the fp32 weights by parameter name,
 optimizer.safetensors with everything else, state.json, and manifest.json with size and SHA-256 of
 the others. The manifest is written last; only then does the folder take its name. Where processes
-hold parts of the tensors, each writes its rows, or stages' their own tensors:
+hold parts of the tensors, each writes its rows, stages their own tensors, parts of blocks theirs:
 model-00001-of-00002.safetensors and so on.
 """
 
@@ -19,20 +19,19 @@ import os
 import re
 import secrets
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 import safetensors
-import safetensors.torch
-import torch
 from torch import Tensor
 
 from penstock.console import get_console
 from penstock.errors import CheckpointError
 from penstock.files import atomic_write, fsync_file, fsync_folder, sha256_file
+from penstock.parallel.part_files import read_tensors, write_tensors
 from penstock.parallel.parts import WHOLE, Part, collect, in_parts, leave
-from penstock.tensors import OnDemand, write_float32
+from penstock.tensors import OnDemand
 
 _WEIGHTS, _OPTIMIZER = "model.safetensors", "optimizer.safetensors"
 _STATE, _MANIFEST = "state.json", "manifest.json"
@@ -112,14 +111,9 @@ def save_checkpoint(
 def _write_tensors(folder: Path, tensors: Mapping[str, Tensor], part: Part) -> dict[str, Any]:
     """Write a process's tensors; size and SHA-256 of each file, by its name."""
     files: dict[str, Any] = {}
-    masters = [name.removeprefix(_MASTER) for name in tensors if name.startswith(_MASTER)]
-    others = {name: tensors[name] for name in tensors if not name.startswith(_MASTER)}
-    for name in (_WEIGHTS, _OPTIMIZER):
+    for name, content in _divided(tensors).items():
         path = folder / part.file_name(name)
-        if name == _WEIGHTS:
-            write_float32(path, OnDemand(masters, lambda name: tensors[_MASTER + name]))
-        else:
-            safetensors.torch.save_file(others, path)
+        write_tensors(path, content, part)
         fsync_file(path)
         files[path.name] = _facts(path)
     return files
@@ -132,6 +126,15 @@ def _facts(path: Path) -> dict[str, Any]:
 def _of_weights(files: dict[str, Any]) -> list[Any]:
     """Size and SHA-256 of the files with the weights."""
     return [files[name] for name in in_parts(files, _WEIGHTS)]
+
+
+def _divided(tensors: Mapping[str, Tensor]) -> dict[str, Mapping[str, Tensor]]:
+    """The tensors of each file, by their names there; weights one at a time, since an optimizer
+    may have to make them.
+    """
+    weights = [name.removeprefix(_MASTER) for name in tensors if name.startswith(_MASTER)]
+    others = {name: tensors[name] for name in tensors if not name.startswith(_MASTER)}
+    return {_WEIGHTS: OnDemand(weights, lambda name: tensors[_MASTER + name]), _OPTIMIZER: others}
 
 
 def _put_in_place(temporary: Path, final: Path) -> None:
@@ -166,7 +169,11 @@ def _reason(error: Exception) -> str:
 
 
 def load_checkpoint(
-    path: Path, *, verify: bool = True, weights_only: bool = False
+    path: Path,
+    *,
+    verify: bool = True,
+    weights_only: bool = False,
+    wanted: Callable[[str], bool] | None = None,
 ) -> CheckpointState:
     """Read one checkpoint; tensors are on the CPU.
 
@@ -174,24 +181,25 @@ def load_checkpoint(
         path: the checkpoint's folder.
         verify: compare SHA-256 sums, not only sizes, before anything is used.
         weights_only: leave out the optimizer's tensors; only the float32 "master.NAME" are read.
+        wanted: of the tensors, by NAME or KIND.NAME, which to read; all when not given.
 
     Raises:
         CheckpointError: missing, truncated, changed, or of another format version.
     """
     try:
         files = _read_manifest(path)["files"]
-        wanted = (_WEIGHTS,) if weights_only else (_WEIGHTS, _OPTIMIZER)
-        names = {kind: in_parts(files, kind) for kind in wanted}
+        kinds = (_WEIGHTS,) if weights_only else (_WEIGHTS, _OPTIMIZER)
+        names = {kind: in_parts(files, kind) for kind in kinds}
         for name in [*itertools.chain(*names.values()), _STATE]:
             if (path / name).stat().st_size != files[name]["bytes"]:
                 raise _damaged(path, f"{name} is truncated")
             if verify and sha256_file(path / name) != files[name]["sha256"]:
                 raise _damaged(path, f"{name} has changed")
         values = json.loads((path / _STATE).read_bytes())
-        weights = _read_tensors(path, names[_WEIGHTS])
+        weights = read_tensors([path / name for name in names[_WEIGHTS]], wanted)
         tensors = {_MASTER + name: tensor for name, tensor in weights.items()}
         if not weights_only:
-            tensors |= _read_tensors(path, names[_OPTIMIZER])
+            tensors |= read_tensors([path / name for name in names[_OPTIMIZER]], wanted)
         return CheckpointState(int(values.pop("step")), tensors, values)
     except PermissionError as error:
         raise CheckpointError(
@@ -199,19 +207,6 @@ def load_checkpoint(
         ) from None
     except (*_DAMAGE, safetensors.SafetensorError) as error:
         raise _damaged(path, str(error) or repr(error)) from None
-
-
-def _read_tensors(path: Path, names: Sequence[str]) -> dict[str, Tensor]:
-    """The tensors of one file, or of several: each holds some rows of a tensor, or other tensors
-    than the others.
-    """
-    if len(names) == 1:
-        return safetensors.torch.load_file(path / names[0])
-    found: dict[str, list[Tensor]] = {}
-    for name in names:
-        for key, tensor in safetensors.torch.load_file(path / name).items():
-            found.setdefault(key, []).append(tensor)
-    return {key: torch.cat(rows) if len(rows) > 1 else rows[0] for key, rows in found.items()}
 
 
 def _damaged(path: Path, how: str) -> _DamagedError:
@@ -247,8 +242,11 @@ def _manifest_or_none(path: Path) -> dict[str, Any] | None:
         return None
 
 
-def load_newest(folder: Path, *, weights_only: bool = False) -> CheckpointState | None:
-    """The newest checkpoint that is whole; damaged newer ones are passed over, and it says so.
+def load_newest(
+    folder: Path, *, weights_only: bool = False, wanted: Callable[[str], bool] | None = None
+) -> CheckpointState | None:
+    """The newest checkpoint that is whole, of it what `load_checkpoint` reads; damaged newer ones
+    are passed over, and it says so.
 
     Raises:
         CheckpointError: none is whole, or the newest is not for this user or version to read.
@@ -256,7 +254,7 @@ def load_newest(folder: Path, *, weights_only: bool = False) -> CheckpointState 
     paths = list_checkpoints(folder)
     for path in reversed(paths):
         try:
-            return load_checkpoint(path, weights_only=weights_only)
+            return load_checkpoint(path, weights_only=weights_only, wanted=wanted)
         except _DamagedError as error:
             get_console().warning(f"{error.what}; using the checkpoint before it")
     if paths:

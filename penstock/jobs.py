@@ -5,6 +5,7 @@ whole `Config`.
 """
 
 import hashlib
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -27,10 +28,17 @@ from penstock.models.architecture import Architecture
 from penstock.models.frozen_base import hold
 from penstock.models.hub import model_folder
 from penstock.models.huggingface import load_model
-from penstock.models.initialization import initial_adapter, initialize, unfilled
+from penstock.models.initialization import (
+    every,
+    held_parameters,
+    initial_adapter,
+    initialize,
+    unfilled,
+)
 from penstock.models.parameters import frozen_names
 from penstock.models.peft_format import read_adapter
 from penstock.models.projection import is_trained
+from penstock.models.split_block import split_blocks
 from penstock.models.transformer import Transformer
 from penstock.models.weight_files import weight_files
 from penstock.training.run_folder import RunFolder
@@ -105,9 +113,17 @@ def kept_kernels(run: RunFolder, plan: Plan, config: Config) -> dict[str, Compil
 
 
 def new_model(
-    config: Config, plan: Plan, kernels: dict[str, CompiledKernel] | None
+    config: Config,
+    plan: Plan,
+    kernels: dict[str, CompiledKernel] | None,
+    *,
+    part: int = 0,
+    holds: Callable[[str], bool] = every,
 ) -> tuple[Transformer, dict[str, Tensor]]:
-    """A model in the compute format with its kernels, and its weights in float32 by name."""
+    """A model in the compute format with its kernels, and its weights in float32 by name; only
+    what it `holds`, by name, has memory, and where the plan divides blocks, only this `part` of
+    each.
+    """
     has_adapters = plan.architecture.adapter is not None
     if has_adapters and config.train.freeze:
         raise ConfigError(
@@ -117,7 +133,7 @@ def new_model(
         )
     # Frozen weights have no masters: they come straight in the format they are used in.
     exact = DTYPES[plan.compute] if has_adapters else torch.float32
-    model = base_model(config.model, plan.architecture, config.seed, exact)
+    model = base_model(config.model, plan.architecture, config.seed, exact, holds)
     masters: dict[str, Tensor] = {}
     if has_adapters:
         masters = start_adapters(model, config.lora, config.seed)
@@ -125,12 +141,12 @@ def new_model(
         named = dict(model.named_parameters())
         for name in frozen_names(named, config.train.freeze):
             named[name].requires_grad_(False)
+    if plan.tensor > 1:
+        split_blocks(model, part, plan.tensor)
     if plan.compute != "fp32":
-        trained = ((n, p) for n, p in model.named_parameters() if p.requires_grad)
+        trained = ((n, p) for n, p in held_parameters(model) if p.requires_grad)
         masters = masters or {name: value.detach() for name, value in trained}
-        for parameter in model.parameters():
-            parameter.data = parameter.data.to(plan.device, DTYPES[plan.compute])
-    model.to(plan.device)
+    _to_compute(model, plan)
     if kernels is not None:
         attach(model, kernels, recompute=plan.recompute, stages=plan.stages)
     elif config.plan.recompute is not None:
@@ -138,16 +154,32 @@ def new_model(
     return model, masters
 
 
+def _to_compute(model: Transformer, plan: Plan) -> None:
+    """Bring what the model holds to the plan's device, parameters in its format: `Module.to` would
+    want what is held elsewhere too.
+    """
+    for _, parameter in held_parameters(model):
+        parameter.data = parameter.data.to(plan.device, DTYPES[plan.compute])
+    for buffer in model.buffers():
+        buffer.data = buffer.data.to(plan.device)
+
+
 def base_model(
-    section: ModelSection, architecture: Architecture, seed: int, dtype: torch.dtype
+    section: ModelSection,
+    architecture: Architecture,
+    seed: int,
+    dtype: torch.dtype,
+    holds: Callable[[str], bool] = every,
 ) -> Transformer:
-    """A model with the weights training starts from, on the CPU; adapters are left as they come."""
+    """A model with the weights training starts from, on the CPU, of those it `holds`; adapters are
+    left as they come.
+    """
     if section.from_ is not None:
         folder = model_folder(section.from_)
         if architecture.generic is not None:
             return _generic().load(folder, architecture, dtype)
-        return load_model(folder, architecture, "cpu", dtype)
-    model = unfilled(architecture, "cpu", torch.float32)
+        return load_model(folder, architecture, "cpu", dtype, holds)
+    model = unfilled(architecture, "cpu", torch.float32, holds)
     initialize(model, seed)
     model.to(dtype)
     base = held_base(architecture.adapter)
@@ -186,7 +218,7 @@ def start_adapters(model: Transformer, section: LoraSection, seed: int) -> dict[
     adapters: dict[str, Tensor] = {}
     for name, parameter in model.named_parameters():
         parameter.requires_grad_(is_trained(model.architecture, name))
-        if parameter.requires_grad:
+        if parameter.requires_grad and not parameter.is_meta:
             adapters[name] = read.get(name, initial_adapter(name, parameter.shape, seed))
             parameter.copy_(adapters[name])
     return adapters

@@ -123,7 +123,8 @@ def plan_of(config: Config, dataset: TrainingData | None, mode: str = "train") -
     plan = make_plan(
         architecture,
         batch=config.batch,
-        plan=config.plan,
+        # Only training divides blocks.
+        plan=config.plan if mode == "train" else config.plan.model_copy(update={"tensor": 1}),
         compute=compute,
         sequence_length=length,
         target=target,
@@ -143,7 +144,7 @@ def plan_of(config: Config, dataset: TrainingData | None, mode: str = "train") -
 
 def _mind_others(plan: Plan, free: int | None) -> tuple[str, ...]:
     """A word on what other programs leave, where the plan is for this machine's own memory."""
-    needed = plan.memory["total"] * plan.stages * plan.replicas
+    needed = plan.memory["total"] * plan.stages * plan.replicas * plan.tensor
     if plan.device != "cpu" or not plan.fits or free is None or needed <= free:
         return ()
     return (
@@ -182,7 +183,8 @@ def with_replicas(config: Config, processes: int) -> Config:
     if processes == 1 or "replicas" in config.plan.model_fields_set:
         return config
     stages = len(config.plan.layers_per_stage or ()) or config.plan.stages or 1
-    plan = config.plan.model_copy(update={"replicas": max(1, processes // stages)})
+    each = stages * config.plan.tensor
+    plan = config.plan.model_copy(update={"replicas": max(1, processes // each)})
     return config.model_copy(update={"plan": plan})
 
 
@@ -218,13 +220,16 @@ def require_here(config: Config, plan: Plan, processes: int = 1) -> None:
             where="plan.target",
             do="leave plan.target out to train; `penstock plan` plans for any machine",
         )
-    needed = plan.replicas * plan.stages
+    needed = plan.replicas * plan.stages * plan.tensor
     if needed != processes:
         of = f" of {plan.stages} stages" if plan.stages > 1 else ""
+        of += f" with {plan.tensor} processes for each block" if plan.tensor > 1 else ""
         raise ConfigError(
             f"the plan is for {plan.replicas} replica{'s' * (plan.replicas > 1)}{of}, the job has "
             f"{processes} {'process' if processes == 1 else 'processes'}",
-            where="plan.stages" if plan.stages > 1 else "plan.replicas",
+            where="plan.stages"
+            if plan.stages > 1
+            else ("plan.tensor" if plan.tensor > 1 else "plan.replicas"),
             do=f"start it with --processes {needed}, or change plan.replicas",
         )
     if plan.shard != "none" and held_base(plan.architecture.adapter):

@@ -39,7 +39,9 @@ class OnDemand(Mapping[str, "Tensor"]):
         return len(self._names)
 
 
-def write_float32(path: Path, tensors: Mapping[str, "Tensor"]) -> None:
+def write_float32(
+    path: Path, tensors: Mapping[str, "Tensor"], metadata: Mapping[str, str] | None = None
+) -> None:
     """Write float32 tensors to a safetensors file, holding one of them at a time.
 
     Format: https://github.com/huggingface/safetensors#format (length of the header in 8 bytes, the
@@ -49,9 +51,9 @@ def write_float32(path: Path, tensors: Mapping[str, "Tensor"]) -> None:
     Raises:
         OSError: it cannot be written.
     """
-    room = 8 + sum(len(json.dumps(name)) + _ENTRY_BYTES for name in tensors)
+    header: dict[str, Any] = {"__metadata__": dict(metadata)} if metadata else {}
+    room = len(json.dumps(header)) + sum(len(json.dumps(name)) + _ENTRY_BYTES for name in tensors)
     room += -room % 8
-    header: dict[str, Any] = {}
     end = 0
     with path.open("wb") as file:
         file.seek(8 + room)

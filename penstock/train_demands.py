@@ -8,6 +8,27 @@ from penstock.config.schema import Config
 from penstock.errors import ConfigError
 
 
+def require_parts_here(config: Config, plan: Plan) -> None:
+    """Refuse what does not go with blocks divided among processes."""
+    if plan.tensor == 1:
+        return
+    # Of each key: whether it is in the way, and how.
+    asked: dict[str, tuple[bool, str]] = {
+        "lora": (plan.architecture.adapter is not None, "adapters train in whole blocks"),
+        "plan.shard": (plan.shard != "none", "replicas of parts hold them whole"),
+        "optimizer.name": (
+            config.optimizer.name != "adamw",
+            f"{config.optimizer.name} needs whole matrices",
+        ),
+    }
+    for key in (key for key, (is_asked, _) in asked.items() if is_asked):
+        raise ConfigError(
+            f"{key} does not go with plan.tensor={plan.tensor}: {asked[key][1]}",
+            where=key,
+            do="change it, or leave plan.tensor out",
+        )
+
+
 def require_stages_here(config: Config, plan: Plan) -> None:
     """Refuse what does not go with a pipeline, or with its schedule."""
     if plan.stages == 1:
@@ -16,14 +37,6 @@ def require_stages_here(config: Config, plan: Plan) -> None:
     shortest = min(plan.layers_per_stage)
     # Of each key: whether it is in the way, and how.
     asked: dict[str, tuple[bool, str]] = {
-        "plan.shard": (plan.shard != "none", "replicas of a pipeline hold their stages whole"),
-        "lora": (plan.architecture.adapter is not None, "adapters train in whole models"),
-        "train.freeze": (bool(config.train.freeze), "stages train all they hold"),
-        "data.group_by_length": (config.data.group_by_length, "all its steps have one length"),
-        "optimizer.layer_decay": (
-            config.optimizer.layer_decay != 1.0,
-            "a stage does not know its depth in the model",
-        ),
         "batch.size": (
             schedule == "1f1b" and count < plan.stages,
             f"1f1b needs {plan.stages} micro-batches or more, a step has {count}",

@@ -3,16 +3,20 @@
 `train_run.py` calls it once model and plan are there. Like it, this module sees a `Setting`.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, NamedTuple
 
 from torch import Tensor
 
 from penstock.compiler.pipeline import pieces_per_stage
+from penstock.compiler.plan import Plan
+from penstock.models.initialization import every
 from penstock.models.transformer import Transformer
-from penstock.parallel.mesh import Mesh
+from penstock.parallel.mesh import Mesh, coordinates
 from penstock.parallel.parts import WHOLE, Part
 from penstock.parallel.replicas import Replicas
+from penstock.parallel.stage import Stage, holds, layers_of_pieces, named_parameters
+from penstock.parallel.tensor import TensorReplicas, connect, cuts_of
 from penstock.saving import AsyncSaver
 from penstock.train_setting import Setting
 from penstock.training.optimizers import Optimizer, make_optimizer
@@ -31,24 +35,42 @@ class Parts(NamedTuple):
     saver: AsyncSaver | None
 
 
+def held_here(setting: Setting) -> Callable[[str], bool]:
+    """Whether this process has a parameter, or a tensor of the optimizer, of the whole model."""
+    chosen = setting.plan
+    if chosen.stages == 1:
+        return every
+    pieces = _pieces(chosen)
+    _, stage = coordinates(setting.world.place, chosen.stages)
+    own = range(stage, len(pieces), chosen.stages)
+    is_tied = chosen.architecture.tie_embeddings
+    return lambda name: holds(name, pieces, own, is_tied=is_tied)
+
+
+def _pieces(chosen: Plan) -> list[range]:
+    """The blocks of every piece of the depth."""
+    count = pieces_per_stage(chosen.schedule, chosen.stages)
+    return layers_of_pieces(chosen.layers_per_stage, count)
+
+
 def divide(setting: Setting, model: Transformer, masters: Mapping[str, Tensor]) -> Parts:
     """Leave this process its part of the model; `masters` are float32 weights by name."""
     c, chosen, world = setting.config, setting.plan, setting.world
     timeout = c.launch.timeout_seconds
-    mesh = Mesh.of(world, chosen.stages, timeout)
+    mesh = Mesh.of(world, chosen.stages, timeout, chosen.tensor)
+    if chosen.tensor > 1:
+        connect(model, mesh.parts)
     if chosen.stages > 1:
         return _stages(setting, model, masters, mesh)
-    replicas = Replicas(model, mesh.replicas, chosen.shard)
+    replicas = Replicas([model], mesh.replicas, chosen.shard)
     optimizer = make_optimizer(
         model.named_parameters(), c.optimizer, masters=replicas.rows_of(masters)
     )
+    replicas = _with_parts(setting, replicas, mesh)
     passes = Passes(
         model, optimizer, replicas, z_loss=c.train.z_loss, accumulation=chosen.accumulation
     )
-    if replicas.is_divided:
-        part = Part(world.rank, world.size, world.token, timeout)
-        return Parts(passes, optimizer, replicas, _saver(setting, part))
-    return Parts(passes, optimizer, replicas, _saver(setting, WHOLE) if world.is_first else None)
+    return Parts(passes, optimizer, replicas, _saver(setting, replicas, mesh))
 
 
 def _stages(
@@ -56,34 +78,53 @@ def _stages(
 ) -> Parts:
     """The same for one stage of several."""
     # Torch's pipelines take half a second to load.
-    from penstock.parallel.pipeline import Pipeline, StageReplicas  # noqa: PLC0415
-    from penstock.parallel.stage import Stage, layers_of_pieces, named_parameters  # noqa: PLC0415
+    from penstock.parallel.pipeline import Pipeline  # noqa: PLC0415
+    from penstock.parallel.stage_replicas import StageReplicas  # noqa: PLC0415
 
-    c, chosen, world = setting.config, setting.plan, setting.world
+    c, chosen = setting.config, setting.plan
     line = mesh.stages
-    pieces = layers_of_pieces(
-        chosen.layers_per_stage, pieces_per_stage(chosen.schedule, chosen.stages)
-    )
+    pieces = _pieces(chosen)
     own = [
         Stage(model, pieces, index, c.train.z_loss)
         for index in range(line.rank, len(pieces), line.size)
     ]
-    named = dict(named_parameters(own))
-    replicas = StageReplicas(mesh, named, is_tied=chosen.architecture.tie_embeddings)
-    optimizer = make_optimizer(named.items(), c.optimizer, masters=replicas.rows_of(masters))
+    replicas = StageReplicas(mesh, own, chosen.shard, is_tied=chosen.architecture.tie_embeddings)
+    optimizer = make_optimizer(
+        named_parameters(own),
+        c.optimizer,
+        masters=replicas.rows_of(masters),
+        layers=chosen.architecture.layers,
+    )
     passes = Pipeline(
         own,
         line,
         schedule=chosen.schedule,
         micro_batches=chosen.accumulation,
-        shape=(chosen.micro, chosen.sequence_length),
         names=optimizer.names,
+        shard=replicas.shard,
     )
-    part = Part(line.rank, line.size, world.token, c.launch.timeout_seconds)
-    saver = _saver(setting, part) if mesh.replicas.rank == 0 else None
-    return Parts(passes, optimizer, replicas, saver)
+    replicas = _with_parts(setting, replicas, mesh)
+    return Parts(passes, optimizer, replicas, _saver(setting, replicas, mesh))
 
 
-def _saver(setting: Setting, part: Part) -> AsyncSaver:
-    """What writes checkpoints here: all of each, or a part of it."""
+def _with_parts(setting: Setting, replicas: Replicas, mesh: Mesh) -> Replicas:
+    """The same, where blocks are divided with the processes that have their other parts."""
+    if setting.plan.tensor == 1:
+        return replicas
+    return TensorReplicas(replicas, mesh.parts, setting.plan.architecture)
+
+
+def _saver(setting: Setting, replicas: Replicas, mesh: Mesh) -> AsyncSaver | None:
+    """What writes checkpoints here: all of each, or a part of it; None: another writes the same."""
+    chosen, world, timeout = setting.plan, setting.world, setting.config.launch.timeout_seconds
+    if not replicas.is_divided and mesh.replicas.rank > 0:
+        return None
+    index, count = world.rank, world.size
+    if not replicas.is_divided:
+        index = mesh.stages.rank * mesh.parts.size + mesh.parts.rank
+        count = mesh.stages.size * mesh.parts.size
+    part = WHOLE
+    if count > 1:
+        cuts = cuts_of(chosen.architecture) if chosen.tensor > 1 else {}
+        part = Part(index, count, world.token, timeout, mesh.parts.rank, cuts)
     return AsyncSaver(setting.run.checkpoints, setting.config.checkpoint.keep, part)

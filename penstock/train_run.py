@@ -30,7 +30,7 @@ from penstock.parallel.mesh import coordinates
 from penstock.parallel.replicas import Replicas
 from penstock.parallel.world import World
 from penstock.report.summary import RunSummary, environment
-from penstock.train_parts import divide
+from penstock.train_parts import divide, held_here
 from penstock.train_setting import Setting, objective, require_same, settle
 from penstock.training.metrics import MetricsLog, peak_memory_bytes
 from penstock.training.trainer import Trainer, TrainingJob
@@ -60,7 +60,7 @@ def _train(setting: Setting, origins: Mapping[str, str]) -> RunSummary:
     """Train what is settled; all processes compute, the first leaves what the run is."""
     run, chosen, world = setting.run, setting.plan, setting.world
     with run.lock() if world.is_first else contextlib.nullcontext():
-        resume = run.resume_state(setting.config.checkpoint.resume)
+        resume = run.resume_state(setting.config.checkpoint.resume, held_here(setting))
         require_same(setting, resume)
         if resume is not None:
             finished = _check_resumed(setting, resume)
@@ -126,7 +126,8 @@ def _job(
 ) -> TrainingJob:
     """Model, optimizer and everything else the trainer works with."""
     c, chosen, world = setting.config, setting.plan, setting.world
-    model, masters = jobs.new_model(c, chosen, kernels)
+    part, holds = world.rank % chosen.tensor, held_here(setting)
+    model, masters = jobs.new_model(c, chosen, kernels, part=part, holds=holds)
     speeds = measured_speeds(chosen.device)
     parts = divide(setting, model, masters)
     if parts.saver is not None:
@@ -153,7 +154,7 @@ def _job(
 
 def _newest(setting: Setting, replicas: Replicas) -> CheckpointState | None:
     """The newest checkpoint, this process's rows of it."""
-    state = load_newest(setting.run.checkpoints)
+    state = load_newest(setting.run.checkpoints, wanted=held_here(setting))
     if state is None:
         return None
     return dataclasses.replace(state, tensors=replicas.rows_of(state.tensors))
@@ -169,10 +170,11 @@ def _metrics(setting: Setting, resume: CheckpointState | None) -> MetricsLog:
 
 
 def _sample_log(setting: Setting, resume: CheckpointState | None) -> SampleLog | None:
-    """Where this process logs its samples, if it does; all stages of a replica have the same."""
+    """Where this process logs its samples, if it does; all processes of a replica have the same."""
     chosen = setting.plan
-    replica, stage = coordinates(setting.world.place, chosen.stages)
-    if not setting.config.train.log_samples or stage > 0:
+    replica, stage = coordinates(setting.world.place, chosen.stages, chosen.tensor)
+    is_first = stage == 0 and setting.world.rank % chosen.tensor == 0
+    if not setting.config.train.log_samples or not is_first:
         return None
     position = 0 if resume is None else int(resume.values["totals"]["position"])
     return SampleLog(setting.run.samples, position, (replica, chosen.replicas))

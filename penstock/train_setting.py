@@ -25,7 +25,7 @@ from penstock.errors import ConfigError
 from penstock.files import canonical_json
 from penstock.parallel.mesh import coordinates
 from penstock.parallel.world import World
-from penstock.train_demands import require_stages_here
+from penstock.train_demands import require_parts_here, require_stages_here
 from penstock.training.run_folder import RunFolder
 from penstock.training.schedule import check_schedule
 
@@ -75,6 +75,7 @@ def settle(config: Config, world: World) -> Setting:
     planning.require_tokenizer_of_model(config, data)
     planning.require_here(config, chosen, world.size)
     require_stages_here(config, chosen)
+    require_parts_here(config, chosen)
     planning.require_fit(chosen)
     samples = data.training(config.data.split, chosen.sequence_length, config.seed)
     if config.data.group_by_length:
@@ -86,7 +87,7 @@ def settle(config: Config, world: World) -> Setting:
         batch_size=chosen.size,
         micro=chosen.micro,
         objective=objective(config, chosen, data),
-        share=(coordinates(world.place, chosen.stages)[0], chosen.replicas),
+        share=(coordinates(world.place, chosen.stages, chosen.tensor)[0], chosen.replicas),
     )
     total_steps = _total_steps(config, loader)
     _check_patience(config)

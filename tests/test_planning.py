@@ -34,11 +34,6 @@ def test_a_plan_for_elsewhere_is_not_for_training() -> None:
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (("plan.replicas=2", "plan.shard=weights"), "hold their stages whole .plan.shard."),
-        (("lora.rank=4", "lora.targets=[all-linear]"), "adapters train in whole .* .lora."),
-        (("train.freeze=[embed.tokens.weight]",), "stages train all they hold .train.freeze."),
-        (("data.group_by_length=true",), "steps have one length .data.group_by_length."),
-        (("optimizer.layer_decay=0.9",), "know its depth in the model .optimizer.layer_decay."),
         (("plan.micro_batches=1",), "needs 2 micro-batches or more, a step has 1 .batch.size."),
         (
             ("plan.schedule=interleaved", "plan.layers_per_stage=[1, 1]"),

@@ -39,6 +39,13 @@ def test_the_file_is_one_that_safetensors_reads(tmp_path: Path) -> None:
         assert torch.equal(read[name], value), name
 
 
+def test_the_file_says_what_it_is_given_to_say(tmp_path: Path) -> None:
+    write_float32(tmp_path / "file", {"a": torch.ones(2)}, {"blocks": "1", "cuts": '{"a": [0]}'})
+    with safetensors.safe_open(tmp_path / "file", "pt") as file:
+        assert file.metadata() == {"blocks": "1", "cuts": '{"a": [0]}'}
+        assert torch.equal(file.get_tensor("a"), torch.ones(2))
+
+
 def test_a_file_of_nothing_reads_as_that(tmp_path: Path) -> None:
     write_float32(tmp_path / "file", {})
     assert safetensors.torch.load_file(tmp_path / "file") == {}

@@ -6,21 +6,33 @@
 from penstock.models.architecture import Architecture
 
 
-def block_activations(architecture: Architecture, rows: int, element: int) -> int:
+def part_parameters(architecture: Architecture, parts: int) -> int:
+    """Parameters of one of the equal parts a block is divided into: its share of all but the norms
+    and the biases of the two projections back, which every part has.
+    """
+    a = architecture
+    norms = 1 if a.residual == "parallel_one_norm" else 2
+    whole = norms * a.norm_parameters() + (a.attention_bias + a.mlp_bias) * a.hidden_size
+    return (a.block_parameters() - whole) // parts + whole
+
+
+def block_activations(architecture: Architecture, rows: int, element: int, parts: int = 1) -> int:
     """Bytes one block keeps: its input, the matrix products' outputs but the last, attention's
     output and log-sum-exp (`compiler/graphs.py` keeps exactly the outputs of matrix products).
     A parallel block's gradients need no sum, hence not what attention's projection gave; those of
-    a norm after the MLP need that product too.
+    a norm after the MLP need that product too. Of a divided block what one of its parts keeps.
     """
     a = architecture
     attention = a.hidden_size + 2 * a.kv_size + a.hidden_size
     projected = a.hidden_size if a.residual == "sequential" else 0
     projected += a.hidden_size if a.norm_position == "after" else 0
     inner = (2 if a.gated_mlp else 1) * a.mlp_size
-    return rows * (element * (a.hidden_size + attention + projected + inner) + 4 * a.heads)
+    shared = attention + inner
+    kept = element * (a.hidden_size + projected + shared // parts)
+    return rows * (kept + 4 * a.heads // parts)
 
 
-def also_kept(architecture: Architecture, rows: int, element: int) -> int:
+def also_kept(architecture: Architecture, rows: int, element: int, parts: int = 1) -> int:
     """Bytes one block keeps besides when nothing is to be computed twice: what goes into its matrix
     products, and the norms' statistics in float32.
     """
@@ -29,13 +41,14 @@ def also_kept(architecture: Architecture, rows: int, element: int) -> int:
     inputs = 1 if a.norm_position == "after" else norms  # the last gives the next block's input
     turned = a.kv_size if a.positions == "rotary" else 0
     statistics = norms * (8 if a.norm == "layer" else 4)
-    return rows * (element * ((inputs + 1) * a.hidden_size + turned + a.mlp_size) + statistics)
+    shared = a.hidden_size + turned + a.mlp_size
+    return rows * (element * (inputs * a.hidden_size + shared // parts) + statistics)
 
 
-def product_outputs(architecture: Architecture) -> int:
+def product_outputs(architecture: Architecture, parts: int = 1) -> int:
     """Elements per position of one block's input and of all its products' outputs, attention's own
     left out.
     """
     a = architecture
     inner = (2 if a.gated_mlp else 1) * a.mlp_size
-    return 4 * a.hidden_size + 2 * a.kv_size + inner
+    return 3 * a.hidden_size + (a.hidden_size + 2 * a.kv_size + inner) // parts

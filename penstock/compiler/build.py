@@ -71,12 +71,18 @@ def kernel_names(plan: Plan, toolchain: str) -> tuple[str, ...]:
         return tuple(plan.generation_shapes().kernels())
     if plan.mode == "evaluate":
         return ("head_evaluate", "block_evaluate", "embed_evaluate")
-    names = ["head_train", "block_backward", "block_forward", "head_evaluate"]
+    regions = ("block",) if plan.tensor == 1 else ("attend", "feed")
+    names = ["head_train", *(f"{region}_backward" for region in regions)]
+    names += [*(f"{region}_forward" for region in regions), "head_evaluate"]
     names += ["embed_backward", "embed_forward"]
     if plan.architecture.adapter is not None:
         names.remove("embed_backward")  # nothing there is trained
     if plan.architecture.has_dropout:
-        names += ["block_evaluate", "embed_evaluate"]
+        names += [f"{regions[0]}_evaluate", "embed_evaluate"]
+    if plan.architecture.dropout > 0 and plan.tensor > 1:
+        names += [
+            f"{name}_{part}" for name in ("attended", "fed") for part in ("backward", "forward")
+        ]
     return tuple(names)
 
 
@@ -154,11 +160,12 @@ def _trace(plan: Plan, name: str) -> tuple[BuiltKernel, Region]:
     """A kernel without its code, and the region to build it from."""
     from penstock.compiler.portable import write_graph  # noqa: PLC0415 - loads torch's tracer
     from penstock.compiler.regions import trace_kernel  # noqa: PLC0415 - as above
+    from penstock.compiler.split_regions import trace_part  # noqa: PLC0415 - as above
 
     shapes = plan.generation_shapes()
     # The native kernel is no graph: it carries that of one block, for reading.
     graph_of = decode_kernel(1, shapes.capacity) if name == STEP_KERNEL else name
-    traced = trace_kernel(plan, graph_of)
+    traced = (trace_part if _is_part(plan, name) else trace_kernel)(plan, graph_of)
     graph = traced.graph
     region = Region(name, graph.module, graph.inputs, graph.outputs)
     inputs, outputs = (
@@ -177,6 +184,11 @@ def _trace(plan: Plan, name: str) -> tuple[BuiltKernel, Region]:
     spec = KernelSpec(name, inputs, outputs)
     kernel = BuiltKernel(spec, traced.contract, b"", write_graph(graph.module), 0.0, False)
     return kernel, region
+
+
+def _is_part(plan: Plan, name: str) -> bool:
+    """Whether a kernel is of a part of a divided block."""
+    return plan.tensor > 1 and name.partition("_")[0] not in ("embed", "head")
 
 
 @contextlib.contextmanager
@@ -204,7 +216,7 @@ def _cache_folder(cache: Path | None) -> Path:
 
 def _cache_key(plan: Plan, name: str, toolchain: str) -> str:
     """Everything the code of kernel `name` depends on, hashed."""
-    made_by = toolchain_fingerprint(toolchain)
+    made_by = toolchain_fingerprint(toolchain, divided=_is_part(plan, name))
     parts = {"kernel": name, "regions": plan.kernel_fields(name), "toolchain": made_by}
     return hashlib.sha256(canonical_json(parts).encode()).hexdigest()
 

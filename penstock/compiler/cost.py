@@ -11,6 +11,7 @@ taken that whole steps were seen to reach. For GPUs whose share is known from pu
 
 import dataclasses
 
+from penstock.compiler.activations import part_parameters
 from penstock.compiler.sizes import ELEMENT_BYTES, OPTIMIZER_BYTES
 from penstock.config.recompute import recomputed_share
 from penstock.hardware.target import Target
@@ -19,6 +20,9 @@ from penstock.models.architecture import Architecture
 _BLOCK_ACTIVATIONS = 10
 """Activations of the residual's width that cross memory per token and block in a forward pass;
 twice as many in a backward pass. Fitted to GPT-2 124M at 4 × 512 tokens on two Zen 5 cores."""
+_WHOLE_TRAFFIC = 0.5
+"""Share of it that every part of a divided block has: norms, sums, what the parts read. Not
+fitted."""
 _KEPT_ACTIVATIONS = 14
 """The same of what a kernel keeps besides under recompute=none, written and read: two norms'
 results, the scaled queries and the activation's of four widths."""
@@ -77,6 +81,8 @@ class CostModel:
     replicas: int = 1
     stages: int = 1
     shard: str = "none"
+    tensor: int = 1
+    """Devices that compute each block together."""
     compiled: bool = True
     """Whether blocks run through region kernels."""
 
@@ -93,28 +99,43 @@ class CostModel:
         once more, recomputing selectively without kernels all but its matrix products.
         """
         a = self.architecture
-        flops = self._rows * 2 * (a.block_parameters() + a.adapter_parameters())
+        parameters = part_parameters(a, self.tensor)
+        flops = self._rows * 2 * (parameters + a.adapter_parameters())
         # Frozen weights have no gradient: one product of two, in a backward pass.
         frozen = 0 if a.adapter is None else 2 * self._rows * a.block_parameters()
         traffic = self._activations * self._rows * a.hidden_size * self._element
+        traffic *= _WHOLE_TRAFFIC + (1 - _WHOLE_TRAFFIC) / self.tensor
         attention, attention_back = self._attention()
-        forward = self._work(flops, traffic) + attention
-        backward = self._work(2 * flops - frozen, 2 * traffic) + attention_back
-        backward += (self._work(flops, traffic) + attention) * recomputed_share(self.recompute)
+        forward = self._work(flops, traffic) + attention + self._meetings(2)
+        # A parallel block's two halves read the same, whose gradient is summed once.
+        sums = self._meetings(2 if a.residual == "sequential" else 1)
+        backward = self._work(2 * flops - frozen, 2 * traffic) + attention_back + sums
+        backward += forward * recomputed_share(self.recompute)
         if self.recompute == "none" and self.compiled:
             # Written once more and read once more, where a kernel had it in registers.
             backward += self._work(0, _KEPT_ACTIVATIONS * traffic / _BLOCK_ACTIVATIONS)
         if self.recompute == "selective" and not self.compiled:
             backward += self._work(0, traffic)
         return (
-            self._beside(forward, self._fetch(a.block_parameters())),
-            self._beside(backward, self._fetch(2 * a.block_parameters())),
+            self._beside(forward, self._fetch(parameters)),
+            self._beside(backward, self._fetch(2 * parameters)),
         )
+
+    def _meetings(self, count: int) -> Seconds:
+        """So many sums of activations over the parts of a block, in rings, while all wait; parts
+        are neighbours.
+        """
+        size = self._rows * self.architecture.hidden_size * self._element
+        speed = self.target.link_bytes_per_second
+        if self._crosses_hosts(self.tensor):
+            speed = self.target.network_bytes_per_second or speed
+        others = (self.tensor - 1) / self.tensor
+        return Seconds(link=count * 2 * others * size / speed) if speed else Seconds()
 
     def _attention(self) -> tuple[Seconds, Seconds]:
         """Scores and their use, forward and backward, of one block."""
         a = self.architecture
-        flops = 4 * self._rows * a.hidden_size * self.sequence_length
+        flops = 4 * self._rows * a.hidden_size * self.sequence_length / self.tensor
         if self._reached is None:
             return self._work(flops, 0), self._work(2 * flops, 0)
         # Fused kernels leave out what lies in the future.
@@ -147,7 +168,7 @@ class CostModel:
         """
         size = self._rows * self.architecture.hidden_size * self._element
         speed = self.target.link_bytes_per_second
-        if self._crosses_hosts(self.stages * self.replicas):
+        if self._crosses_hosts(self.stages * self.replicas * self.tensor):
             speed = self.target.network_bytes_per_second
         return Seconds(link=size / speed) if speed else Seconds()
 
@@ -214,7 +235,7 @@ class CostModel:
         """
         target = self.target
         speed = target.link_bytes_per_second
-        if speed and self._crosses_hosts(self.replicas):
+        if speed and self._crosses_hosts(self.replicas * self.tensor):
             network = target.network_bytes_per_second or speed
             speed = min(speed, network * (target.node_devices or 1))
         return Seconds(link=size / speed) if speed and size else Seconds()

@@ -3,6 +3,8 @@
 `compiler/planner.py` calls it. It must never import torch.
 """
 
+import math
+
 from penstock.compiler.stages import check_layers_per_stage, check_stages
 from penstock.config.planning import PlanSection
 from penstock.config.schema import BatchSection
@@ -16,6 +18,7 @@ def check_shapes(
 ) -> None:
     """Refuse what cannot be, naming the key."""
     check_length(architecture, sequence_length)
+    check_parts(architecture, plan)
     unit = batch.micro * plan.replicas
     if batch.size is not None and batch.size % unit:
         replicas = f" × plan.replicas={plan.replicas}" if plan.replicas > 1 else ""
@@ -31,6 +34,19 @@ def check_shapes(
             where="plan.micro_batches",
             do="give one of batch.size and plan.micro_batches",
         )
+
+
+def check_parts(architecture: Architecture, plan: PlanSection) -> None:
+    """Refuse to divide blocks where heads or the MLP's width do not divide evenly."""
+    a = architecture
+    sizes = {"heads": a.heads, "kv_heads": a.heads // a.group_size, "mlp_size": a.mlp_size}
+    for name, size in sizes.items():
+        if size % plan.tensor:
+            raise ConfigError(
+                f"model.{name}={size} cannot be divided by plan.tensor={plan.tensor}",
+                where="plan.tensor",
+                do=f"use a divisor of {math.gcd(*sizes.values())}",
+            )
 
 
 def check_objective(architecture: Architecture, objective: str, mode: str) -> None:
@@ -56,6 +72,7 @@ def check_generic(architecture: Architecture, plan: PlanSection, attention: str)
         "plan.stages": (plan.stages or 1) > 1,
         "plan.recompute": plan.recompute not in (None, "none"),
         "plan.shard": plan.shard != "none",
+        "plan.tensor": plan.tensor > 1,
     }
     for key in (key for key, is_asked in asked.items() if is_asked):
         raise ConfigError(
@@ -125,15 +142,16 @@ def require_stages(
     return stages
 
 
-def with_devices(target: Target, stages: int, replicas: int) -> Target:
+def with_devices(target: Target, stages: int, replicas: int, tensor: int = 1) -> Target:
     """The target, or equal parts of it where it is one CPU; a refusal where it is too small."""
-    wanted = stages * replicas
+    wanted = stages * replicas * tensor
     if target.devices >= wanted:
         return target
     if target.device == "cpu" and target.devices == 1:
         return target.shared_by(wanted)
+    parts = f" × plan.tensor={tensor}" if tensor > 1 else ""
     raise ConfigError(
-        f"plan.stages={stages} × plan.replicas={replicas} needs {wanted} devices, "
+        f"plan.stages={stages} × plan.replicas={replicas}{parts} needs {wanted} devices, "
         f"{target.name} has {target.devices}",
         where="plan.stages" if stages > 1 else "plan.replicas",
         do=f"use at most {target.devices} in all, or another plan.target",

@@ -42,7 +42,7 @@ def write_executable(
     manifest = {
         "format_version": FORMAT_VERSION,
         "regions": plan.region_fields(),
-        "toolchain": toolchain_fingerprint(toolchain),
+        "toolchain": toolchain_fingerprint(toolchain, divided=plan.tensor > 1),
         "predicted_peak_bytes": plan.memory["total"],
         "kernels": {
             name: {"spec": kernel.spec.to_json(), "contract": kernel.contract.to_json()}
@@ -140,7 +140,7 @@ class Executable:
                 do="compile it where a toolchain for that machine is installed",
             )
         made = dict(self.manifest["toolchain"])
-        here = toolchain_fingerprint(self.toolchain)
+        here = toolchain_fingerprint(self.toolchain, divided=self.plan.tensor > 1)
         missing = sorted(set(made.pop("processor_features")) - set(here.pop("processor_features")))
         if missing:
             raise ExecutableError(

@@ -40,6 +40,12 @@ _SOURCES = (
 )
 """Files whose meaning is baked into the kernels."""
 
+_DIVIDED = (
+    (penstock.models, ("split_block.py",)),
+    (penstock.compiler, ("split_regions.py",)),
+)
+"""Those of kernels of divided blocks besides."""
+
 _ISA_FLAGS = (
     "avx2", "fma", "f16c", "bmi2", "avx512f", "avx512bw", "avx512cd", "avx512dq", "avx512vl",
     "avx512_vnni", "avx512_bf16", "avx512_fp16", "avx512ifma", "avx512vbmi", "avx512_vbmi2",
@@ -50,10 +56,10 @@ _ISA_FLAGS = (
 
 
 @functools.cache
-def source_hash() -> str:
-    """SHA-256 over the sources the kernels are traced from."""
+def source_hash(*, divided: bool = False) -> str:
+    """SHA-256 over the sources the kernels are traced from, those of divided blocks too."""
     digest = hashlib.sha256()
-    for package, names in _SOURCES:
+    for package, names in (*_SOURCES, *(_DIVIDED if divided else ())):
         folder = Path(str(package.__file__)).parent
         for name in names:
             digest.update(name.encode() + b"\0" + (folder / name).read_bytes())
@@ -80,8 +86,9 @@ def torch_version() -> str:
     return importlib.metadata.version("torch").split("+")[0]
 
 
-def toolchain_fingerprint(toolchain: str) -> dict[str, Any]:
-    """All of the above, plus platform, Python's word size, and what the toolchain itself adds.
+def toolchain_fingerprint(toolchain: str, *, divided: bool = False) -> dict[str, Any]:
+    """All of the above, plus platform, Python's word size, and what the toolchain itself adds; for
+    kernels of divided blocks or of whole ones.
 
     Raises:
         ConfigError: no such toolchain is installed.
@@ -90,7 +97,7 @@ def toolchain_fingerprint(toolchain: str) -> dict[str, Any]:
     own = {} if portable else find_toolchain(toolchain).settings()
     settings = {"toolchain": toolchain, **own}
     return {
-        "source": source_hash(),
+        "source": source_hash(divided=divided),
         "torch": torch_version(),
         "platform": f"{platform.system()}-{platform.machine()}-{sys.maxsize.bit_length() + 1}",
         "processor_features": [] if portable else processor_features(),

@@ -6,7 +6,12 @@ allocate.
 
 import dataclasses
 
-from penstock.compiler.activations import also_kept, block_activations, product_outputs
+from penstock.compiler.activations import (
+    also_kept,
+    block_activations,
+    part_parameters,
+    product_outputs,
+)
 from penstock.compiler.sizes import ELEMENT_BYTES, LIBRARY_BYTES, OPTIMIZER_BYTES, PROCESS_BYTES
 from penstock.config.recompute import is_recomputed, kept_values
 from penstock.models.adapter import HELD_BYTES, held_base
@@ -54,6 +59,8 @@ class MemoryModel:
     """Whether training starts from a checkpoint, which is read beside the new state."""
     replicas: int = 1
     shard: str = "none"
+    tensor: int = 1
+    """Devices that compute each block together, each with its part."""
     compiled: bool = True
     """Whether blocks run through region kernels; eagerly they keep norms' inputs in float32, and
     what is computed between the matrix products."""
@@ -97,7 +104,8 @@ class MemoryModel:
         a = self.architecture
         if a.generic is not None:  # never cut into stages
             return a.parameter_count()
-        count = a.distinct_blocks(layers) * (a.block_parameters() + a.adapter_parameters())
+        block = part_parameters(a, self.tensor) + a.adapter_parameters()
+        count = a.distinct_blocks(layers) * block
         count += a.embedding_parameters(padded=True) if embedding else 0
         if head:
             tied = a.table_elements(padded=True) if a.tie_embeddings and embedding else 0
@@ -113,7 +121,7 @@ class MemoryModel:
             return a.distinct_blocks(layers) * a.adapter_parameters()
         count = self.parameters(layers, embedding=embedding, head=head)
         count -= self.frozen.embedding * embedding + self.frozen.head * head
-        return count - self.frozen.blocks * layers // self.architecture.layers
+        return count - self.frozen.blocks * layers // (self.architecture.layers * self.tensor)
 
     def _activations(self, block_passes: int, rows: int, element: int) -> int:
         """Kept by a device's blocks for the backward pass; of blocks that are computed again their
@@ -185,15 +193,15 @@ class MemoryModel:
         what its backward pass reads; attention that drops keeps its scores whole, and no
         log-sum-exp.
         """
-        a = self.architecture
+        a, parts = self.architecture, self.tensor
         adapter = a.adapter
         low = 0 if adapter is None else element * rows * adapter.rank * len(adapter.sites)
-        scores = a.heads * self.micro * self.sequence_length**2
+        scores = a.heads * self.micro * self.sequence_length**2 // parts
         if self.compiled:
-            kept = block_activations(a, rows, element) + low
-            kept += element * scores - 4 * rows * a.heads if a.attention_rate > 0 else 0
+            kept = block_activations(a, rows, element, parts) + low
+            kept += element * scores - 4 * rows * a.heads // parts if a.attention_rate > 0 else 0
             if kept_values(self.recompute) == "everything":
-                kept += also_kept(a, rows, element)
+                kept += also_kept(a, rows, element, parts)
                 kept += element * scores if a.attention_rate > 0 else 0
             return kept, kept
         read = rows * self._eager_bytes(element) + low
@@ -202,10 +210,11 @@ class MemoryModel:
             read += 2 * rows * a.hidden_size + (5 + element) * scores
             read += 0 if a.is_causal else rows * self.sequence_length  # who may see whom
         else:
-            read += 4 * rows * a.heads
-            read += rows * element * a.hidden_size if self.device == "cpu" else 0
-            read += 0 if a.is_causal else 8 * rows * a.heads  # segments
-        return (read if self.recompute == "none" else rows * element * product_outputs(a)), read
+            read += 4 * rows * a.heads // parts
+            read += rows * element * a.hidden_size // parts if self.device == "cpu" else 0
+            read += 0 if a.is_causal else 8 * rows * a.heads // parts  # segments
+        products = rows * element * product_outputs(a, parts)
+        return (read if self.recompute == "none" else products), read
 
     def _eager_bytes(self, element: int) -> int:
         """Per position, what a block without kernels keeps beside attention's own: norms' inputs in
@@ -218,7 +227,8 @@ class MemoryModel:
         wide = 4 * a.hidden_size * (inputs + (norms if a.norm == "rms" else 0))
         statistics = norms * (8 if a.norm == "layer" else 4)
         inner = (4 if a.gated_mlp else 2) * a.mlp_size
-        return element * ((norms + 4) * a.hidden_size + inner) + wide + statistics
+        shared = 4 * a.hidden_size + inner
+        return element * (norms * a.hidden_size + shared // self.tensor) + wide + statistics
 
     def _logits(self, rows: int, element: int) -> int:
         """One piece's logits, which become their gradient in place; without kernels they are in
@@ -243,7 +253,7 @@ class MemoryModel:
         # A held matrix is unpacked in float32, then in the compute format.
         largest = max(a.mlp_size, a.hidden_size + 2 * a.kv_size) * a.hidden_size
         unpacked = (4 + 4 + element) * largest if held_base(a.adapter) else 0
-        return rows * element * (3 * a.hidden_size + inner) + unpacked
+        return rows * element * (3 * a.hidden_size + inner // self.tensor) + unpacked
 
     def _gathered(self, *, embedding: bool) -> int:
         """Weights and gradients of the largest region, whole while it computes, where replicas
@@ -254,7 +264,8 @@ class MemoryModel:
         a = self.architecture
         table = a.table_elements(padded=True) if embedding else 0
         kinds = 2 if self.shard == "weights" else 1
-        return kinds * ELEMENT_BYTES[self.compute] * max(table, a.block_parameters())
+        block = part_parameters(a, self.tensor)
+        return kinds * ELEMENT_BYTES[self.compute] * max(table, block)
 
 
 def generation_memory(

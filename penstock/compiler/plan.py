@@ -14,6 +14,13 @@ from penstock.config.recompute import kept_values
 from penstock.console import Console
 from penstock.models.architecture import Architecture
 
+_SHOWN = (
+    *("flops_per_token", "step_seconds", "tokens_per_second", "micro", "size", "accumulation"),
+    *("sequence_length", "compute", "recompute", "loss_chunks", "target", "replicas", "stages"),
+    *("schedule", "shard", "tensor", "bubble", "seconds", "limited_by", "measured"),
+)
+"""Fields that `penstock plan --json` prints as they are."""
+
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Plan:
@@ -49,6 +56,8 @@ class Plan:
     layers_per_stage: tuple[int, ...] = ()
     schedule: str = "1f1b"
     shard: str = "none"
+    tensor: int = 1
+    """Devices that compute each block together."""
     devices: tuple[DevicePlan, ...] = ()
     """Of one replica, in the order of the stages."""
     pieces: tuple[Piece, ...] = ()
@@ -112,6 +121,7 @@ class Plan:
             "loss_chunks": self.loss_chunks,
             "mode": self.mode,
             "attention": self.attention,
+            **({"tensor": self.tensor} if self.tensor > 1 else {}),
             **({"kept": kept_values(self.recompute)} if self.mode == "train" else {}),
         }
 
@@ -125,13 +135,12 @@ class Plan:
         if self.mode == "generate":
             return fields
         region, _, part = kernel.partition("_")
-        del fields["mode"]
-        del fields["attention" if region == "head" else "loss_chunks"]
-        if region != "block":
+        is_end = region in ("embed", "head")
+        left = {"mode", "attention" if region == "head" else "loss_chunks"}
+        left |= {"kept", "tensor"} if is_end else {"kept"} if part == "evaluate" else set()
+        if is_end:
             fields["architecture"]["adapter"] = self.architecture.adapter is not None
-        if region != "block" or part == "evaluate":
-            fields.pop("kept", None)
-        return fields
+        return {name: value for name, value in fields.items() if name not in left}
 
     def generation_shapes(self) -> GenerationShapes:
         """Shapes of the kernels that generate text under this plan."""
@@ -170,6 +179,7 @@ class Plan:
             f"precision.compute={self.compute}",
             *(f"precision.{name}={value}" for name, value in self._weights_field().items()),
             f"plan.loss_chunks={self.loss_chunks}",
+            *([f"plan.tensor={self.tensor}"] if self.tensor > 1 else []),
             *([] if self.attention == "full" else [f"data.attention={self.attention}"]),
             *([f"plan.recompute={self.recompute}"] if self.mode == "train" else []),
         ]
@@ -199,21 +209,9 @@ class Plan:
             "memory_limit_bytes": self.memory_limit_bytes,
             "parameters": a.parameter_count(),
             "trained_parameters": a.trained_parameters(),
-            "flops_per_token": self.flops_per_token,
-            "step_seconds": self.step_seconds,
-            "tokens_per_second": self.tokens_per_second,
-            **{
-                name: getattr(self, name)
-                for name in ("micro", "size", "accumulation", "sequence_length", "compute")
-            },
-            **{name: getattr(self, name) for name in ("recompute", "loss_chunks", "target")},
-            **{name: getattr(self, name) for name in ("replicas", "stages", "schedule", "shard")},
+            **{name: getattr(self, name) for name in _SHOWN},
             "layers_per_stage": list(self.layers_per_stage),
             "devices": [dataclasses.asdict(device) for device in self.devices],
-            "bubble": self.bubble,
-            "seconds": self.seconds,
-            "limited_by": self.limited_by,
-            "measured": self.measured,
             "advice": list(self.advice),
         }
 
@@ -243,6 +241,8 @@ class Plan:
         ]
         if self.replicas > 1:
             rows.append(("replicas", f"{self.replicas}, sharded: {self.shard}"))
+        if self.tensor > 1:
+            rows.append(("blocks", f"divided among {self.tensor} devices"))
         if self.stages > 1:
             rows.append(("stages", f"{list(self.layers_per_stage)}, {self.schedule}"))
             rows.append(("bubble", f"{self.bubble:.1%} of the devices' time"))
@@ -260,7 +260,7 @@ class Plan:
         self._show_memory(console)
         limit = f"{self.memory_limit_bytes / 2**30:.3g} GiB"
         verdict = "It fits" if self.fits else "It does NOT fit"
-        console.info(f"{verdict} into {limit}{' per device' * (self.stages > 1)}.")
+        console.info(f"{verdict} into {limit}{' per device' * (self.stages * self.tensor > 1)}.")
         for line in self.advice:
             console.info(line)
 

@@ -178,7 +178,7 @@ class _Deciding:
         size = batch.size or batch.micro * plan.replicas * (plan.micro_batches or 1)
         accumulation = size // (batch.micro * plan.replicas)
         stages = require_stages(self.architecture, plan, accumulation, self.target.device)
-        target = with_devices(self.target, stages, plan.replicas)
+        target = with_devices(self.target, stages, plan.replicas, plan.tensor)
         layouter = Layouter(
             cost=CostModel(**self._common(batch, plan), target=target, stages=stages),
             memory=self._memory(batch, plan, accumulation),
@@ -201,6 +201,7 @@ class _Deciding:
             "compiled": self.compiled,
             "replicas": plan.replicas,
             "shard": plan.shard,
+            "tensor": plan.tensor,
         }
 
     def _memory(self, batch: BatchSection, plan: PlanSection, accumulation: int) -> MemoryModel:
@@ -261,6 +262,7 @@ def _plan(layouter: Layouter, layout: Layout, target: Target, size: int, *, time
         layers_per_stage=layout.layers_per_stage,
         schedule=layouter.schedule,
         shard=cost.shard,
+        tensor=cost.tensor,
         devices=layout.devices,
         pieces=layout.schedule.pieces,
         bubble=layout.bubble if timed else 0.0,

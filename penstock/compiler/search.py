@@ -135,7 +135,7 @@ def _device_counts(plan: PlanSection, devices: int) -> Iterator[tuple[int, int]]
     more = [
         pair
         for pair in itertools.product(powers, powers)
-        if asked[0] * asked[1] < pair[0] * pair[1] <= devices and pair[1] >= asked[1]
+        if asked[0] * asked[1] < pair[0] * pair[1] <= devices // plan.tensor and pair[1] >= asked[1]
     ]
     yield from sorted(more, key=lambda pair: (pair[0] * pair[1], pair[0]))
 

@@ -15,14 +15,6 @@ from pydantic import BaseModel
 from penstock.config.schema import Config
 from penstock.errors import ConfigError
 
-_ABSENT = {
-    "plan.tensor": (
-        "tensor parallelism is not there yet",
-        "divide the model by plan.stages or plan.shard",
-    ),
-}
-"""Keys people look for whose nearest neighbours would mislead: what to say, and what to do."""
-
 
 def all_keys(model: type[BaseModel] = Config, prefix: str = "") -> Iterator[str]:
     """Every dotted key a user can set."""
@@ -68,9 +60,6 @@ def require_key(key: str, where: str) -> None:
         raise ConfigError(
             f"{key} is a section, not a value", where=where, do=f"set its keys, such as {near}"
         )
-    if key in _ABSENT:
-        what, do = _ABSENT[key]
-        raise ConfigError(what, where=f"{key}, {where}", do=do)
     leaf = key.rpartition(".")[2]
     near = difflib.get_close_matches(key, known, 1, 0.5)
     near = near or [name for name in known if name.rpartition(".")[2] == leaf]

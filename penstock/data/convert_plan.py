@@ -114,6 +114,7 @@ def _common_layout(found: list[Measure], target: Format, data: DataSection) -> L
         largest=max(one.largest for one in found),
         weights=any(one.weighted for one in found),
         roles=any(one.roles for one in found),
+        categories=any(one.categories for one in found),
     )
 
 
@@ -150,6 +151,7 @@ def _losses(found: Measure, target: Format, packed: bool) -> list[str]:
         "loss weights": found.weighted and target.weights == "none",
         "loss weights other than 0 and 1": found.fractional and target.weights == "zero or one",
         "roles of tokens": found.roles and not target.roles,
+        "categories of tokens": bool(found.categories) and not target.categories,
         "the weight of a sequence's first token": found.first_alone and not target.first_weight,
         "the end of sequences that end like padding": bool(found.like_padding)
         and target.fixed_width,

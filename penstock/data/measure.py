@@ -7,6 +7,8 @@ known, and a damaged file is found before anything is written. It must never wri
 import dataclasses
 from collections.abc import Iterable
 
+import numpy as np
+
 from penstock.data.formats.sequence import (
     COMPLETION,
     LARGEST_ID,
@@ -17,6 +19,8 @@ from penstock.data.formats.sequence import (
     implied_roles,
 )
 
+_CATEGORIES = 1 << 16
+"""Numbers of categories that are told apart."""
 _BLOCK = 1 << 20
 """Tokens looked at at a time: a sequence can be a whole memory-mapped file."""
 
@@ -41,6 +45,8 @@ class Measure:
     """Some first token's weight does not follow from the others'."""
     roles: bool = False
     """Some roles do not follow from the weights."""
+    categories: set[int] = dataclasses.field(default_factory=set[int])
+    """Numbers of categories, the first of them where there are very many."""
     like_padding: int = 0
     """Sequences whose end cannot be told from padding."""
 
@@ -57,6 +63,8 @@ class Measure:
             block = sequence.tokens[first : first + _BLOCK]
             self.largest = max(self.largest, int(block.max()))
         weights, roles = sequence.weights, sequence.roles
+        if sequence.categories is not None and len(self.categories) < _CATEGORIES:
+            self.categories |= {n for n in map(int, np.unique(sequence.categories)) if n != -1}
         if roles is not None:
             self.roles |= bool((roles != implied_roles(sequence, padding)).any())
             implied = (roles == COMPLETION) | (roles == SEPARATOR)

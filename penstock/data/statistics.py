@@ -27,6 +27,7 @@ _DECODED_TOKENS = 1 << 18
 """Tokens decoded for the fertility."""
 _PASSAGE_TOKENS = 256
 _PASSAGES = 3
+_CATEGORIES = 1000
 
 
 @dataclasses.dataclass(frozen=True)
@@ -61,6 +62,8 @@ class Statistics:
     """Sequences equal to one before."""
     histogram: dict[int, int] = dataclasses.field(default_factory=dict[int, int])
     """Sequences by the number of binary digits of their length."""
+    categories: dict[int, int] = dataclasses.field(default_factory=dict[int, int])
+    """Tokens by the number of their category, -1 for none; of at most `_CATEGORIES` numbers."""
     begins: list[int] = dataclasses.field(default_factory=list[int])
     """First tokens of the first sequence."""
     passages: list[Passage] = dataclasses.field(default_factory=list[Passage])
@@ -176,6 +179,7 @@ def _begin(sequence: TokenSequence, count: int) -> TokenSequence:
         sequence.tokens[:count],
         None if sequence.weights is None else sequence.weights[:count],
         None if sequence.roles is None else sequence.roles[:count],
+        None if sequence.categories is None else sequence.categories[:count],
     )
 
 
@@ -193,6 +197,11 @@ def _add(found: Statistics, sequence: TokenSequence, part: TokenSequence, *, is_
     weight = length if part.weights is None else float(part.weights.sum(dtype=np.float64))
     found.weight += weight
     found.weighted |= part.weights is not None
+    if part.categories is not None:
+        numbers, counts = np.unique(part.categories, return_counts=True)
+        for number, count in zip(numbers.tolist(), counts.tolist(), strict=True):
+            if number in found.categories or len(found.categories) < _CATEGORIES:
+                found.categories[number] = found.categories.get(number, 0) + count
 
 
 def _decode(found: Statistics, part: TokenSequence, tokenizer: Tokenizer) -> None:

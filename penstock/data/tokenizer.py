@@ -5,6 +5,7 @@ must never know about models.
 """
 
 import contextlib
+import functools
 import hashlib
 import json
 from collections.abc import Iterable, Sequence
@@ -35,7 +36,7 @@ from penstock.data.tokenizer_files import (
     from_word_pieces,
     setting,
 )
-from penstock.data.words import WordEncoder, takes_words
+from penstock.data.words import WordEncoder, encode_each
 from penstock.errors import DataError
 from penstock.files import atomic_write
 
@@ -82,7 +83,6 @@ class Tokenizer:
         self._strips = self._drops_leading_space()
         self.begin: int | None = token_in_front(inner) if self.masked is None else self.masked.begin
         """The token before every document and prompt, where the tokenizer puts one there."""
-        self._words = WordEncoder(self._encode_each) if takes_words(inner) else None
 
     @staticmethod
     def load(path: str | Path, begins: bool | None = None) -> "Tokenizer":
@@ -192,15 +192,15 @@ class Tokenizer:
         """Token ids of `text`, nothing added."""
         return self._inner.encode(text, add_special_tokens=False).ids
 
+    @functools.cached_property
+    def _words(self) -> WordEncoder | None:
+        return WordEncoder.of(self._inner)
+
     def encode_batch(self, texts: Sequence[str]) -> list[NDArray[np.int32]]:
         """Token ids of each text, nothing added; by its words where the tokenizer allows it."""
         if self._words is not None:
             return self._words(texts)
-        return [np.array(ids, np.int32) for ids in self._encode_each(texts)]
-
-    def _encode_each(self, texts: Sequence[str]) -> list[list[int]]:
-        """Token ids by the library itself, in parallel where the process allows it."""
-        return [e.ids for e in self._inner.encode_batch_fast(list(texts), add_special_tokens=False)]
+        return [np.array(ids, np.int32) for ids in encode_each(self._inner, texts)]
 
     def encode_laid_out(self, text: str) -> tuple[list[int], list[tuple[int, int]]]:
         """Ids of a text in which special tokens are meant, and the characters each stands for.

@@ -59,6 +59,9 @@ class HeldLinear(nn.Linear):
     codes: Int8[Tensor, "N K"] | UInt8[Tensor, " B"]
     scales: Float[Tensor, "..."]
 
+    is_elsewhere: bool = False
+    """Whether another process holds it."""
+
     def fill(self, weight: Float[Tensor, "O I"]) -> None:
         """Hold this weight (outputs, inputs)."""
         pack = quantize if self.kind == "int8" else pack_nf4
@@ -100,9 +103,11 @@ def make_held(model: Transformer, kind: str) -> dict[str, HeldLinear]:
     found: dict[str, HeldLinear] = {}
     for name, module in model.named_modules():
         if isinstance(module, Projection):
+            is_elsewhere = module.weight.is_meta
             del module.weight
             module.__class__ = HeldProjection
             assert isinstance(module, HeldProjection)  # noqa: S101 - so it is now
+            module.is_elsewhere = is_elsewhere
             module.kind = kind
             for buffer in ("codes", "scales"):
                 module.register_buffer(buffer, None, persistent=False)
@@ -115,7 +120,8 @@ def hold(model: Transformer, kind: str) -> None:
     """Hold the matrices that a model has."""
     weights = dict(model.named_parameters())
     for name, module in make_held(model, kind).items():
-        module.fill(weights[name])
+        if not module.is_elsewhere:
+            module.fill(weights[name])
 
 
 @torch.no_grad()

@@ -6,7 +6,7 @@ or files' formats: `models/families` and `models/weight_files.py` do.
 
 import dataclasses
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import safetensors.torch
@@ -19,7 +19,7 @@ from penstock.models.adapter import held_base
 from penstock.models.architecture import Architecture
 from penstock.models.families import FAMILIES, hf_config
 from penstock.models.frozen_base import HeldLinear, make_held
-from penstock.models.initialization import unfilled
+from penstock.models.initialization import every, unfilled
 from penstock.models.stored import Stored
 from penstock.models.transformer import Transformer
 from penstock.models.weight_files import SAFE_NAME, WeightFiles
@@ -35,16 +35,20 @@ _OLD_NORMS = {"LayerNorm.gamma": "LayerNorm.weight", "LayerNorm.beta": "LayerNor
 
 
 def load_model(
-    folder: Path, architecture: Architecture, device: str, dtype: torch.dtype
+    folder: Path,
+    architecture: Architecture,
+    device: str,
+    dtype: torch.dtype,
+    holds: Callable[[str], bool] = every,
 ) -> Transformer:
     """A model with the weights of FOLDER: each goes from its file straight to its place, so that
     the most memory in use is little over the weights' own, also where adapters have them held in
-    few bits.
+    few bits. What it does not hold, by name, is not read.
 
     Raises:
         CheckpointError: as `load_weights`.
     """
-    model = unfilled(architecture, device, dtype)
+    model = unfilled(architecture, device, dtype, holds)
     base = held_base(architecture.adapter)
     held = {} if base is None else make_held(model, base)
     load_weights(folder, model, held)
@@ -69,6 +73,8 @@ def load_weights(
     stored = {_full_name(name, family.PREFIX, family.RENAMED): name for name in files.names()}
     held = held or {}
     own = dict(model.named_parameters())
+    elsewhere = {name for name, parameter in own.items() if parameter.is_meta}
+    elsewhere |= {name for name, layer in held.items() if layer.is_elsewhere}
     places = family.hf_names(architecture)
     targets = {
         ours: own[ours][: architecture.vocab_size] if ours in _VOCABULARY else own[ours]
@@ -87,6 +93,8 @@ def load_weights(
         wanted |= dict(zip(place.names, shapes, strict=True))
     _require_fit(folder, files, stored, wanted, architecture)
     for ours, place in places.items():
+        if ours in elsewhere:
+            continue
         parts = [files.read(stored[name]) for name in place.names]
         if ours in held:
             held[ours].fill(from_stored(place, parts))

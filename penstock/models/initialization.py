@@ -5,10 +5,11 @@
 
 import hashlib
 import math
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import Parameter
 
 from penstock.models.architecture import Architecture
@@ -19,14 +20,27 @@ _STANDARD_DEVIATION = 0.02
 _RESIDUAL = ("attention.output.weight", "mlp.down.weight")
 
 
-def unfilled(architecture: Architecture, device: str, dtype: torch.dtype) -> Transformer:
+def every(_name: str) -> bool:
+    """That a process holds all parameters of its model."""
+    return True
+
+
+def unfilled(
+    architecture: Architecture,
+    device: str,
+    dtype: torch.dtype,
+    holds: Callable[[str], bool] = every,
+) -> Transformer:
     """A model whose parameters are memory not yet written to: torch's own default values would
-    take a second to draw (GPT-2 124M).
+    take a second to draw (GPT-2 124M). Those it does not hold, by name, stay without memory, on
+    the device "meta".
     """
     with torch.device("meta"):
         model = Transformer(architecture)
-    for module in model.modules():
+    for path, module in model.named_modules():
         for name, parameter in list(module.named_parameters(recurse=False)):
+            if not holds(f"{path}.{name}"):
+                continue
             # Not `to_empty`: it loads 480 modules (23 MiB, torch 2.13).
             place = torch.empty(parameter.shape, dtype=dtype, device=device)
             setattr(module, name, Parameter(place))
@@ -35,9 +49,15 @@ def unfilled(architecture: Architecture, device: str, dtype: torch.dtype) -> Tra
     return model
 
 
+def held_parameters(model: nn.Module) -> Iterator[tuple[str, Parameter]]:
+    """The parameters that have memory, by name."""
+    return ((name, p) for name, p in model.named_parameters() if not p.is_meta)
+
+
 @torch.no_grad()
 def initialize(model: Transformer, seed: int) -> None:
-    """Draw every weight of `model` in place, the same whatever its dtype or the order of modules.
+    """Draw every weight of `model` in place, the same whatever its dtype, the order of modules
+    and what else it holds.
 
     Matrices and embeddings ~ N(0, 0.02); in families that ask for it, the two projections that
     write to the residual stream are scaled by 1/sqrt(2·layers); biases 0, norms 1; padded
@@ -47,7 +67,7 @@ def initialize(model: Transformer, seed: int) -> None:
     architecture = model.architecture
     scales_residual = FAMILIES[architecture.family].SCALES_RESIDUAL
     drawn: list[tuple[Parameter, float, int]] = []
-    for name, parameter in model.named_parameters():
+    for name, parameter in held_parameters(model):
         if ".adapters." in name:
             parameter.copy_(initial_adapter(name, parameter.shape, seed))
         elif name.endswith("bias"):

@@ -1,4 +1,5 @@
-"""The processes of a job as a mesh: replicas of the model, and the stages each is cut into.
+"""The processes of a job as a mesh: replicas of the model, the stages each is cut into, and the
+parts each stage's blocks are in.
 
 `train_run.py` lays it out once the processes have met. It must never know about models.
 """
@@ -34,12 +35,12 @@ Peers = World | Line
 """Some of the job's processes, or all."""
 
 
-def coordinates(place: Place, stages: int) -> tuple[int, int]:
-    """A process's replica and stage: replicas stand next to each other, since what they tell each
-    other is more than what goes from stage to stage.
+def coordinates(place: Place, stages: int, tensor: int = 1) -> tuple[int, int]:
+    """A process's replica and stage: parts of the same blocks stand next to each other, then
+    replicas, since what they tell each other is more than what goes from stage to stage.
     """
-    stage, replica = divmod(place.rank, place.size // stages)
-    return replica, stage
+    stage, rest = divmod(place.rank, place.size // stages)
+    return rest // tensor, stage
 
 
 @dataclasses.dataclass(frozen=True)
@@ -47,18 +48,18 @@ class Mesh:
     """This process's lines."""
 
     replicas: Peers
-    """Those with the same stage of other replicas."""
+    """Those with the same stage and part of other replicas."""
     stages: Line
-    """The stages of this replica."""
+    """The stages of this replica, the same part of each."""
     ends: Line | None
     """Its first and its last stage, in these two."""
+    parts: Line
+    """Those with the other parts of this stage's blocks."""
 
     @staticmethod
-    def of(world: World, stages: int, timeout_seconds: float) -> "Mesh":
+    def of(world: World, stages: int, timeout_seconds: float, tensor: int = 1) -> "Mesh":
         """Lay out the job's processes; all of them call it."""
-        rank, count = world.rank, world.size // stages
-        if stages == 1:
-            return Mesh(world, Line([rank], rank), None)
+        rank, count = world.rank, world.size // stages // tensor
 
         def line(every: list[list[int]]) -> Line:
             """This process's of these lines, which do not meet."""
@@ -70,8 +71,21 @@ class Mesh:
             )
             return Line(own, rank, group)
 
-        columns = [list(range(replica, world.size, count)) for replica in range(count)]
-        replicas = line([list(ranks) for ranks in zip(*columns, strict=True)])
+        # Ranks by stage, replica and part.
+        rows = [
+            [[(s * count + r) * tensor + p for p in range(tensor)] for r in range(count)]
+            for s in range(stages)
+        ]
+        columns = [
+            [rows[s][r][p] for s in range(stages)] for r in range(count) for p in range(tensor)
+        ]
         along = line(columns)
-        ends = along if stages == 2 else line([[ranks[0], ranks[-1]] for ranks in columns])
-        return Mesh(replicas, along, ends if ends.size > 1 else None)
+        ends = along if stages <= 2 else line([[ranks[0], ranks[-1]] for ranks in columns])
+        return Mesh(
+            replicas=world
+            if stages == tensor == 1
+            else line([[row[p] for row in stage] for stage in rows for p in range(tensor)]),
+            stages=along,
+            ends=ends if ends.size > 1 else None,
+            parts=line([ranks for stage in rows for ranks in stage]),
+        )

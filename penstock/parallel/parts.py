@@ -7,6 +7,7 @@ while training goes on and no collective of it can be in another's way. It must 
 import dataclasses
 import json
 import time
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +26,10 @@ class Part:
     """Equal in all processes of one start of a job, and in no other."""
     timeout_seconds: float = 600.0
     """Longest wait of the first process for another's files."""
+    blocks: int = 0
+    """Which part of its blocks the process holds, where they are divided."""
+    cuts: Mapping[str, Sequence[int]] = dataclasses.field(default_factory=dict[str, Sequence[int]])
+    """How, by parameter: a dimension, and the sizes of the whole's sections along it."""
 
     def file_name(self, name: str) -> str:
         """`model.safetensors`, or as the Hugging Face hub numbers shards."""

@@ -5,8 +5,9 @@ as they run a whole model's passes. Schedules and what is sent are torch.distrib
 It must never know about optimizers.
 """
 
+import functools
 import logging
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -20,10 +21,10 @@ from torch.distributed.pipelining import (
 )
 
 from penstock.data.loader import Batch
-from penstock.parallel.mesh import Line, Mesh
-from penstock.parallel.replicas import Replicas
-from penstock.parallel.stage import TABLE, Stage
-from penstock.tensors import OnDemand
+from penstock.parallel.divided_stage import DividedStage
+from penstock.parallel.mesh import Line
+from penstock.parallel.replicas import local
+from penstock.parallel.stage import Stage
 
 _SCHEDULES: dict[str, Any] = {
     "gpipe": ScheduleGPipe,
@@ -35,33 +36,61 @@ _SCHEDULES: dict[str, Any] = {
 arXiv 2401.10241, §2.2)."""
 
 
+_SHAPES_KEPT = 4
+
+
 class _TorchStage(PipelineStage):
     """Torch's stage, whose gradients are taken up in float32 as soon as a pass has left them."""
 
-    def __init__(self, stage: Stage, count: int, sums: dict[str, Tensor], **more: Any) -> None:  # noqa: ANN401 - torch's own arguments
-        super().__init__(stage, stage.index, count, stage.z_loss.device, **more)
+    def __init__(
+        self,
+        stage: Stage,
+        count: int,
+        sums: dict[str, Tensor],
+        divided: DividedStage | None,
+        **more: Any,  # noqa: ANN401 - torch's own arguments
+    ) -> None:
+        module = stage if divided is None else divided.opaque
+        super().__init__(module, stage.index, count, stage.z_loss.device, **more)
         self._own = dict(stage.named_parameters())
         self._sums = sums
+        self._divided = divided
 
     def forward_one_chunk(self, *args: Any, **more: Any) -> Any:  # noqa: ANN401 - as torch's
         output = super().forward_one_chunk(*args, **more)
-        self._take()  # The head's, whose backward pass is done already.
+        if self.is_last and torch.is_grad_enabled():
+            # The head's backward pass is done already.
+            if self._divided is not None:
+                self._divided.take_up()
+            self._take()
         return output
 
-    def backward_one_chunk(self, *args: Any, **more: Any) -> None:  # noqa: ANN401 - as torch's
-        super().backward_one_chunk(*args, **more)
+    def backward_maybe_with_nosync(
+        self,
+        backward_type: Any,  # noqa: ANN401 - as torch's
+        bwd_kwargs: dict[str, Any],
+        last_backward: bool = False,
+    ) -> Any:  # noqa: ANN401 - as torch's
+        if self._divided is not None:
+            self._divided.begin(backward_type)
+        found = super().backward_maybe_with_nosync(backward_type, bwd_kwargs, last_backward)
+        if self._divided is not None:
+            self._divided.end(backward_type)
         self._take()
+        return found
 
-    def backward_weight_one_chunk(self, *args: Any, **more: Any) -> None:  # noqa: ANN401 - as torch's
-        super().backward_weight_one_chunk(*args, **more)
-        self._take()
+    def finish(self) -> None:
+        """Take up what is left, after a step's last pass."""
+        if self._divided is not None:
+            self._divided.finish()
+            self._take()
 
     @torch.no_grad()
     def _take(self) -> None:
         for name, parameter in self._own.items():
-            gradient = parameter.grad
-            if gradient is None:
+            if parameter.grad is None:
                 continue
+            gradient = local(parameter.grad)
             if name in self._sums:
                 self._sums[name] += gradient
             else:
@@ -79,8 +108,8 @@ class Pipeline:
         *,
         schedule: str,
         micro_batches: int,
-        shape: tuple[int, int],
         names: Sequence[str],
+        shard: str = "none",
     ) -> None:
         """All processes of the line call it.
 
@@ -89,37 +118,48 @@ class Pipeline:
             line: the processes of one replica, in the order of their stages.
             schedule: a name of `plan.schedule`.
             micro_batches: those of a step, on each replica.
-            shape: sequences of a micro-batch, and their tokens.
             names: the trained parameters of these stages, in the optimizer's order.
+            shard: what replicas have divided of these stages, a name of `plan.shard`.
         """
         logging.getLogger("torch.distributed.pipelining").setLevel(logging.CRITICAL)
         self.at_once = micro_batches
         self._stages, self._line, self._names = stages, line, list(names)
         self._sums: dict[str, Tensor] = {}
+        self._name, self._shard = schedule, shard
+        # Batches grouped by length have many shapes, and each keeps its buffers.
+        self._schedule = functools.lru_cache(_SHAPES_KEPT)(self._made_for)
+
+    def _made_for(self, shape: torch.Size) -> tuple[list[_TorchStage], Any]:
+        """Torch's stages and schedule for micro-batches (B, T) of tokens."""
+        stages, line = self._stages, self._line
         a, dtype = stages[0].architecture, next(stages[0].parameters()).dtype
-        count = line.size * len(stages)
-        # Known shapes: torch would have them sent, pickled.
-        stream = torch.empty(*shape, a.hidden_size, dtype=dtype, device="meta", requires_grad=True)
+
+        def stream(needs_gradient: bool) -> Tensor:
+            """What goes from stage to stage; known, since torch would have it sent, pickled."""
+            stream = torch.empty(*shape, a.hidden_size, dtype=dtype, device="meta")
+            return stream.requires_grad_(needs_gradient)
+
         tokens = torch.empty(shape, dtype=torch.int64, device="meta")
         loss = torch.empty((), device="meta")
         made = [
             _TorchStage(
                 stage,
-                count,
+                line.size * len(stages),
                 self._sums,
-                input_args=tokens if stage.index == 0 else stream,
-                output_args=loss if stage.is_last else stream,
+                None if self._shard == "none" else DividedStage(stage, self._shard),
+                input_args=tokens if stage.index == 0 else stream(stage.gives_gradient),
+                output_args=loss if stage.is_last else stream(stage.takes_gradient),
                 group=line.group,
             )
             for stage in stages
         ]
-        single = schedule in ("gpipe", "1f1b")
-        self._schedule = _SCHEDULES[schedule](
-            made[0] if single else made,
-            n_microbatches=micro_batches,
+        schedule = _SCHEDULES[self._name](
+            made[0] if self._name in ("gpipe", "1f1b") else made,
+            n_microbatches=self.at_once,
             loss_fn=lambda loss, _: loss,
             scale_grads=False,
         )
+        return made, schedule
 
     @property
     def device(self) -> torch.device:
@@ -137,7 +177,8 @@ class Pipeline:
         sequences = torch.cat([batch.sequences for batch in batches]).to(self.device)
         keys = self._stages[0].dropout_keys(seed, step, sequences)
         losses: list[Tensor] = []
-        self._schedule.step(
+        stages, schedule = self._schedule(batches[0].tokens.shape)
+        schedule.step(
             tokens,
             target=given["targets"],
             losses=losses,
@@ -146,6 +187,8 @@ class Pipeline:
             **given,
             **({} if keys is None else {"keys": keys}),
         )
+        for stage in stages:
+            stage.finish()
         loss = torch.stack(losses).sum() if losses else weights.new_zeros(())
         return self._line.sum(loss.detach())
 
@@ -163,7 +206,8 @@ class Pipeline:
         but in the last stage.
         """
         tokens, given = self._together(batches)
-        losses: Tensor | None = self._schedule.eval(tokens, target=given["targets"], **given)
+        _, schedule = self._schedule(batches[0].tokens.shape)
+        losses: Tensor | None = schedule.eval(tokens, target=given["targets"], **given)
         return [] if losses is None else list(losses.split(len(batches[0].tokens)))
 
     def _together(self, batches: Sequence[Batch]) -> tuple[Tensor, dict[str, Tensor]]:
@@ -176,46 +220,3 @@ class Pipeline:
         if not self._stages[0].architecture.is_causal:
             return tokens, {"targets": targets, "segments": torch.zeros_like(tokens)}
         return tokens, {"targets": targets}
-
-
-class StageReplicas(Replicas):
-    """What one process does with the other replicas' copies of its stage, and with other stages."""
-
-    def __init__(self, mesh: Mesh, own: Iterable[str], *, is_tied: bool) -> None:
-        """`own` names this stage's parameters; `is_tied`: the table may also be another's."""
-        super().__init__(peers=mesh.replicas)
-        self._mesh = mesh
-        self._held = frozenset(own)
-        self._shares = is_tied and mesh.ends is not None and TABLE in self._held
-        # Two hold it: the first one counts it and saves it.
-        self._counts_twice = self._shares and mesh.stages.rank > 0
-
-    def reduce(self, gradients: Sequence[Tensor], names: Sequence[str]) -> None:
-        """Sum gradients over the replicas, and those of the table over its two copies."""
-        super().reduce(gradients, names)
-        if self._shares and self._mesh.ends is not None:
-            self._mesh.ends.sum(gradients[names.index(TABLE)])
-
-    def norm(self, own: Tensor) -> Tensor:
-        """The Euclidean norm over all stages, () float32, from that of this one's `counted`."""
-        return self._mesh.stages.sum(own.double().square()).sqrt().float()
-
-    def counted(self, gradients: Sequence[Tensor], names: Sequence[str]) -> list[Tensor]:
-        """Those gradients whose norm no other stage counts."""
-        pairs = zip(gradients, names, strict=True)
-        return [g for g, name in pairs if name != TABLE or not self._counts_twice]
-
-    def rows_of(self, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """This stage's of a whole model's tensors, named by a parameter or KIND.PARAMETER."""
-        return {name: tensor for name, tensor in tensors.items() if self._parameter(name)}
-
-    def saved(self, tensors: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
-        """Those of this stage's tensors that are its to save."""
-        left = TABLE if self._counts_twice else None
-        kept = [name for name in tensors if self._parameter(name) != left]
-        return OnDemand(kept, tensors.__getitem__)
-
-    def _parameter(self, name: str) -> str | None:
-        """The parameter a tensor belongs to; None: it is not this stage's."""
-        found = name if name in self._held else name.partition(".")[2]
-        return found if found in self._held else None

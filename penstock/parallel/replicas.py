@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from penstock.parallel.environment import Place
-from penstock.parallel.mesh import Peers
+from penstock.parallel.mesh import Line, Peers
 from penstock.parallel.world import World
 
 _BUCKET_BYTES = 32 << 20
@@ -31,37 +31,40 @@ class Replicas:
     """What one replica does with the others during a step. Alone, nothing."""
 
     def __init__(
-        self, model: nn.Module | None = None, peers: Peers | None = None, shard: str = "none"
+        self,
+        models: Sequence[nn.Module] = (),
+        peers: Peers | None = None,
+        shard: str = "none",
     ) -> None:
-        """Divide the model's parameters as `shard` says: none, optimizer, gradients or weights.
+        """Divide the models' parameters as `shard` says: none, optimizer, gradients or weights.
 
         Every one of the peers must hold the same weights before.
         """
         self.peers = peers or World(Place())
-        self._shard = shard if self.peers.size > 1 else "none"
-        self._model: Any = model
+        self.shard = shard if self.peers.size > 1 else "none"
+        self._models: Sequence[Any] = models
         self._rows: dict[str, tuple[int, int]] = {}
-        if self._shard != "none" and model is not None:
-            _divide(model, self.peers.size, free_weights=shard == "weights")
-            self._rows = dict(_rows(model))
+        for model in models if self.shard != "none" else ():
+            _divide(model, self.peers, free_weights=shard == "weights")
+            self._rows |= dict(_rows(model))
 
     @property
     def is_divided(self) -> bool:
         """Whether each replica holds only its rows of every parameter."""
-        return bool(self._rows)
+        return self.shard != "none"
 
     def needs_sums(self, accumulation: int) -> bool:
         """Whether the step must sum `accumulation` micro-batches' gradients in float32 itself."""
-        if self._shard == "none":
+        if self.shard == "none":
             return accumulation > 1 or self.peers.size > 1
-        return accumulation > 1 and self._shard != "optimizer"
+        return accumulation > 1 and self.shard != "optimizer"
 
     def begin(self, *, is_last: bool) -> None:
         """Before each micro-batch: whether its gradients are the last to be added."""
-        if self.is_divided:
-            self._model.set_is_last_backward(is_last)
-            self._model.set_requires_gradient_sync(is_last or self._shard != "optimizer")
-            self._model.set_reshard_after_backward(is_last or self._shard == "weights")
+        for model in self._models if self.is_divided else ():
+            model.set_is_last_backward(is_last)
+            model.set_requires_gradient_sync(is_last or self.shard != "optimizer")
+            model.set_reshard_after_backward(is_last or self.shard == "weights")
 
     def sum(self, value: Tensor) -> Tensor:
         """The sum over replicas of a small tensor, in place."""
@@ -116,20 +119,27 @@ def _buckets(gradients: Sequence[Tensor]) -> Iterator[list[Tensor]]:
         yield bucket
 
 
-def _divide(model: Any, size: int, *, free_weights: bool) -> None:  # noqa: ANN401 - FSDP changes the model's class
+def _divide(model: Any, peers: Peers, *, free_weights: bool) -> None:  # noqa: ANN401 - FSDP changes the model's class
     """Leave each process its rows of every parameter; blocks are gathered one at a time."""
-    from torch.distributed.device_mesh import init_device_mesh  # noqa: PLC0415 - half a second
+    from torch.distributed.device_mesh import (  # noqa: PLC0415 - half a second
+        DeviceMesh,
+        init_device_mesh,
+    )
     from torch.distributed.fsdp import (  # noqa: PLC0415
         MixedPrecisionPolicy,
         fully_shard,
         register_fsdp_forward_method,
     )
 
-    device = next(model.parameters()).device.type
-    mesh = init_device_mesh(device, (size,), mesh_dim_names=("replicas",))
+    device, names = next(model.parameters()).device.type, ("replicas",)
+    if isinstance(peers, Line) and peers.group is not None:
+        mesh = DeviceMesh.from_group(peers.group, device, mesh_dim_names=names)
+    else:
+        mesh = init_device_mesh(device, (peers.size,), mesh_dim_names=names)
     policy = MixedPrecisionPolicy(reduce_dtype=torch.float32)
-    # The root also holds embedding and head, which may share their weights.
-    parts = [*model.blocks, model]
+    # The root also holds embedding and head, which may share their weights. Of a stage's blocks
+    # some are elsewhere.
+    parts = [*(block for block in model.blocks if any(True for _ in block.parameters())), model]
     for part in parts:
         fully_shard(part, mesh=mesh, reshard_after_forward=free_weights, mp_policy=policy)
     for part in parts:

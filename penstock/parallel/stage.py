@@ -4,7 +4,7 @@
 names, kernels and arithmetic are the whole model's. It must never know about processes.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from typing import Any
 
 import torch
@@ -33,7 +33,7 @@ def layers_of_pieces(layers_per_stage: Sequence[int], pieces: int) -> list[range
 
 
 class Stage(Transformer):
-    """A piece of the depth of `whole`, whose modules it shares."""
+    """A piece of the depth of `whole`, whose modules it shares; the others need no memory."""
 
     def __init__(
         self, whole: Transformer, pieces: Sequence[range], index: int, z_loss: float
@@ -45,8 +45,15 @@ class Stage(Transformer):
         self.architecture = whole.architecture
         self.index = index
         self.is_last = index == len(pieces) - 1
-        self.z_loss = torch.tensor(z_loss, device=next(whole.parameters()).device)
         self.layers = pieces[index]
+        # Adapters and frozen parameters: what lies before the first that is trained needs none.
+        trained = {
+            _piece_of(name, pieces) for name, p in whole.named_parameters() if p.requires_grad
+        }
+        self.takes_gradient = any(piece <= index for piece in trained)
+        """Whether this stage wants the gradient of what it gives."""
+        self.gives_gradient = any(piece < index for piece in trained)
+        """Whether the stage before wants that of what this one gets."""
         # Modules without parameters stand where other stages have theirs.
         blocks = [b if i in self.layers else nn.Module() for i, b in enumerate(whole.blocks)]
         parts: dict[str, Any] = {
@@ -59,6 +66,7 @@ class Stage(Transformer):
             parts["embed"].tokens = whole.embed.tokens
         for name, module in parts.items():
             setattr(self, name, module)
+        self.z_loss = torch.tensor(z_loss, device=next(self.parameters()).device)
 
     def forward(  # pyright: ignore[reportIncompatibleMethodOverride] - a stage takes what the one before gives
         self,
@@ -121,6 +129,24 @@ class _Loss(torch.autograd.Function):
     def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Tensor | None, ...]:  # noqa: ANN401 - as above
         (gradient,) = ctx.saved_tensors
         return gradient * grad_outputs[0].to(gradient.dtype), None, None
+
+
+def holds(name: str, pieces: Sequence[range], own: Collection[int], *, is_tied: bool) -> bool:
+    """Whether a process with the pieces `own` has a parameter or tensor of the optimizer, named as
+    the whole model's: PARAMETER or KIND.PARAMETER. `is_tied`: the table is also the head's.
+    """
+    if name.partition(".")[0] not in ("embed", "blocks", "head"):
+        name = name.partition(".")[2]
+    return _piece_of(name, pieces) in own or (is_tied and name == TABLE and len(pieces) - 1 in own)
+
+
+def _piece_of(name: str, pieces: Sequence[range]) -> int:
+    """The piece a parameter of the whole model is in; a tied table is the embedding's."""
+    region, _, inside = name.partition(".")
+    if region != "blocks":
+        return 0 if region == "embed" else len(pieces) - 1
+    layer = int(inside.partition(".")[0])
+    return next(index for index, piece in enumerate(pieces) if layer in piece)
 
 
 def named_parameters(stages: Sequence[Stage]) -> Iterator[tuple[str, Parameter]]:

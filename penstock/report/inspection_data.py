@@ -71,6 +71,7 @@ class SplitInspection:
             "tokens_per_word": found.tokens_per_word,
             "tokens_per_byte": found.tokens_per_byte,
             "begins": found.begins,
+            "categories": found.categories or None,
         }
 
     def row(self) -> list[str]:
@@ -134,6 +135,9 @@ class DataInspection:
             rows.append(("packing", str(manifest["packing"])))
         elif first.vocab_size:
             rows.append(("vocabulary", f"{first.vocab_size:,} tokens"))
+        counted = [one.statistics.categories for one in self.splits if one.statistics is not None]
+        if numbers := {number for one in counted for number in one if number != -1}:
+            rows.append(("categories", f"{len(numbers):,}"))
         return rows
 
     def json(self) -> dict[str, Any]:

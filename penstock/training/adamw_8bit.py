@@ -40,6 +40,7 @@ class AdamW8bit(AdamW):
         section: OptimizerSection,
         *,
         masters: Mapping[str, Tensor] | None = None,
+        layers: int | None = None,
     ) -> None:
         """Make the state; arguments as for `optimizer.AdamW`.
 

@@ -17,14 +17,17 @@ _NORM_PIECE = 1024 * _NORM_ROW
 
 
 @torch.no_grad()
-def global_norm(gradients: Sequence[Tensor]) -> Tensor:
+def global_norm(gradients: Sequence[Tensor], device: torch.device | None = None) -> Tensor:
     """Return the Euclidean norm of all gradients together, () float32, with no host sync.
 
     Sums are fp32 whatever the gradients' dtype. Source: Pascanu et al., arXiv 1211.5063, §3.2.
 
     Args:
         gradients: tensors of any shape and floating dtype on one device.
+        device: where the norm of none, 0, is wanted.
     """
+    if not gradients:
+        return torch.zeros((), device=device)
     if gradients[0].device.type != "cpu":
         by_tensor = torch._foreach_norm(list(gradients), 2, dtype=torch.float32)
         return torch.linalg.vector_norm(torch.stack(by_tensor))

@@ -38,14 +38,15 @@ class Muon(Trained):
         section: OptimizerSection,
         *,
         masters: Mapping[str, Tensor] | None = None,
+        layers: int | None = None,
     ) -> None:
-        """Make the state; `masters` as for `AdamW`."""
+        """Make the state; `masters` and `layers` as for `AdamW`."""
         named = dict(named_parameters)
         self._section = section
-        self._shares = learning_rate_shares(named, section.layer_decay)
+        self._shares = learning_rate_shares(named, section.layer_decay, layers)
         self._matrices = {n: p for n, p in named.items() if _is_hidden_matrix(n, p)}
         others = [(n, p) for n, p in named.items() if n not in self._matrices]
-        self._adamw = AdamW(others, section, masters=masters)
+        self._adamw = AdamW(others, section, masters=masters, layers=layers)
         self._masters: dict[str, Tensor] = {}
         self._momenta: dict[str, Tensor] = {}
         for name, parameter in self._matrices.items():

@@ -69,6 +69,7 @@ class AdamW(Trained):
         section: OptimizerSection,
         *,
         masters: Mapping[str, Tensor] | None = None,
+        layers: int | None = None,
         group_bytes: int | None = None,
     ) -> None:
         """Make the state: zero moments, and masters of all parameters that are not fp32.
@@ -79,12 +80,14 @@ class AdamW(Trained):
             section: the user's `optimizer` settings.
             masters: float32 values more exact than the parameters hold, by parameter name; they
                 become part of the state, and the parameters are set to them, rounded.
+            layers: the model's, where the parameters are not of all of them.
             group_bytes: bound on the transient fp32 gradients; chosen by device when not given.
         """
         self._section = section
         named = list(named_parameters)
         decayed, others = parameter_groups(named, section.decay_all)
-        self._shares = learning_rate_shares((name for name, _ in named), section.layer_decay)
+        names = (name for name, _ in named)
+        self._shares = learning_rate_shares(names, section.layer_decay, layers)
         self._parameters = dict(decayed + others)
         self._masters: dict[str, Tensor] = {}
         self._rests: dict[str, Tensor] = {}

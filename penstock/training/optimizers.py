@@ -25,6 +25,7 @@ def make_optimizer(
     section: OptimizerSection,
     *,
     masters: Mapping[str, Tensor] | None = None,
+    layers: int | None = None,
 ) -> Optimizer:
     """The optimizer `section` names, with its state; see `AdamW`.
 
@@ -38,4 +39,4 @@ def make_optimizer(
             do="leave it out, or use optimizer.name=adamw",
         )
     make = _OWN.get(section.name, TorchOptimizer)
-    return make(named_parameters, section, masters=masters)
+    return make(named_parameters, section, masters=masters, layers=layers)

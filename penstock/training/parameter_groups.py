@@ -74,19 +74,22 @@ def parameter_groups(
     return decayed, others
 
 
-def learning_rate_shares(names: Iterable[str], layer_decay: float) -> dict[str, float]:
+def learning_rate_shares(
+    names: Iterable[str], layer_decay: float, layers: int | None = None
+) -> dict[str, float]:
     """Of each parameter, the share of the learning rate it is trained at: 1 in the head, and
     `layer_decay` times as much in each region before, down to the embedding.
 
     Source: Clark et al., ELECTRA, arXiv 2003.10555, appendix B.
 
     Args:
-        names: parameter names, of all layers (frozen ones too: they count).
+        names: parameter names, frozen ones too.
         layer_decay: factor from a layer to the one before it.
+        layers: those of the whole model; as many as `names` are of, when not given.
     """
     names = list(names)
     numbers = {name: int(name.split(".")[1]) for name in names if name.startswith("blocks.")}
-    count = 1 + max(numbers.values(), default=-1)
+    count = 1 + max(numbers.values(), default=-1) if layers is None else layers
     shares: dict[str, float] = {}
     for name in names:
         below = 0 if name.startswith("head.") else count + 1

@@ -6,6 +6,7 @@
 import fcntl
 import json
 import os
+from collections.abc import Callable
 from pathlib import Path
 from types import TracebackType
 
@@ -55,8 +56,11 @@ class RunFolder:
                 do="choose a folder you may write to",
             ) from None
 
-    def resume_state(self, policy: str) -> CheckpointState | None:
-        """The checkpoint to go on from, by `checkpoint.resume`; None to start fresh.
+    def resume_state(
+        self, policy: str, wanted: Callable[[str], bool] | None = None
+    ) -> CheckpointState | None:
+        """The checkpoint to go on from, by `checkpoint.resume`, of it the `wanted` tensors; None to
+        start fresh.
 
         Raises:
             CheckpointError: "must" without a checkpoint, "never" with one, or none is whole.
@@ -69,7 +73,7 @@ class RunFolder:
                     do="choose another run folder, or set checkpoint.resume=auto to go on",
                 )
             return None
-        state = load_newest(self.checkpoints)
+        state = load_newest(self.checkpoints, wanted=wanted)
         if state is None and policy == "must":
             raise CheckpointError(
                 f"{self.path} has no checkpoint to resume",

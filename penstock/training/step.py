@@ -137,7 +137,8 @@ def train_step(
     loss = replicas.sum(loss)
     # 5. Clip: the optimizer divides by this norm where it is above optimizer.clip.
     with span("phase/gradient norm"):
-        norm = replicas.norm(global_norm(replicas.counted(gradients, names)))
+        counted = replicas.counted(gradients, names)
+        norm = replicas.norm(global_norm(counted, passes.device))
     # 6. Finite? Decided on the device, without waiting for it.
     skipped = ~(torch.isfinite(loss) & torch.isfinite(norm) & (norm <= norm_limit))
     # 7. Update.

@@ -46,13 +46,15 @@ class TorchOptimizer(Trained):
         section: OptimizerSection,
         *,
         masters: Mapping[str, Tensor] | None = None,
+        layers: int | None = None,
     ) -> None:
-        """Make the masters; torch makes the rest at the first step. `masters` as for `AdamW`."""
+        """Make the masters; torch makes the rest at the first step. Arguments as for `AdamW`."""
         named = list(named_parameters)
         self._section = section
         decayed, others = parameter_groups(named, section.decay_all)
         self._decays = {name for name, _ in decayed}
-        self._shares = learning_rate_shares((name for name, _ in named), section.layer_decay)
+        names = (name for name, _ in named)
+        self._shares = learning_rate_shares(names, section.layer_decay, layers)
         self._parameters = dict(decayed + others)
         self._masters: dict[str, Parameter] = {}
         self._optimizers: dict[str, Optimizer] = {}

@@ -50,8 +50,3 @@ def test_a_verbs_own_section_may_be_left_out() -> None:
     assert load_config(None, ["steps=5"], "train").config.train.steps == 5
     with pytest.raises(ConfigError, match="there is no key steps"):
         load_config(None, ["steps=5"], "evaluate")
-
-
-def test_what_is_not_there_yet_is_said_instead_of_a_neighbour() -> None:
-    with pytest.raises(ConfigError, match="tensor parallelism is not there yet"):
-        require_key("plan.tensor", "command line")

@@ -8,6 +8,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from penstock.cli import main
 from penstock.data.formats.megatron import Reader, Writer, token_dtype
 from penstock.errors import DataError
 
@@ -53,6 +54,42 @@ def test_any_damaged_index_is_refused_or_harmless(
         return
     assert reader.starts.min() >= 0
     assert (reader.starts + reader.lengths).max() <= len(reader.tokens)
+
+
+@pytest.mark.parametrize(
+    ("pointers", "message"),
+    [
+        ((0, -6, 6), "points outside the .bin"),
+        ((0, 10, 10), "points outside the .bin"),
+        ((0, 2**63 - 2, 10), "points outside the .bin"),
+        ((0, 5, 10), "points between elements"),
+        ((0, 4, 10), "has sequences that lie over one another"),
+        ((0, 0, 10), "has sequences that lie over one another"),
+        ((6, 4, 0), "has sequences that lie over one another"),
+    ],
+)
+def test_negative_and_overlapping_pointers_are_refused(
+    pointers: tuple[int, ...], message: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    write(tmp_path / "x", [[1, 2, 3], [4, 5], [6]])
+    index = bytearray((tmp_path / "x.idx").read_bytes())
+    struct.pack_into("<3q", index, 34 + 12, *pointers)
+    (tmp_path / "x.idx").write_bytes(index)
+    with pytest.raises(DataError, match=message) as raised:
+        Reader(tmp_path / "x")
+    assert "\n" not in str(raised.value)
+    assert main(["inspect", str(tmp_path / "x.idx")]) == 2
+    assert message in " ".join(capsys.readouterr().err.split())
+
+
+def test_pointers_in_another_order_are_followed(tmp_path: Path) -> None:
+    write(tmp_path / "x", [[1, 2, 3], [4, 5], [], [6]])
+    index = bytearray((tmp_path / "x.idx").read_bytes())
+    struct.pack_into("<4q", index, 34 + 16, 6, 2, 2, 0)
+    (tmp_path / "x.idx").write_bytes(index)
+    reader = Reader(tmp_path / "x")
+    parts = zip(reader.starts, reader.lengths, strict=True)
+    assert [reader.tokens[a : a + n].tolist() for a, n in parts] == [[4, 5, 6], [2, 3], [], [1]]
 
 
 def test_dtype_follows_the_vocabulary() -> None:

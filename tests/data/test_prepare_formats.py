@@ -1,6 +1,7 @@
 """`prepare` in every format: the tokens and weights our own format would hold, and SambaNova's own."""
 
 import json
+import re
 from pathlib import Path
 
 import h5py
@@ -8,11 +9,12 @@ import numpy as np
 import pytest
 
 import penstock
+from penstock.cli import main
 from penstock.config.data import DataSection, TokenizerSection
 from penstock.data.dataset import Dataset
 from penstock.data.formats.recognize import recognize
 from penstock.data.formats.registry import FORMATS
-from penstock.data.formats.sequence import TokenSequence
+from penstock.data.formats.sequence import Layout, TokenSequence
 from penstock.data.members import open_any
 from penstock.data.tokenizer import Tokenizer
 from penstock.errors import ConfigError, DataError
@@ -304,6 +306,53 @@ def test_categories_follow_their_tokens(
     assert "nothing" in tokenizer.decode(
         ours["input_ids"][real & (ours["category_ids"] < 0)].tolist()
     )
+
+
+def test_categories_are_read_kept_and_missed(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Cut, read back, kept where the target holds them, and named as lost where not."""
+    numbers = [np.array(row, np.int32) for row in ([7, 7, -1, 8], [9], [5, 5, 5, 5, 6, 6])]
+    rows = [TokenSequence(np.arange(1, 1 + len(n)), categories=n) for n in numbers]
+    layout = Layout(width=6, sequences=3, categories=True)
+    for name, part in (("a", rows[:2]), ("b", rows[2:])):
+        writer = FORMATS["sambanova"].write(tmp_path / name, "train", layout)
+        for row in part:
+            writer.append(row)
+        writer.finish()
+    plain = FORMATS["sambanova"].write(tmp_path / "b", "validation", Layout(width=6))
+    plain.append(TokenSequence(np.array([3, 3])))
+    plain.finish()
+    file = tmp_path / "a" / "train_1_of_1.hdf5"
+    found = list(FORMATS["sambanova"].read([file]).sequences())
+    assert [row.categories.tolist() for row in found] == [[7, 7, -1, 8], [9]]
+    splits = penstock.inspect(str(tmp_path / "a")).json()["splits"]
+    assert splits["train"]["categories"] == {7: 2, -1: 1, 8: 1, 9: 1}
+    assert main(["inspect", str(tmp_path / "a")]) == 0
+    assert re.search(r"categories +3\s", capsys.readouterr().err)
+
+    sections = {"from": str(tmp_path / "b"), "data": {"format": "sambanova", "sequence_length": 4}}
+    kept = penstock.convert("dataset", **sections, out=str(tmp_path / "c"))
+    assert not any("categories" in what for what in kept.lost)
+    with h5py.File(tmp_path / "c" / "train_1_of_1.hdf5") as made:
+        assert made["category_ids"][:].tolist() == [[5, 5, 5, 5], [6, 6, -1, -1]]
+    with h5py.File(tmp_path / "c" / "dev_1_of_1.hdf5") as made:
+        assert made["category_ids"][:].tolist() == [[-1, -1, -1, -1]]
+
+    sections = {"from": str(tmp_path / "a"), "data": {"format": "jsonl"}}
+    lost = penstock.convert("dataset", **sections, out=str(tmp_path / "d"))
+    assert "categories of tokens" in lost.lost
+    assert "cannot hold categories of tokens: this is lost" in " ".join(
+        "".join(capsys.readouterr()).split()
+    )
+
+
+def test_categories_of_another_shape_are_refused(tmp_path: Path) -> None:
+    with h5py.File(tmp_path / "train_1_of_1.hdf5", "w") as file:
+        for name, width in (("input_ids", 4), ("token_type_ids", 4), ("category_ids", 5)):
+            file[name] = np.ones((2, width), np.int32)
+    with pytest.raises(DataError, match=r"input_ids \(2, 4\) but category_ids \(2, 5\)"):
+        FORMATS["sambanova"].read([tmp_path / "train_1_of_1.hdf5"])
 
 
 def test_categories_need_their_format_and_are_numbers(

@@ -169,6 +169,29 @@ def test_broken_pages_harm_no_others(tmp_path: Path) -> None:
     assert "text" in found["Entity"]
 
 
+def test_a_dump_that_ends_in_a_page_keeps_what_there_is_of_it(tmp_path: Path) -> None:
+    whole = [page(f"Good {i}", f"Text {i}. " + "More words. " * 40) for i in range(9)]
+    path = dump(tmp_path / "d.xml", *whole)
+    xml = path.read_bytes()
+    path.write_bytes(xml[: xml.rindex(b"words.")])
+    pieces, tally = read(path)
+    assert [piece.document for piece in pieces] == [f"Good {i}" for i in range(9)]
+    assert pieces[-1].text.endswith("More words. More")
+    assert tally.counts == {
+        "pages": 9,
+        "pages with broken XML": 1,
+    }
+    in_parts, _ = read(path, 700)
+    assert in_parts == pieces
+
+
+def test_a_dump_without_its_site_is_parsed(tmp_path: Path) -> None:
+    (tmp_path / "d.xml").write_text(f"<mediawiki>{page('One', 'The [[first]].')}</mediawiki>")
+    pieces, tally = read(tmp_path / "d.xml")
+    assert [piece.text for piece in pieces] == ["One\n\nThe first."]
+    assert tally.counts == {"pages": 1}
+
+
 def test_an_entity_bomb_is_refused(tmp_path: Path) -> None:
     entities = "".join(
         f'<!ENTITY lol{i} "{"&lol" + str(i - 1) + ";" if i else "lol"}">' * 1 for i in range(10)

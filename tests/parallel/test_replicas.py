@@ -48,7 +48,7 @@ def job(dataset: Path, run: Path, **more: object) -> dict:
     }
 
 
-def run_jobs(jobs: list[dict], folder: Path, processes: int = 2) -> None:
+def run_jobs(jobs: list[dict], folder: Path, processes: int = 2, timeout: float = 400) -> None:
     """As a user of torchrun would: the jobs one after the other in the same processes."""
     (folder / "jobs.json").write_text(json.dumps(jobs))
     (folder / "child.py").write_text(CHILD)
@@ -56,7 +56,7 @@ def run_jobs(jobs: list[dict], folder: Path, processes: int = 2) -> None:
     command += [str(folder / "child.py"), str(folder / "jobs.json")]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     done = subprocess.run(
-        command, check=False, capture_output=True, text=True, env=environment, timeout=400
+        command, check=False, capture_output=True, text=True, env=environment, timeout=timeout
     )
     assert done.returncode == 0, done.stderr[-3000:]
 

@@ -97,10 +97,16 @@ def test_fifty_steps_by_every_mesh_are_those_of_one_process(
     for way in ("none", "optimizer", "gradients", "weights"):
         values = job(dataset_folder, tmp_path / way, plan={"shard": way}, **long)
         jobs.append({**values, "model": MODEL})
-    run_jobs(jobs, tmp_path)
-    mesh = staged(dataset_folder, tmp_path / "mesh", "1f1b", plan={"replicas": 2}, **long)
-    run_jobs([mesh], tmp_path, processes=4)
-    for values in (*jobs, mesh):
+    parts = job(dataset_folder, tmp_path / "parts", plan={"tensor": 2}, **long)
+    jobs.append({**parts, "model": MODEL})
+    run_jobs(jobs, tmp_path, timeout=1800)
+    ways = {"none": {"replicas": 2}, "divided": {"replicas": 2, "shard": "weights"}}
+    meshes = [
+        staged(dataset_folder, tmp_path / f"mesh-{name}", "1f1b", plan=plan, **long)
+        for name, plan in ways.items()
+    ]
+    run_jobs(meshes, tmp_path, processes=4, timeout=1800)
+    for values in (*jobs, *meshes):
         run = Path(values["run"])
         assert len(losses(run)) == len(losses(tmp_path / "alone")) == 50 + 9
         assert losses(run) == pytest.approx(losses(tmp_path / "alone"), rel=1e-4)

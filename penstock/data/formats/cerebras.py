@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from penstock.data.formats.cerebras_mask import Mask, decide_mask
-from penstock.data.formats.hdf5 import Rows, RowWriter, hdf5_file
+from penstock.data.formats.hdf5 import Rows, RowWriter, check_apart, hdf5_file
 from penstock.data.formats.output import OutputFile
 from penstock.data.formats.sequence import Facts, Layout, TokenSequence, damaged, weights_or_none
 from penstock.errors import DataError
@@ -72,7 +72,9 @@ class Reader:
 
     def _open(self, path: Path) -> tuple[int, ...]:
         with hdf5_file(path) as file:
-            shape = Rows(file, path, _DATA, 3).shape
+            rows = Rows(file, path, _DATA, 3)
+            check_apart(path, rows)
+            shape = rows.shape
             if shape[1] not in (3, 5) or shape[2] == 0:
                 raise damaged(path, f"has {_DATA} of shape {shape}, not (rows, 3 or 5, length)")
             if "n_examples" in file.attrs:

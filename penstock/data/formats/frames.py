@@ -65,6 +65,9 @@ def pack(sequences: Sequence[TokenSequence]) -> dict[str, NDArray[Any]]:
         arrays["weighted"] = np.array([s.weights is not None for s in sequences], np.uint8)
     if all(s.roles is not None for s in sequences):
         arrays["roles"] = np.concatenate([s.roles for s in sequences if s.roles is not None])
+    if all(s.categories is not None for s in sequences):
+        numbers = [s.categories for s in sequences if s.categories is not None]
+        arrays["categories"] = np.concatenate(numbers)
     return arrays
 
 
@@ -76,7 +79,8 @@ def unpack(arrays: Mapping[str, NDArray[Any]]) -> list[TokenSequence]:
     """
     lengths, tokens = arrays["lengths"], arrays["tokens"]
     weights, roles = arrays.get("weights"), arrays.get("roles")
-    parts = [a for a in (weights, roles) if a is not None]
+    categories = arrays.get("categories")
+    parts = [a for a in (weights, roles, categories) if a is not None]
     if (lengths < 0).any() or any(len(a) != lengths.sum() for a in (tokens, *parts)):
         raise EOFError
     ends = np.cumsum(lengths)
@@ -89,6 +93,7 @@ def unpack(arrays: Mapping[str, NDArray[Any]]) -> list[TokenSequence]:
                 tokens[part],
                 weights[part] if weights is not None and weighted else None,
                 None if roles is None else roles[part],
+                None if categories is None else categories[part],
             )
         )
     return found

@@ -106,6 +106,22 @@ class Rows:
             parts.append(self._band[1][max(0, first - start) : last - start])
         return np.concatenate(parts) if parts else np.empty((0, *self.shape[1:]), np.int32)
 
+    def extents(self) -> NDArray[np.int64]:
+        """First byte and the byte after the last, (parts, 2), of what the file stores of it.
+
+        Raises:
+            DataError: a part of it lies outside the file.
+        """
+        found: list[tuple[int, int]] = []
+        if self._chunks:
+            self._dataset.id.chunk_iter(lambda one: found.append((one.byte_offset, one.size)))
+        elif self.shape[0]:
+            found.append((self._dataset.id.get_offset(), 4 * math.prod(self.shape)))
+        places = [(place, place + size) for place, size in found]
+        if any(not 0 <= first <= last <= self._size for first, last in places):
+            raise self._wrong("lies in part outside the file")
+        return np.array(places, np.int64).reshape(-1, 2)
+
     def _check_storage(self) -> None:
         """Refuse external and virtual storage, other filters, and sizes the file cannot hold."""
         dataset, properties = self._dataset, self._dataset.id.get_create_plist()
@@ -176,6 +192,18 @@ class Rows:
 
     def _wrong(self, how: str) -> DataError:
         return damaged(self._path, f"cannot be read: {self._name} {how}")
+
+
+def check_apart(path: Path, *datasets: Rows) -> None:
+    """No two of a file's datasets, nor two chunks of one, lie over one another.
+
+    Raises:
+        DataError: they do, or lie outside the file.
+    """
+    places = np.concatenate([rows.extents() for rows in datasets])
+    places = places[np.lexsort((places[:, 1], places[:, 0]))]
+    if (places[1:, 0] < places[:-1, 1]).any():
+        raise damaged(path, "has rows that lie over one another")
 
 
 def _product(*ranges: range) -> Generator[tuple[int, ...]]:

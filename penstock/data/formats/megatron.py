@@ -7,6 +7,7 @@ numbers mean. Source: NVIDIA Megatron-LM, megatron/core/datasets/indexed_dataset
 import array
 import os
 import struct
+from collections.abc import Iterator
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -236,6 +237,25 @@ def _check_pointers(
             raise _damaged(path, "points outside the .bin")
         if (block % itemsize).any():
             raise _damaged(path, "points between elements")
+    in_order = all(
+        (ends[:-1] == starts[1:]).all()
+        for starts, ends in _blocks_of_extents(pointers, lengths, itemsize)
+    )
+    if not in_order:
+        # Nobody writes them so, but sequences in another order would be whole all the same.
+        order = np.lexsort((lengths, pointers))
+        starts, sizes = pointers[order], lengths[order].astype(np.int64) * itemsize
+        if (starts[:-1] + sizes[:-1] > starts[1:]).any():
+            raise _damaged(path, "has sequences that lie over one another")
+
+
+def _blocks_of_extents(
+    pointers: NDArray[np.int64], lengths: NDArray[np.int32], itemsize: int
+) -> Iterator[tuple[NDArray[np.int64], NDArray[np.int64]]]:
+    """First byte and the byte after the last of sequences, each block with the next one's first."""
+    for first in range(0, len(lengths), _BLOCK):
+        starts = pointers[first : first + _BLOCK + 1]
+        yield starts, starts + lengths[first : first + _BLOCK + 1].astype(np.int64) * itemsize
 
 
 def _check_documents(path: Path, documents: NDArray[np.int64], sequences: int) -> None:

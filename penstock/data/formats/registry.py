@@ -43,6 +43,8 @@ class Format:
     """Which loss weights it holds."""
     roles: bool = False
     """Whether it holds prompt, completion, padding and separator."""
+    categories: bool = False
+    """Whether it holds a category for each token."""
     borders: Literal["none", "equal lengths", "any"] = "any"
     """Whether sequences stay apart."""
     many: bool = False
@@ -83,6 +85,7 @@ FORMATS: dict[str, Format] = {
         many=True,
         as_rows=True,
         roles=True,
+        categories=True,
         fixed_width=True,
         longest=_LONGEST_ROW,
     ),

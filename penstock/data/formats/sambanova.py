@@ -17,7 +17,7 @@ import numpy as np
 import yaml
 from numpy.typing import NDArray
 
-from penstock.data.formats.hdf5 import Rows, RowWriter, hdf5_file
+from penstock.data.formats.hdf5 import Rows, RowWriter, check_apart, hdf5_file
 from penstock.data.formats.output import OutputFile
 from penstock.data.formats.sequence import (
     COMPLETION,
@@ -63,6 +63,10 @@ class Reader:
             ids, roles = Rows(file, path, _IDS, 2), Rows(file, path, _ROLES, 2)
             if ids.shape != roles.shape:
                 raise damaged(path, f"has {_IDS} {ids.shape} but {_ROLES} {roles.shape}")
+            categories = _categories(file, path)
+            if categories is not None and categories.shape != ids.shape:
+                raise damaged(path, f"has {_IDS} {ids.shape} but {_CATEGORIES} {categories.shape}")
+            check_apart(path, *(rows for rows in (ids, roles, categories) if rows is not None))
             self.facts = Facts(
                 sequences=ids.shape[0],
                 tokens=math.prod(ids.shape),
@@ -70,25 +74,30 @@ class Reader:
                 width=ids.shape[1],
                 vocab_size=_vocab_size(path.parent / METADATA),
                 padding=_padding(ids, roles),
-                notes=_notes(file),
             )
 
     def sequences(self) -> Iterator[TokenSequence]:
         """Yield each row without the padding at its end."""
         with hdf5_file(self._path) as file:
             ids, roles = (Rows(file, self._path, name, 2) for name in (_IDS, _ROLES))
+            categories = _categories(file, self._path)
             step = ids.block_rows
             for first in range(0, ids.shape[0], step):
                 last = min(first + step, ids.shape[0])
                 kinds = roles.read(first, last)
                 if kinds.size and (kinds.min() < PROMPT or kinds.max() > SEPARATOR):
                     raise damaged(self._path, f"has {_ROLES} that are not 0, 1, 2 or 3")
-                for row, kind in zip(ids.read(first, last), kinds.astype(np.uint8), strict=True):
-                    yield _sequence(row, kind)
+                numbers = [None] * (last - first)
+                if categories is not None:
+                    numbers = categories.read(first, last)
+                rows = zip(ids.read(first, last), kinds.astype(np.uint8), numbers, strict=True)
+                for row in rows:
+                    yield _sequence(*row)
 
 
-def _notes(file: h5py.File) -> tuple[str, ...]:
-    return ("category_ids are not read",) if _CATEGORIES in file else ()
+def _categories(file: h5py.File, path: Path) -> Rows | None:
+    """The numbers of categories, which a file need not have."""
+    return Rows(file, path, _CATEGORIES, 2) if _CATEGORIES in file else None
 
 
 def _padding(ids: Rows, roles: Rows) -> int | None:
@@ -98,13 +107,16 @@ def _padding(ids: Rows, roles: Rows) -> int | None:
     return int(found[0]) if len(found) and found[0] >= 0 else None
 
 
-def _sequence(row: NDArray[np.int32], kinds: NDArray[np.uint8]) -> TokenSequence:
+def _sequence(
+    row: NDArray[np.int32], kinds: NDArray[np.uint8], categories: NDArray[np.int32] | None
+) -> TokenSequence:
     """One row up to its last token that is no padding."""
     real = np.flatnonzero(kinds != PADDING)
     length = int(real[-1]) + 1 if len(real) else 0
     kinds = kinds[:length]
     weights = ((kinds == COMPLETION) | (kinds == SEPARATOR)).astype(np.float32)
-    return TokenSequence(row[:length], weights_or_none(weights), kinds)
+    numbers = None if categories is None else categories[:length]
+    return TokenSequence(row[:length], weights_or_none(weights), kinds, numbers)
 
 
 def _vocab_size(path: Path) -> int | None:
@@ -171,7 +183,7 @@ class Writer:
             roles[row, :length] = roles_of(sequence, self._layout.padding)
         self._ids.append(ids)
         self._roles.append(roles)
-        if any(sequence.categories is not None for sequence in self._block):
+        if self._layout.categories:
             self._categories.append(self._categories_of_block(shape))
         self._counts += np.bincount(roles.ravel(), minlength=4)
         self._rows += len(self._block)

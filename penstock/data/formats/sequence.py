@@ -128,6 +128,8 @@ class Layout:
     """Some token weighs other than 1."""
     roles: bool = False
     """Some sequence has roles."""
+    categories: bool = False
+    """Some token has a category."""
     packed: bool = False
     """Several whole sequences a row, where the format can mark their borders."""
     file: int = 0

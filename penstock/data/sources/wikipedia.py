@@ -37,6 +37,8 @@ _FILES, _CATEGORIES, _MEDIA = 6, 14, -2
 """Numbers of namespaces, which every wiki names in its own language."""
 _TITLE, _TEXT = re.compile(rb"<title>([^<]*)</title>"), re.compile(rb"<text[^>]*>([^<]*)<")
 _DOCUMENT = re.compile(rb'<doc\b[^>\n]*\btitle="([^"\n]*)"[^>\n]*>[ \t]*\r?\n?')
+_NO_SITE = b"<siteinfo></siteinfo>"
+"""A dump may leave its site out; the parser wants one."""
 _DOCUMENT_END = b"</doc>"
 
 
@@ -110,6 +112,8 @@ def read_articles(file: SourceFile, section: SourceSection, tally: Tally) -> Ite
         return
     head = _head(file)
     left_out = _left_out(head)
+    if b"<siteinfo" not in head:
+        head += _NO_SITE
     cleaner = _cleaner(section.page_seconds)
     for page in _pages(file):
         tally.add("pages")
@@ -217,6 +221,10 @@ def _pages(file: SourceFile) -> Iterator[bytes]:
         if len(rest) > _LARGEST_PAGE:
             yield rest[:_LARGEST_PAGE]
             rest = b""
+    if rest.startswith(_BEGIN) and (file.end is None or position - len(rest) < file.end):
+        # The dump ends in a page.
+        next_one = rest.find(_BEGIN, 1)
+        yield rest[: next_one if next_one >= 0 else None]
 
 
 def _parsed(page: bytes, head: bytes, tally: Tally) -> tuple[str, str] | None:
@@ -236,7 +244,7 @@ def _parsed(page: bytes, head: bytes, tally: Tally) -> tuple[str, str] | None:
         return str(found.title), str(revision.text or "")
     except Exception as error:  # the parser's own errors, and missing elements
         tally.add("pages with broken XML", f"{type(error).__name__}: {error}"[:200])
-        title, text = _TITLE.search(page), _TEXT.search(page)
+        title, text = _TITLE.search(page), _TEXT.search(page + b"<")
         if title is None or text is None or b"<redirect" in page or b"<ns>0</ns>" not in page:
             return None
         name, body = (html.unescape(m.group(1).decode("utf-8", "replace")) for m in (title, text))

@@ -140,10 +140,14 @@ def test_other_tables_are_refused(table: dict, message: str, tmp_path: Path) -> 
         read(path)
 
 
-def test_offsets_that_point_outside_are_refused(tmp_path: Path) -> None:
-    path = save(pa.table({"input_ids": [[1, 2], [3]]}), tmp_path / "x", "stream")
+@pytest.mark.parametrize("offsets", [(0, 2, 1 << 28), (0, -2, 3), (-1, 2, 3), (0, 3, 2)])
+@pytest.mark.parametrize("kind", ["stream", "file"])
+def test_offsets_outside_negative_or_overlapping_are_refused(
+    offsets: tuple[int, ...], kind: str, tmp_path: Path
+) -> None:
+    path = save(pa.table({"input_ids": [[1, 2], [3]]}), tmp_path / "x", kind)
     data = path.read_bytes()
-    right, lying = struct.pack("<3i", 0, 2, 3), struct.pack("<3i", 0, 2, 1 << 28)
+    right, lying = struct.pack("<3i", 0, 2, 3), struct.pack("<3i", *offsets)
     assert data.count(right) == 1
     path.write_bytes(data.replace(right, lying))
     with pytest.raises(DataError, match="does not read"):

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import struct
 from pathlib import Path
 
 import h5py
@@ -187,6 +188,35 @@ def test_what_no_plain_writer_makes_is_refused(make, message: str, tmp_path: Pat
     path = tmp_path / "x.hdf5"
     with h5py.File(path, "w") as file:
         make(file)
+    with pytest.raises(DataError, match=message):
+        list(Reader(path).sequences())
+
+
+@pytest.mark.parametrize("chunks", [None, (1, 4)])
+@pytest.mark.parametrize(
+    ("place", "message"),
+    [
+        ("of the other", "lie over one another"),
+        (-8, "ends before|outside the file|not a readable|lacks the rows|has a chunk of"),
+        (1 << 40, "ends before|outside the file|not a readable|has a chunk of"),
+    ],
+)
+def test_offsets_outside_negative_or_overlapping_are_refused(
+    place: int | str, message: str, chunks: tuple[int, int] | None, tmp_path: Path
+) -> None:
+    path = tmp_path / "x.hdf5"
+    with h5py.File(path, "w") as file:
+        for name in ("input_ids", "token_type_ids"):
+            file.create_dataset(name, data=np.ones((2, 4), np.int32), chunks=chunks)
+        places = [
+            file[name].id.get_chunk_info(0).byte_offset if chunks else file[name].id.get_offset()
+            for name in ("input_ids", "token_type_ids")
+        ]
+    data = path.read_bytes()
+    other, right = (struct.pack("<q", one) for one in places)
+    lying = other if isinstance(place, str) else struct.pack("<q", place)
+    assert data.count(right) == 1
+    path.write_bytes(data.replace(right, lying))
     with pytest.raises(DataError, match=message):
         list(Reader(path).sequences())
 

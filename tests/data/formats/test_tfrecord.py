@@ -16,6 +16,7 @@ from penstock.data.formats.example import (
     make_example,
     parse_example,
 )
+from penstock.data.formats.recognize import recognize
 from penstock.data.formats.sequence import Layout, TokenSequence
 from penstock.data.formats.tfrecord import Reader, Writer
 from penstock.errors import DataError
@@ -182,6 +183,16 @@ def test_damage_is_refused(tmp_path: Path) -> None:
     path.write_bytes(frame(make_example({"x": np.array([1])})))
     with pytest.raises(DataError, match="no list of integers named input_ids"):
         Reader(path)
+
+
+@pytest.mark.parametrize("index", ["-8 16", "0 9999999999999\n0 40", "0 60\n10 60", "\0\xff"])
+def test_a_lying_index_leads_nowhere(index: str, tmp_path: Path) -> None:
+    """Records are found by their own lengths: the index is for readers that need one."""
+    path = write(tmp_path)
+    path.with_suffix(".index").write_bytes(index.encode("latin-1"))
+    read = [sequence.tokens.tolist() for sequence in Reader(path).sequences()]
+    assert read == [sequence.tokens.tolist() for sequence in SEQUENCES]
+    assert recognize(tmp_path).splits == {"train": [path]}
 
 
 def frame(data: bytes) -> bytes:
