@@ -206,17 +206,21 @@ class AdamW(Trained):
             CheckpointError: a name is missing or left over, or a shape or dtype differs; nothing
                 has changed then.
         """
-        shapes = {f"{kind}.{n}": w.shape for kind in _KINDS for n, w in self._weights.items()}
-        unequal = sorted(shapes.keys() ^ tensors.keys()) or [
+        own = self.state_tensors()
+        unequal = sorted(own.keys() ^ tensors.keys()) or [
             name
-            for name, shape in shapes.items()
-            if tensors[name].shape != shape or tensors[name].dtype != torch.float32
+            for name, value in own.items()
+            if value.shape != tensors[name].shape or value.dtype != tensors[name].dtype
         ]
         if unequal:
             raise CheckpointError(
                 f"the optimizer state does not fit the model: {unequal[0]} (one of {len(unequal)})",
                 do="train the architecture the checkpoint was made with",
             )
+        self._take_up(tensors)
+
+    def _take_up(self, tensors: Mapping[str, Tensor]) -> None:
+        """The same, of tensors that fit."""
         for kind, kept in zip(_KINDS, self._kept(), strict=True):
             for name, own in kept.items():
                 own.copy_(tensors[f"{kind}.{name}"])
