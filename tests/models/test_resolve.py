@@ -77,6 +77,18 @@ def test_the_tokenizers_vocabulary_replaces_the_presets_but_not_the_users() -> N
     assert resolve_architecture(section(preset="gpt2", vocab_size=9000), 8192).vocab_size == 9000
 
 
+def test_heads_follow_a_width_that_they_do_not_divide() -> None:
+    def heads(**keys: object) -> tuple[int, int | None]:
+        found = resolve_architecture(section(**keys), 500)
+        return found.heads, found.kv_heads
+
+    assert heads(family="gpt2", layers=48, hidden_size=1024) == (16, None)
+    assert heads(family="gpt2", hidden_size=96) == (12, None)
+    assert heads(family="gpt2", hidden_size=1024, heads=8) == (8, None)
+    with pytest.raises(ConfigError, match="heads=12 does not divide model.hidden_size=1000"):
+        heads(family="gpt2", hidden_size=1000)
+
+
 @pytest.mark.parametrize(
     ("keys", "vocab_size", "message"),
     [
