@@ -172,6 +172,9 @@ class CheckpointSection(Section):
     resume: Literal["auto", "must", "never"] = "auto"
     """With checkpoints in the run folder: go on from the newest (auto), fail when there is none
     (must), or refuse to touch them (never)."""
+    on_error: Literal["continue", "stop"] = "continue"
+    """When one cannot be written, as on a full disk: say so, count it and train on; or stop. The
+    last one of a run must be written either way."""
     use: Literal["newest", "best"] | Annotated[int, Field(ge=1)] = "newest"
     """Checkpoint of a run that `evaluate`, `generate` and `convert` read; best: by validation; or
     the number of its optimizer step."""
