@@ -177,7 +177,7 @@ def convert(
 
     `what` is "checkpoint", "adapter" or "dataset".
     """
-    from penstock import runs
+    from penstock import exports, runs
     from penstock.data.convert import convert_dataset
     from penstock.results import ConversionResult
 
@@ -196,9 +196,9 @@ def convert(
         return convert_dataset(Path(c.from_), Path(c.out), c.data, c.tokenizer)
     loaded = runs.load_run(c)
     if what == "adapter":
-        runs.write_adapter_of(loaded, Path(c.out))
+        exports.write_adapter_of(loaded, Path(c.out))
         return ConversionResult(Path(c.out))
-    runs.write_weights_of(loaded, Path(c.out))
+    exports.write_weights_of(loaded, Path(c.out))
     return ConversionResult(Path(c.out))
 
 

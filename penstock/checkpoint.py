@@ -30,7 +30,7 @@ from penstock.console import get_console
 from penstock.errors import CheckpointError
 from penstock.files import atomic_write, fsync_file, fsync_folder, sha256_file
 from penstock.parallel.part_files import read_tensors, write_tensors
-from penstock.parallel.parts import WHOLE, Part, collect, in_parts, leave
+from penstock.parallel.parts import MAKE_ROOM, WHOLE, Part, collect, give_up, in_parts, leave
 from penstock.tensors import OnDemand
 
 _WEIGHTS, _OPTIMIZER = "model.safetensors", "optimizer.safetensors"
@@ -98,14 +98,25 @@ def save_checkpoint(
         atomic_write(temporary / _MANIFEST, json.dumps(manifest))
         _put_in_place(temporary, final)
     except (OSError, safetensors.SafetensorError) as error:
-        shutil.rmtree(temporary, ignore_errors=True)
+        _discard(temporary, part)
+        if part.index > 0:
+            give_up(temporary, part, _reason(error))
         what = f"the checkpoint could not be written: {_reason(error)}"
-        do = "make room and start again with the same command; what was saved before is whole"
-        raise CheckpointError(what, where=str(folder), do=do) from error
+        raise CheckpointError(what, where=str(folder), do=MAKE_ROOM) from error
     except BaseException:
-        shutil.rmtree(temporary, ignore_errors=True)
+        _discard(temporary, part)
         raise
     return final
+
+
+def _discard(temporary: Path, part: Part) -> None:
+    """Remove what a failed save has written: a process's own files, or as the first all."""
+    if part.index == 0:
+        shutil.rmtree(temporary, ignore_errors=True)
+        return
+    with contextlib.suppress(OSError):
+        for name in (_WEIGHTS, _OPTIMIZER):
+            (temporary / part.file_name(name)).unlink(missing_ok=True)
 
 
 def _write_tensors(folder: Path, tensors: Mapping[str, Tensor], part: Part) -> dict[str, Any]:

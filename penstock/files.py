@@ -58,6 +58,47 @@ def atomic_write(path: str | Path, data: bytes | str) -> None:
         temporary.write_bytes(data.encode() if isinstance(data, str) else data)
 
 
+class LineLog:
+    """Appends lines to a file. What a full disk has no room for is kept, and written when there is
+    room again: no line is lost, and none is torn by it.
+    """
+
+    def __init__(self, path: Path) -> None:
+        """Open for appending; `OSError` where that cannot be."""
+        # Unbuffered: a line is with the system, safe from a kill, when `append` returns.
+        self._file = path.open("ab", buffering=0)
+        self._waiting = b""
+        self._told = False
+
+    def append(self, line: str) -> str | None:
+        """Write a line, after those that still wait; why it has to wait, as `untold` has it."""
+        self._waiting += f"{line}\n".encode()
+        try:
+            self._write()
+        except OSError as error:
+            return self.untold(error)
+        self._told = False
+        return None
+
+    def untold(self, error: OSError) -> str | None:
+        """Why lines have to wait, once until all are written."""
+        told, self._told = self._told, True
+        return None if told else error.strerror
+
+    def sync(self) -> None:
+        """Make all lines safe from a power cut; `OSError` where one cannot be written."""
+        self._write()
+        os.fsync(self._file.fileno())
+
+    def close(self) -> None:
+        """Closing twice is fine."""
+        self._file.close()
+
+    def _write(self) -> None:
+        while self._waiting:  # A part of it where there is room for no more.
+            self._waiting = self._waiting[self._file.write(self._waiting) :]
+
+
 def sha256_file(path: str | Path) -> str:
     """Return the SHA-256 of a file's bytes as 64 hexadecimal digits."""
     digest = hashlib.sha256()

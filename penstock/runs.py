@@ -6,7 +6,6 @@
 import dataclasses
 import json
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -24,7 +23,6 @@ from penstock.console import get_console
 from penstock.data.tokenizer import Tokenizer
 from penstock.data.training_data import TrainingData
 from penstock.errors import CheckpointError
-from penstock.files import atomic_write
 from penstock.inference.decoding import CompiledDecoder
 from penstock.inference.engine import Engine
 from penstock.inference.native import NativeDecoder
@@ -39,9 +37,7 @@ from penstock.jobs import (
 )
 from penstock.models.frozen_base import make_whole
 from penstock.models.hub import model_folder
-from penstock.models.huggingface import save_weights
 from penstock.models.lora import adapted
-from penstock.models.peft_format import write_adapter
 from penstock.models.projection import merge_adapters
 from penstock.models.quantization import round_weights
 from penstock.models.resolve import resolve_architecture
@@ -114,28 +110,6 @@ class LoadedRun:
             )
 
 
-def write_weights_of(loaded: LoadedRun, folder: Path) -> None:
-    """Write a run's model and tokenizer as `transformers` loads them."""
-    architecture, tokenizer = loaded.plan.architecture, loaded.tokenizer
-    if architecture.generic is not None:
-        from penstock.models.generic import save_generic  # noqa: PLC0415 - loads transformers
-
-        save_generic(folder, loaded.weights(), architecture)
-        tokenizer.save(folder / "tokenizer.json")
-        settings = {"tokenizer_class": "PreTrainedTokenizerFast", **tokenizer.special_tokens}
-        atomic_write(folder / "tokenizer_config.json", json.dumps(settings, indent=2))
-        return
-    save_weights(
-        folder,
-        loaded.weights(),
-        architecture,
-        tokenizer=loaded.folder.tokenizer.read_text(encoding="utf-8"),
-        end_of_text=tokenizer.end_of_text,
-        begin=tokenizer.begin,
-        special_tokens=tokenizer.special_tokens,
-    )
-
-
 def load_run(config: Config) -> LoadedRun:
     """Open a run folder at the checkpoint `checkpoint.use` names.
 
@@ -147,22 +121,6 @@ def load_run(config: Config) -> LoadedRun:
     state = folder.state_for(config.checkpoint.use)
     config = load_config(str(folder.config), []).config
     return LoadedRun(folder, plan, Tokenizer.load(folder.tokenizer), state, config)
-
-
-def write_adapter_of(loaded: LoadedRun, out: Path) -> None:
-    """Write a run's adapters as `peft` reads them.
-
-    Raises:
-        CheckpointError: it has none.
-    """
-    architecture = loaded.plan.architecture
-    if architecture.adapter is None:
-        raise CheckpointError(
-            f"{loaded.folder.path} has no adapters: all its weights were trained",
-            where="run",
-            do="use `penstock convert checkpoint`",
-        )
-    write_adapter(out, loaded.trained(), architecture, loaded.config.model.from_)
 
 
 def require_same_tokenizer(expected: str, dataset: TrainingData, where: str) -> None:
@@ -198,6 +156,8 @@ def attach_for_evaluation(config: Config, loaded: LoadedRun, model: Transformer)
     if executable is not None:
         executable.require(dataclasses.replace(plan, mode=executable.plan.mode))
         kernels = executable.kernels()
+    elif loaded.plan.tensor > 1:
+        return None  # The run's kernels are of parts of blocks.
     else:
         kernels = kept_kernels(loaded.folder, plan, config)
     if kernels is None:

@@ -23,6 +23,7 @@ from penstock.checkpoint import (
     remove_checkpoint,
     save_checkpoint,
 )
+from penstock.errors import CheckpointError
 from penstock.parallel.parts import WHOLE, Part
 
 
@@ -45,7 +46,11 @@ class AsyncSaver:
         self._saves = 0
         self._copied = threading.Event()
         self._copied.set()
-        for leftover in folder.glob(".step-*.tmp") if part.index == 0 else ():
+        self.clear_leftovers()
+
+    def clear_leftovers(self) -> None:
+        """Remove what killed or failed saves left; no process may be writing."""
+        for leftover in self.folder.glob(".step-*.tmp") if self._part.index == 0 else ():
             shutil.rmtree(leftover, ignore_errors=True)
 
     def save(self, state: CheckpointState, *, is_best: bool = False, wait: bool = False) -> None:
@@ -79,6 +84,13 @@ class AsyncSaver:
         writing, self._writing = self._writing, None
         if writing is not None:
             writing.result()
+
+    def failure(self) -> CheckpointError | None:
+        """What went wrong in a write that has ended, and `wait` will raise; it does not wait."""
+        if self._writing is None or not self._writing.done():
+            return None
+        error = self._writing.exception()
+        return error if isinstance(error, CheckpointError) else None
 
     def close(self) -> None:
         """Wait, and give thread and buffers back; raises as `wait` does."""

@@ -22,6 +22,7 @@ from penstock.data.loader import Loader
 from penstock.data.objective import Objective, objective_for
 from penstock.data.training_data import TrainingData
 from penstock.errors import ConfigError
+from penstock.exports import started_from
 from penstock.files import canonical_json
 from penstock.parallel.mesh import coordinates
 from penstock.parallel.world import World
@@ -73,6 +74,7 @@ def settle(config: Config, world: World) -> Setting:
     data = planning.open_training_data(config)
     chosen = planning.plan_of(config, data)
     planning.require_tokenizer_of_model(config, data)
+    config = started_from(config)
     planning.require_here(config, chosen, world.size)
     require_stages_here(config, chosen)
     require_parts_here(config, chosen)

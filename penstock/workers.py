@@ -5,8 +5,11 @@
 
 import concurrent.futures
 import contextlib
+import ctypes
 import multiprocessing.context
 import multiprocessing.process
+import os
+import signal
 import sys
 from collections.abc import Callable, Generator
 from typing import Any
@@ -18,10 +21,13 @@ def worker_pool(
 ) -> Generator[concurrent.futures.ProcessPoolExecutor, None, None]:
     """At most `count` fresh processes, each prepared by `initializer(*arguments)`.
 
-    An error in the block cancels what has not begun.
+    An error in the block cancels what has not begun. They end when this process is killed.
     """
     pool = concurrent.futures.ProcessPoolExecutor(
-        count, mp_context=_Context(), initializer=initializer, initargs=arguments
+        count,
+        mp_context=_Context(),
+        initializer=_begin,
+        initargs=(os.getpid(), initializer, arguments),
     )
     try:
         yield pool
@@ -29,6 +35,26 @@ def worker_pool(
         pool.shutdown(wait=True, cancel_futures=True)
         raise
     pool.shutdown()
+
+
+def end_with(parent: int) -> None:
+    """Have the kernel end this process when `parent`, which started it, ends, however that ends."""
+    set_death_signal = 1  # PR_SET_PDEATHSIG of prctl(2)
+    with contextlib.suppress(OSError, AttributeError):
+        ctypes.CDLL(None).prctl(set_death_signal, signal.SIGKILL)
+    if os.getppid() != parent:
+        os._exit(1)  # It had ended before we asked.
+
+
+def _begin(
+    parent: int, initializer: Callable[..., None] | None, arguments: tuple[Any, ...]
+) -> None:
+    """First thing in a worker: each holds both ends of the others' queue, and would wait on it for
+    ever once nobody writes there.
+    """
+    end_with(parent)
+    if initializer is not None:
+        initializer(*arguments)
 
 
 class _Process(multiprocessing.context.SpawnProcess):

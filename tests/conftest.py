@@ -4,6 +4,7 @@ import os
 from collections.abc import Iterator
 from pathlib import Path
 
+import numpy as np
 import pytest
 from jaxtyping import install_import_hook
 
@@ -66,6 +67,27 @@ def dataset_folder(corpus: Path, tmp_path_factory: pytest.TempPathFactory) -> Pa
 
 
 TINY = {"preset": "gpt2-tiny"}
+
+
+@pytest.fixture(scope="session")
+def lines(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A dataset of 530 lines of 1 to 40 words, a line a row."""
+    import penstock
+
+    folder = tmp_path_factory.mktemp("lines")
+    counts = np.random.default_rng(0).integers(1, 40, 530).tolist()
+    (folder / "lines.txt").write_text("".join(f"{'go on ' * n}{i}\n" for i, n in enumerate(counts)))
+    penstock.prepare(
+        source={"path": str(folder / "lines.txt"), "documents": "line"},
+        tokenizer={"train": True, "vocab_size": 300},
+        data={
+            "path": str(folder / "dataset"),
+            "sequence_length": 48,
+            "packing": "single::truncate_right",
+            "splits": [0.9, 0.1, 0],
+        },
+    )
+    return folder / "dataset"
 
 
 @pytest.fixture(scope="session")

@@ -37,7 +37,8 @@ class ModelSection(Section):
     """Architecture family, gpt2 when neither it nor a preset is named: gpt2, gpt_neox, gptj, llama,
     bert, roberta, distilbert, albert. Starts from the family's first preset."""
     from_: str | None = Field(default=None, alias="from")
-    """Folder in the Hugging Face layout (config.json + weights), or a hub name, to start from."""
+    """Folder in the Hugging Face layout (config.json + weights), a hub name, or, for `train`, a run
+    folder, to start from."""
     layers: int | None = Field(default=None, ge=1)
     """Depth, in blocks."""
     hidden_size: int | None = Field(default=None, ge=1)
@@ -171,6 +172,9 @@ class CheckpointSection(Section):
     resume: Literal["auto", "must", "never"] = "auto"
     """With checkpoints in the run folder: go on from the newest (auto), fail when there is none
     (must), or refuse to touch them (never)."""
+    on_error: Literal["continue", "stop"] = "continue"
+    """When one cannot be written, as on a full disk: say so, count it and train on; or stop. The
+    last one of a run must be written either way."""
     use: Literal["newest", "best"] | Annotated[int, Field(ge=1)] = "newest"
     """Checkpoint of a run that `evaluate`, `generate` and `convert` read; best: by validation; or
     the number of its optimizer step."""

@@ -5,15 +5,15 @@ never know why one process has these samples and another those.
 """
 
 import json
-import os
 import zlib
 from collections.abc import Sequence
 from pathlib import Path
 
 from torch import Tensor
 
+from penstock.console import get_console
 from penstock.errors import DataError
-from penstock.files import atomic_write, whole_records
+from penstock.files import LineLog, atomic_write, whole_records
 
 
 class SampleLog:
@@ -42,40 +42,32 @@ class SampleLog:
             for path in folder.glob("rank-*.jsonl"):
                 if int(path.stem.partition("-")[2]) % size == rank:
                     _forget(path, position)
-            self._file = self._path.open("ab", buffering=0)
+            self._lines = LineLog(self._path)
         except OSError as error:
-            raise self._unwritable(error) from error
+            raise DataError(
+                f"the samples cannot be logged: {error.strerror or error}",
+                where=str(self._path),
+                do="make room, or set train.log_samples=false",
+            ) from error
 
     def write(self, position: int, places: Sequence[Tensor], tokens: Sequence[Tensor]) -> None:
-        """One step's samples; the line is with the system when this returns.
+        """One step's samples; the line is with the system when this returns, if there is room.
 
         Args:
             position: first sample of the global batch.
             places: (B,) of each micro-batch, places in the global batch.
             tokens: (B, T) of each micro-batch.
-
-        Raises:
-            DataError: the disk is full.
         """
         samples = [position + place for part in places for place in part.tolist()]
         checksums = [zlib.crc32(row.tobytes()) for part in tokens for row in part.numpy()]
         record = {"position": position, "samples": samples, "crc32": checksums}
-        try:
-            self._file.write((json.dumps(record) + "\n").encode())
-        except OSError as error:
-            raise self._unwritable(error) from error
+        why = self._lines.append(json.dumps(record))
+        if why is not None:
+            get_console().warning(f"{self._path} waits for room: {why}; training goes on")
 
     def close(self) -> None:
         """Closing twice is fine."""
-        self._file.close()
-
-    def _unwritable(self, error: OSError) -> DataError:
-        why = os.strerror(error.errno) if error.errno else str(error)
-        return DataError(
-            f"the samples could not be logged: {why}",
-            where=str(self._path),
-            do="make room, or set train.log_samples=false",
-        )
+        self._lines.close()
 
 
 def read_sample_log(folder: Path) -> list[tuple[int, int]]:

@@ -9,7 +9,7 @@ import contextlib
 import json
 from collections.abc import Generator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 import torch.nn.functional as F
@@ -22,18 +22,24 @@ from penstock.errors import CheckpointError
 from penstock.models.architecture import Architecture
 from penstock.models.layers import dropout_keys
 
+_CODE = ("auto_map", "trust_remote_code", "custom_pipelines", "attn_implementation")
+
 
 def generic_fields(config: dict[str, Any]) -> dict[str, Any]:
     """Architecture fields of a config.json, its parameters counted without allocating them.
 
     Raises:
         KeyError: a kind of model that `transformers` does not have.
-        ValueError: one that is no language model.
+        ValueError: one that is no language model, or cannot be made.
     """
-    read = _read(config)
     is_causal = _is_causal(config)
-    with torch.device("meta"):
-        model = _class_of(is_causal).from_config(read)
+    try:
+        read = _read(config)
+        with torch.device("meta"):
+            model = _class_of(is_causal).from_config(read)
+    except Exception as error:  # many kinds, one meaning
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise ValueError(f"transformers cannot make this model: {reason}") from None
     hidden_size = int(getattr(read, "hidden_size", 0) or 1)
     heads = int(getattr(read, "num_attention_heads", 0) or 1)
     text = read.to_dict() | {"architectures": [type(model).__name__]}
@@ -59,8 +65,25 @@ def _rates(config: Mapping[str, Any]) -> list[float]:
 
 
 def _read(config: dict[str, Any]) -> transformers.PretrainedConfig:
-    values = {key: value for key, value in config.items() if key != "auto_map"}
+    values = _without_code(config)
     return transformers.CONFIG_MAPPING[values.pop("model_type")].from_dict(values)
+
+
+def _without_code(value: Any) -> Any:  # noqa: ANN401 - any JSON value
+    """A configuration without the keys by which one has made the library fetch and run programs,
+    at any depth: auto_map (CVE-2025-66448), trust_remote_code (CVE-2026-5241), private ones such as
+    _attn_implementation_internal (CVE-2026-4372).
+    """
+    if isinstance(value, list):
+        return [_without_code(entry) for entry in cast("list[Any]", value)]
+    if not isinstance(value, dict):
+        return value
+    entries = cast("dict[str, Any]", value).items()
+    return {
+        key: _without_code(entry)
+        for key, entry in entries
+        if key not in _CODE and not key.startswith("_")
+    }
 
 
 def _is_causal(config: dict[str, Any]) -> bool:
@@ -113,7 +136,11 @@ class GenericModel(nn.Module):
         kind = _class_of(architecture.is_causal)
         try:
             inner, report = kind.from_pretrained(
-                folder, dtype=dtype, local_files_only=True, output_loading_info=True
+                folder,
+                config=_read(json.loads(architecture.generic or "{}")),
+                dtype=dtype,
+                local_files_only=True,
+                output_loading_info=True,
             )
         except Exception as error:  # many kinds, one meaning
             reason = str(error).splitlines()[0] if str(error) else type(error).__name__

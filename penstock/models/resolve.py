@@ -39,10 +39,24 @@ def resolve_architecture(section: ModelSection, vocab_size: int | None = None) -
         raise ConfigError(
             f"the tokenizer has {vocab_size} tokens, the model only {fields['vocab_size']}",
             where="model.vocab_size",
-            do=f"set model.vocab_size={vocab_size} or use a smaller tokenizer",
+            do=f"prepare the data with tokenizer.from={section.from_}"
+            if fixed_vocabulary
+            else f"set model.vocab_size={vocab_size} or use a smaller tokenizer",
         )
+    _follow_width(fields, given)
     fields.setdefault("mlp_size", 4 * fields["hidden_size"])
     return Architecture(family=family, **fields)
+
+
+def _follow_width(fields: dict[str, Any], given: dict[str, Any]) -> None:
+    """Where only the width was changed and the heads no longer divide it, heads keep 64 elements,
+    GPT-2's in all its sizes.
+    """
+    width, heads = fields["hidden_size"], fields["heads"]
+    if "heads" not in given and "hidden_size" in given and width % heads and width % 64 == 0:
+        fields["heads"] = width // 64
+        if "kv_heads" not in given:
+            fields.pop("kv_heads", None)
 
 
 def _require_its_own(family: str, given: dict[str, Any]) -> None:

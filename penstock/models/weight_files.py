@@ -100,7 +100,11 @@ def _inside(folder: Path, name: str) -> Path:
 def _unpickled(path: Path) -> dict[str, Tensor]:
     """A legacy file's tensors, by torch's reader that makes nothing else."""
     loaded: Any = torch.load(path, map_location="cpu", weights_only=True)
-    return {str(key): value for key, value in loaded.items() if isinstance(value, Tensor)}
+    found = {str(key): value for key, value in loaded.items() if isinstance(value, Tensor)}
+    for key, value in found.items():
+        if value.layout is not torch.strided:  # Its indices may lie outside of it: CVE-2025-62164.
+            raise ValueError(f"{key} is a sparse tensor")
+    return found
 
 
 @contextlib.contextmanager

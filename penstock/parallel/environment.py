@@ -4,12 +4,10 @@
 """
 
 import contextlib
-import ctypes
 import dataclasses
 import json
 import os
 import re
-import signal
 import sys
 import time
 from collections.abc import Mapping
@@ -17,6 +15,7 @@ from pathlib import Path
 
 from penstock.errors import ConfigError
 from penstock.parallel.network import interface_of, own_address
+from penstock.workers import end_with
 
 
 @dataclasses.dataclass(frozen=True)
@@ -179,8 +178,7 @@ def end_with_launcher() -> None:
     """Have the kernel end this process when its launcher ends, however that ends."""
     if not was_launched():
         return
-    set_death_signal = 1  # PR_SET_PDEATHSIG of prctl(2)
-    with contextlib.suppress(OSError, AttributeError):
-        ctypes.CDLL(None).prctl(set_death_signal, signal.SIGKILL)
-    if os.getppid() == 1:
-        sys.exit(1)  # The launcher had ended before we asked.
+    launcher = os.getppid()
+    if launcher == 1:
+        sys.exit(1)  # It had ended before we asked.
+    end_with(launcher)

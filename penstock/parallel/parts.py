@@ -4,6 +4,7 @@
 while training goes on and no collective of it can be in another's way. It must never know tensors.
 """
 
+import contextlib
 import dataclasses
 import json
 import time
@@ -13,6 +14,8 @@ from typing import Any
 
 from penstock.errors import CheckpointError
 
+MAKE_ROOM = "make room and start again with the same command; what was saved before is whole"
+"""What to do about a checkpoint that could not be written."""
 _POLL_SECONDS = 0.02
 
 
@@ -25,7 +28,7 @@ class Part:
     token: str = ""
     """Equal in all processes of one start of a job, and in no other."""
     timeout_seconds: float = 600.0
-    """Longest wait of the first process for another's files."""
+    """Longest wait of a process for another; the first waits half as long for their files."""
     blocks: int = 0
     """Which part of its blocks the process holds, where they are divided."""
     cuts: Mapping[str, Sequence[int]] = dataclasses.field(default_factory=dict[str, Sequence[int]])
@@ -53,20 +56,38 @@ def leave(folder: Path, part: Part, files: dict[str, Any]) -> None:
     begun.rename(folder / _note(part.index))
 
 
+def give_up(folder: Path, part: Part, reason: str) -> None:
+    """Say that a process other than the first cannot write its files, if that much can be said."""
+    failed = folder / _failed(part.index)
+    with contextlib.suppress(OSError):
+        failed.touch()  # A name finds room where a text may not.
+        failed.write_text(reason, encoding="utf-8")
+
+
 def collect(folder: Path, part: Part) -> dict[str, Any]:
     """What all other processes wrote, waiting for them; their notes are gone then.
 
     Raises:
-        CheckpointError: one is not there in time.
+        CheckpointError: one could not write its files, or has not in time.
     """
     files: dict[str, Any] = {}
-    deadline = time.monotonic() + part.timeout_seconds
+    # The others, who wait for this process then, must not give it up first.
+    deadline = time.monotonic() + part.timeout_seconds / 2
     for index in range(1, part.count):
         note = folder / _note(index)
         while not note.is_file():
+            failed = folder / _failed(index)
+            if failed.is_file():
+                reason = failed.read_text(encoding="utf-8") or "it could not say why"
+                raise CheckpointError(
+                    "the checkpoint could not be written: process "
+                    f"{index + 1} of {part.count}: {reason}",
+                    where=str(folder),
+                    do=MAKE_ROOM,
+                )
             if time.monotonic() > deadline:
                 raise CheckpointError(
-                    f"process {index} of {part.count} has not written its part of a checkpoint",
+                    f"process {index + 1} of {part.count} has not written its part of a checkpoint",
                     where=str(folder),
                     do="use a run folder that all hosts share; what was saved before is whole",
                 )
@@ -78,6 +99,10 @@ def collect(folder: Path, part: Part) -> dict[str, Any]:
 
 def _note(index: int) -> str:
     return f"part-{index:05}.json"
+
+
+def _failed(index: int) -> str:
+    return f"part-{index:05}.failed"
 
 
 def in_parts(files: dict[str, Any], name: str) -> list[str]:

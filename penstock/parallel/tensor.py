@@ -88,6 +88,7 @@ class TensorReplicas(Replicas):
     def __init__(self, inner: Replicas, line: Line, architecture: Architecture) -> None:
         """`line`: the processes with the other parts."""
         super().__init__(peers=inner.peers)
+        self.shard = inner.shard
         self._inner, self._line, self._architecture = inner, line, architecture
 
     @property

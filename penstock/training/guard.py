@@ -71,7 +71,13 @@ class Guard:
         return True
 
     def admit(
-        self, step: int, loss: float, grad_norm: float, *, limit: float | None = None
+        self,
+        step: int,
+        loss: float,
+        grad_norm: float,
+        *,
+        limit: float | None = None,
+        samples: str = "",
     ) -> bool:
         """Return whether this step's update may be applied, and remember the answer.
 
@@ -81,6 +87,7 @@ class Guard:
             grad_norm: global gradient norm before clipping.
             limit: the limit the device compared with, when that was an earlier step's because
                 results are read late; the limit of now when not given.
+            samples: which samples the step took, named in the error.
 
         Raises:
             TrainingStoppedError: more than `train.bad_steps` steps were skipped.
@@ -97,7 +104,8 @@ class Guard:
             raise TrainingStoppedError(
                 f"{self.skipped} steps were skipped, the last with loss {loss:g} and gradient"
                 f" norm {grad_norm:g} (limit {limit:g})",
-                where=f"step {step}; train.bad_steps is {self._bad_steps}",
+                where=", ".join(filter(None, (f"step {step}", samples)))
+                + f"; train.bad_steps is {self._bad_steps}",
                 do="lower optimizer.lr, lengthen schedule.warmup, or look at the data",
             )
         return False

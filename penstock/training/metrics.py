@@ -6,7 +6,6 @@ numbers came about.
 
 import json
 import math
-import os
 import re
 import resource
 import statistics
@@ -15,20 +14,17 @@ from collections import deque
 from collections.abc import Callable
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 
+from penstock.console import get_console
 from penstock.errors import CheckpointError
-from penstock.files import atomic_write, whole_records
+from penstock.files import LineLog, atomic_write, whole_records
+from penstock.training.board import Board
 
 _RECENT = 50
 """Steps the shown speed is the median of."""
-
-
-class _Writer(Protocol):
-    def add_scalar(self, tag: str, scalar_value: float, global_step: int) -> None: ...
-    def close(self) -> None: ...
 
 
 class MetricsLog:
@@ -42,16 +38,13 @@ class MetricsLog:
         """
         self._path = path
         self._resume_step = resume_step
-        self._board: _Writer | None = None
+        self._board: Board | None = None
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
             kept = _truncate(path, resume_step)
-            # Unbuffered: a line is with the system, safe from a kill, when `log` returns.
-            self._file = path.open("ab", buffering=0)
+            self._lines = LineLog(path)
             if tensorboard is not None:
-                from torch.utils.tensorboard import SummaryWriter  # noqa: PLC0415 - heavy
-
-                self._board = SummaryWriter(str(tensorboard), purge_step=resume_step + 1)
+                self._board = Board(tensorboard, resume_step=resume_step)
         except OSError as error:
             raise self._unwritable(error) from error
         self._known = {name for record in kept if record["step"] == resume_step for name in record}
@@ -59,41 +52,36 @@ class MetricsLog:
     def log(self, step: int, values: dict[str, Any]) -> None:
         """Write one record; numbers that are not finite become null.
 
-        What the file already says about the step a run resumed from is not said twice.
-
-        Raises:
-            CheckpointError: the disk is full or cannot be written.
+        What the file already says about the step a run resumed from is not said twice. What the
+        disk has no room for is written later, and it says so; TensorBoard does without it.
         """
         if step <= self._resume_step:
             values = {name: value for name, value in values.items() if name not in self._known}
             if not values:
                 return
         record = {"step": step, **{name: _plain(value) for name, value in values.items()}}
-        line = (json.dumps(record) + "\n").encode()
-        try:
-            if self._file.write(line) != len(line):
-                # Room for a part of the line only: this write says why.
-                self._file.write(b"\n")
-            if self._board is not None:
-                for name, value in record.items():
-                    if name != "step" and isinstance(value, int | float):
-                        self._board.add_scalar(name, value, step)
-        except OSError as error:
-            raise self._unwritable(error) from error
+        self._say(self._lines.append(json.dumps(record)))
+        if self._board is not None:
+            self._board.log(step, record)
 
-    def sync(self) -> None:
-        """Make all lines safe from a power cut, as a checkpoint is: call it before saving one."""
+    def sync(self, *, last: bool = False) -> None:
+        """Make all lines safe from a power cut, as a checkpoint is: call it before saving one.
+
+        Raises:
+            CheckpointError: at the `last` call, there is no room for some.
+        """
         try:
-            os.fsync(self._file.fileno())
+            self._lines.sync()
         except OSError as error:
-            raise self._unwritable(error) from error
+            if last:
+                raise self._unwritable(error) from error
+            self._say(self._lines.untold(error))
 
     def close(self) -> None:
         """Write out what is buffered; closing twice is fine."""
-        self._file.close()
-        board, self._board = self._board, None
-        if board is not None:
-            board.close()
+        self._lines.close()
+        if self._board is not None:
+            self._board.close()
 
     def __enter__(self) -> "MetricsLog":
         return self
@@ -105,6 +93,10 @@ class MetricsLog:
         traceback: TracebackType | None,
     ) -> None:
         self.close()
+
+    def _say(self, why: str | None) -> None:
+        if why is not None:
+            get_console().warning(f"{self._path} waits for room: {why}; training goes on")
 
     def _unwritable(self, error: OSError) -> CheckpointError:
         return CheckpointError(

@@ -8,12 +8,8 @@ Source: PaLM went back about 100 steps and left out the batches around a spike (
 
 from collections.abc import Callable
 
-import torch
-
 from penstock.checkpoint import CheckpointState
 from penstock.console import get_console
-from penstock.parallel.world import World
-from penstock.saving import AsyncSaver
 from penstock.training.optimizers import Optimizer
 
 
@@ -23,20 +19,12 @@ def load_optimizer(optimizer: Optimizer, state: CheckpointState) -> None:
     optimizer.steps = int(state.values["optimizer_steps"])
 
 
-def roll_back(
-    optimizer: Optimizer,
-    saver: AsyncSaver | None,
-    world: World,
-    restore: Callable[[], CheckpointState | None],
-) -> None:
-    """Load what `restore` finds, once no process writes any more; without a checkpoint, nothing.
+def roll_back(optimizer: Optimizer, restore: Callable[[], CheckpointState | None]) -> None:
+    """Load what `restore` finds; without a checkpoint, nothing. No process may be writing one.
 
     Raises:
-        CheckpointError: the last write failed, or no checkpoint is whole.
+        CheckpointError: no checkpoint is whole.
     """
-    if saver is not None:
-        saver.wait()
-    world.sum(torch.zeros(1))  # Nobody reads before it is written.
     state = restore()
     if state is not None:
         load_optimizer(optimizer, state)

@@ -9,7 +9,7 @@ import dataclasses
 import math
 from collections import deque
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from penstock.checkpoint import CheckpointState
 from penstock.config.schema import CheckpointSection, ScheduleSection, TrainSection
@@ -22,9 +22,11 @@ from penstock.training.guard import Guard
 from penstock.training.metrics import MetricsLog, Throughput, peak_memory_bytes
 from penstock.training.optimizers import Optimizer
 from penstock.training.rollback import load_optimizer, roll_back
+from penstock.training.saves import Saves
 from penstock.training.schedule import learning_rate
 from penstock.training.signals import StopSignals
 from penstock.training.step import Passes, StepResult, train_step
+from penstock.training.totals import Totals
 from penstock.training.validation import Validation, validate
 
 if TYPE_CHECKING:  # It loads torch's pipelines.
@@ -62,29 +64,18 @@ class TrainingJob:
     """What a checkpoint must agree with to be resumed: architecture, tokenizer, data."""
 
 
-@dataclasses.dataclass
-class Totals:
-    """Where a run stands; every checkpoint holds it."""
+class _Done(NamedTuple):
+    """A step whose figures may still be on the device."""
 
-    step: int = 0
-    position: int = 0
-    """Samples taken from the loader, over all epochs."""
-    tokens: int = 0
-    seconds: float = 0.0
-    """Time spent in this run, over all resumes."""
-    best_loss: float | None = None
-    """Lowest validation loss so far."""
-    last_loss: float | None = None
-    """Training loss of the last step that was applied."""
-    reached_target: bool = False
-    without_improvement: int = 0
-    """Validations since the lowest loss."""
-    lost_patience: bool = False
-
-    @property
-    def has_stopped(self) -> bool:
-        """Whether the validation loss has ended the run early."""
-        return self.reached_target or self.lost_patience
+    step: int
+    samples: str
+    """Which ones, counted over all epochs."""
+    tokens: int
+    """Since the run began."""
+    lr: float
+    limit: float
+    """Largest gradient norm it was allowed."""
+    result: StepResult
 
 
 class Trainer:
@@ -95,6 +86,7 @@ class Trainer:
         self.job = job
         self.totals = Totals()
         self.guard = Guard(job.train)
+        self.saves = Saves(job.saver, job.world, job.checkpoint.on_error)
         self.device = job.passes.device
         self.throughput = Throughput(
             warmup_steps=job.train.throughput_warmup_steps,
@@ -106,8 +98,8 @@ class Trainer:
         """Of all processes, where data come from: as the last checkpoint has it."""
         self._own_data_state: dict[str, Any] = {}
         self._lag = 1 if self.device.type == "cuda" else 0
-        self._pending: deque[tuple[int, int, float, StepResult]] = deque()
-        self._judged: list[tuple[int, int, float, float, float]] = []
+        self._pending: deque[_Done] = deque()
+        self._judged: list[tuple[_Done, float, float]] = []
         if resume is not None:
             self._resume(resume)
 
@@ -130,6 +122,7 @@ class Trainer:
                 loaded = next(steps)
                 self.throughput.data_ready()
                 lr = learning_rate(totals.step, job.schedule, job.lr, job.total_steps)
+                limit = self.guard.limit
                 result = train_step(
                     job.passes,
                     loaded.batches,
@@ -137,16 +130,19 @@ class Trainer:
                     step=totals.step,
                     seed=job.seed,
                     lr=lr,
-                    norm_limit=self.guard.limit,
+                    norm_limit=limit,
                     replicas=job.replicas,
                 )
+                samples = f"samples {totals.position} to {loaded.position - 1}"
                 totals.step, totals.position = totals.step + 1, loaded.position
                 self._own_data_state = loaded.state
                 totals.tokens += loaded.tokens
-                self._pending.append((totals.step, totals.tokens, lr, result))
+                done = _Done(totals.step, samples, totals.tokens, lr, limit, result)
+                self._pending.append(done)
                 self._read_results(self._lag)
                 if self.guard.asks_to_roll_back():
-                    roll_back(job.optimizer, job.saver, job.world, job.restore)
+                    self._settle_saves()
+                    roll_back(job.optimizer, job.restore)
                 totals.seconds += self.throughput.stop(loaded.tokens)
                 self._log()
                 progress.advance(1, **self._fields())
@@ -163,26 +159,28 @@ class Trainer:
     def _read_results(self, keep: int) -> None:
         """Judge the steps whose figures are due, all but the newest `keep`."""
         while len(self._pending) > keep:
-            step, tokens, lr, result = self._pending.popleft()
-            loss, norm = float(result.loss), float(result.grad_norm)
-            self._judged.append((step, tokens, lr, loss, norm))
-            if self.guard.admit(step, loss, norm):
+            done = self._pending.popleft()
+            loss, norm = float(done.result.loss), float(done.result.grad_norm)
+            self._judged.append((done, loss, norm))
+            if self.guard.admit(done.step, loss, norm, limit=done.limit, samples=done.samples):
                 self.totals.last_loss = loss
-            else:
-                get_console().warning(f"step {step} skipped: loss {loss:g}, gradient norm {norm:g}")
+                continue
+            what = f"loss {loss:g}, gradient norm {norm:g} (limit {done.limit:g})"
+            get_console().warning(f"step {done.step} ({done.samples}) skipped: {what}")
 
     def _log(self) -> None:
         """Write the lines of metrics.jsonl that are due."""
         metrics = self.job.metrics
-        for step, tokens, lr, loss, norm in self._judged:
+        for done, loss, norm in self._judged:
+            step = done.step
             if metrics and (step % self.job.train.log_every == 0 or step == self.job.total_steps):
                 metrics.log(
                     step,
                     {
                         "loss": loss,
-                        "lr": lr,
+                        "lr": done.lr,
                         "grad_norm": norm,
-                        "tokens": tokens,
+                        "tokens": done.tokens,
                         "tokens_per_second": self.throughput.tokens_per_second,
                         "step_seconds": self.throughput.step_seconds,
                         "memory_bytes": peak_memory_bytes(self.device),
@@ -216,6 +214,7 @@ class Trainer:
     def _between_steps(self) -> None:
         """Validate and save when due; a new best is saved at once where checkpoints are wanted."""
         job, step = self.job, self.totals.step
+        self.saves.tell()
         if step >= job.total_steps:
             return
         is_best = _is_due(job.train.evaluate_every, step) and self._validate()
@@ -256,11 +255,15 @@ class Trainer:
     def _save(self, *, is_best: bool, wait: bool = False) -> None:
         """Save a checkpoint, or this process's part of it."""
         self._catch_up()
+        self._settle_saves()
         if self.job.metrics is not None:
-            self.job.metrics.sync()
+            self.job.metrics.sync(last=wait)
         self.data_state = self.job.world.united(self._own_data_state)
-        if self.job.saver is not None:
-            self.job.saver.save(self._state(), is_best=is_best, wait=wait)
+        self.saves.save(self._state, is_best=is_best, wait=wait)
+
+    def _settle_saves(self) -> None:
+        """Nobody writes a checkpoint any more; one that failed is counted."""
+        self.totals.failed_saves += self.saves.settle()
 
     def _state(self) -> CheckpointState:
         """Everything needed to go on exactly."""

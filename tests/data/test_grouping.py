@@ -21,25 +21,6 @@ from penstock.training.metrics import read_metrics
 BATCH, LENGTH = 4, 48
 
 
-@pytest.fixture(scope="module")
-def lines(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A dataset of 530 lines of 1 to 40 words, a line a row."""
-    folder = tmp_path_factory.mktemp("lines")
-    counts = np.random.default_rng(0).integers(1, 40, 530).tolist()
-    (folder / "lines.txt").write_text("".join(f"{'go on ' * n}{i}\n" for i, n in enumerate(counts)))
-    penstock.prepare(
-        source={"path": str(folder / "lines.txt"), "documents": "line"},
-        tokenizer={"train": True, "vocab_size": 300},
-        data={
-            "path": str(folder / "dataset"),
-            "sequence_length": LENGTH,
-            "packing": "single::truncate_right",
-            "splits": [0.9, 0.1, 0],
-        },
-    )
-    return folder / "dataset"
-
-
 def samples(dataset: Path) -> GroupedSamples:
     split = Dataset.open(dataset).split("train")
     return GroupedSamples(SplitSamples(split, LENGTH, seed=3), BATCH, 3)

@@ -223,28 +223,6 @@ def test_a_run_in_use_is_refused(
         penstock.train(**job(dropout_executable, dataset_folder, tmp_path))
 
 
-def test_a_full_disk_is_one_line_and_loses_nothing(
-    dropout_executable: Path, dataset_folder: Path, tmp_path: Path
-) -> None:
-    mount = tmp_path / "small"
-    mount.mkdir()
-    command = ["mount", "-t", "tmpfs", "-o", "size=32m", "tmpfs", str(mount)]
-    if subprocess.run(command, capture_output=True, check=False).returncode:
-        pytest.skip("mounting a tmpfs needs privileges")
-    try:
-        run = mount / "run"
-        penstock.train(**job(dropout_executable, dataset_folder, run, steps=4))
-        room = shutil.disk_usage(mount).free - (1 << 17)
-        (mount / "filler").write_bytes(bytes(room))
-        with pytest.raises(CheckpointError, match="the disk is full"):
-            penstock.train(**job(dropout_executable, dataset_folder, run, steps=12))
-        assert RunFolder(run).resume_state("must").step >= 4
-        assert not list((run / "checkpoints").glob(".*.tmp"))
-        (mount / "filler").unlink()
-    finally:
-        subprocess.run(["umount", "--lazy", str(mount)], check=True)
-
-
 @pytest.mark.parametrize("micro_size", [4, 8])
 def test_any_split_of_the_batch_gives_the_same_losses(
     micro_size: int, dataset_folder: Path, tmp_path: Path

@@ -49,6 +49,32 @@ def stopped_and_resumed(settings: dict[str, Any]) -> None:
     penstock.train(**settings)
 
 
+@pytest.mark.parametrize("parts", ["all", "adapters"])
+def test_a_run_starts_from_another_runs_weights(
+    parts: str, dataset_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Of a run with adapters, their sum with the weights they stand on."""
+    first, second = tmp_path / "first", tmp_path / "second"
+    lora = {"lora": {"rank": 2}} if parts == "adapters" else {}
+    short: dict[str, Any] = {"train": {"steps": 2}, "checkpoint": {"every": 1}}
+    penstock.train(**job(dataset_folder, first, **lora, **short))
+    trained = load_run(as_config(run=str(first))).weights()
+    start = {"model": {"from": str(first)}, "optimizer": {"lr": 1e-9}}
+    settings = job(dataset_folder, second, **start, **short)
+    penstock.train(**settings)
+    assert f"the weights of {first} at step 2" in "".join(capsys.readouterr().err.splitlines())
+    found = load_run(as_config(run=str(second))).weights()
+    assert found.keys() == trained.keys()
+    for name, value in trained.items():
+        torch.testing.assert_close(found[name], value, rtol=0, atol=1e-6)
+    folder = first / "weights" / "step-00000002"
+    written = folder.stat().st_mtime_ns
+    model = transformers.AutoModelForCausalLM.from_pretrained(folder)
+    assert sum(p.numel() for p in model.parameters()) > 0
+    stopped_and_resumed(settings)
+    assert folder.stat().st_mtime_ns == written
+
+
 def test_frozen_weights_stay_are_not_saved_and_come_back(
     dataset_folder: Path, tmp_path: Path
 ) -> None:

@@ -287,6 +287,7 @@ def test_a_missed_accuracy_fails_and_is_recorded(
     [
         (["wikitxt"], {}, "did you mean wikitext"),
         (["sst2"], {"labels": [" good", " good!"]}, "cannot tell them apart"),
+        (["sst2"], {"labels": [" same", " same"]}, "two labels are the same text"),
         (["sst2"], {"template": "{text} : ", "labels": ["bad", "fine"]}, "tokenises ambiguously"),
         (["sst2"], {"template": "no place"}, "no place for the sentence"),
         (["sst2"], {"labels": [" a", " b"], "limit": 1, "task_data": "TSV"}, "label from 0 to 1"),

@@ -60,6 +60,9 @@ def test_one_process_with_infinite_gradients_makes_all_skip_count_and_stop(
         (values("skipped", 3), [2, 5], "inf"),
         (values("stopped", 1), [2, 4, 6], "nan"),
         (values("alone", 0), [], "1"),
+        # Finite, but far above the running mean; before and after a restart.
+        (values("spiked", 3, steps=24, spike_factor=5.0), [22], "1000"),
+        (values("spiked", 3, steps=27, spike_factor=5.0), [1], "1000"),
         # Two bad steps in a row, after the checkpoint of step 4 and one step more.
         (values("back", 5, rollback_after=2), [5, 6], "inf"),
     ]
@@ -84,6 +87,8 @@ def test_one_process_with_infinite_gradients_makes_all_skip_count_and_stop(
     said = [line for line in done.stdout.splitlines() if line.startswith("rank")]
     assert sorted(line[:6] for line in said) == ["rank 0", "rank 1"]
     assert all("2 steps were skipped" in line for line in said)
+    assert done.stderr.count("step 23 (samples 176 to 183) skipped") == 2
+    assert_spikes_were_skipped(tmp_path / "spiked", factor=5.0, steps=[23, 26])
     # The last checkpoint is from before, and whole.
     newest = load_checkpoint(list_checkpoints(tmp_path / "stopped" / "checkpoints")[-1])
     assert newest.step == 4
@@ -92,4 +97,25 @@ def test_one_process_with_infinite_gradients_makes_all_skip_count_and_stop(
     calm = [r["loss"] for r in read_metrics(tmp_path / "alone" / "metrics.jsonl") if "loss" in r]
     assert [r["loss"] for r in records[:3]] == pytest.approx(calm[:3], rel=0)
     assert records[4]["loss"] != calm[4]
+    # The samples that did it are named, in what the run ends with too.
+    assert all("step 5, samples 32 to 39; train.bad_steps is 1" in line for line in said)
     assert done.stderr.count("weights and optimizer are those of step 4 again") == 2
+
+
+def assert_spikes_were_skipped(run: Path, *, factor: float, steps: list[int]) -> None:
+    """By the closed form of the guard's limit, from the norms the run has logged."""
+    records = [r for r in read_metrics(run / "metrics.jsonl") if "loss" in r]
+    assert [r["step"] for r in records] == [*range(1, 28)]
+    applied: list[float] = []
+    for record in records:
+        norm = record["grad_norm"]
+        if record["step"] > 20:
+            weights = [0.98**age for age in reversed(range(len(applied)))]
+            mean = sum(w * n for w, n in zip(weights, applied, strict=True)) / sum(weights)
+            assert (norm > factor * mean) == (record["step"] in steps)
+        if record["step"] not in steps:
+            applied.append(norm)
+        assert record["skipped"] == sum(step <= record["step"] for step in steps)
+    before, after = (load_checkpoint(list_checkpoints(run / "checkpoints")[i]) for i in (-2, -1))
+    assert (before.values["guard"]["skipped"], after.values["guard"]["skipped"]) == (2, 2)
+    assert after.values["guard"]["applied"] == 25

@@ -77,6 +77,18 @@ def test_the_tokenizers_vocabulary_replaces_the_presets_but_not_the_users() -> N
     assert resolve_architecture(section(preset="gpt2", vocab_size=9000), 8192).vocab_size == 9000
 
 
+def test_heads_follow_a_width_that_they_do_not_divide() -> None:
+    def heads(**keys: object) -> tuple[int, int | None]:
+        found = resolve_architecture(section(**keys), 500)
+        return found.heads, found.kv_heads
+
+    assert heads(family="gpt2", layers=48, hidden_size=1024) == (16, None)
+    assert heads(family="gpt2", hidden_size=96) == (12, None)
+    assert heads(family="gpt2", hidden_size=1024, heads=8) == (8, None)
+    with pytest.raises(ConfigError, match="heads=12 does not divide model.hidden_size=1000"):
+        heads(family="gpt2", hidden_size=1000)
+
+
 @pytest.mark.parametrize(
     ("keys", "vocab_size", "message"),
     [
@@ -110,7 +122,9 @@ def test_a_folders_sizes_are_taken_and_its_vocabulary_is_fixed(tmp_path: Path) -
     architecture = resolve_architecture(section(**{"from": str(folder)}), 300)
     assert (architecture.layers, architecture.mlp_size) == (3, 256)
     assert (architecture.vocab_size, architecture.norm_epsilon) == (512, 1e-6)
-    with pytest.raises(ConfigError, match="tokenizer has 513 tokens"):
+    with pytest.raises(
+        ConfigError, match="tokenizer has 513 tokens.*prepare the data with tokenizer.from="
+    ):
         resolve_architecture(section(**{"from": str(folder)}), 513)
 
 

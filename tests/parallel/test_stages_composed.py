@@ -2,12 +2,12 @@
 
 from pathlib import Path
 
-import numpy as np
 import pytest
 import safetensors.torch
 import torch
 
 import penstock
+from penstock.training.metrics import read_metrics
 from tests.parallel.test_replicas import STEPS, assert_close, job, run_jobs, state
 from tests.parallel.test_stages_trained import MODEL, staged
 
@@ -15,25 +15,6 @@ LORA = {"lora": {"rank": 4, "targets": ["all-linear"], "dropout": 0.1}}
 # The first of two stages has nothing left to train.
 FROZEN = {"train": {"steps": STEPS, "freeze": ["embed.*", "blocks.[01].*"]}}
 DECAYED = {"optimizer": {"lr": 3e-3, "layer_decay": 0.7}}
-
-
-@pytest.fixture(scope="module")
-def lines(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A dataset of lines of 1 to 40 words, a line a row."""
-    folder = tmp_path_factory.mktemp("lines")
-    counts = np.random.default_rng(0).integers(1, 40, 300).tolist()
-    (folder / "lines.txt").write_text("".join(f"{'go on ' * n}{i}\n" for i, n in enumerate(counts)))
-    penstock.prepare(
-        source={"path": str(folder / "lines.txt"), "documents": "line"},
-        tokenizer={"train": True, "vocab_size": 300},
-        data={
-            "path": str(folder / "dataset"),
-            "sequence_length": 48,
-            "packing": "single::truncate_right",
-            "splits": [0.9, 0.1, 0],
-        },
-    )
-    return folder / "dataset"
 
 
 def test_what_is_composed_with_stages_trains_as_in_one_process(
@@ -71,6 +52,7 @@ def test_what_is_composed_with_stages_trains_as_in_one_process(
     assert_same_tensors(*exported)
 
 
+@pytest.mark.slow
 def test_divided_stages_train_adapters_and_what_is_not_frozen(
     dataset_folder: Path, tmp_path: Path
 ) -> None:
@@ -96,8 +78,6 @@ def test_divided_stages_train_adapters_and_what_is_not_frozen(
 
 
 def figures_of(run: Path) -> list[float]:
-    from penstock.training.metrics import read_metrics
-
     return [record["loss"] for record in read_metrics(run / "metrics.jsonl") if "loss" in record]
 
 
@@ -105,3 +85,31 @@ def assert_same_tensors(found: dict[str, torch.Tensor], expected: dict[str, torc
     assert found.keys() == expected.keys() != set()
     for key, tensor in expected.items():
         assert torch.allclose(found[key], tensor, rtol=1e-3, atol=1e-5), key
+
+
+@pytest.mark.slow
+def test_all_of_it_at_once(dataset_folder: Path, tmp_path: Path) -> None:
+    # The regions' graphs as they are lowered, run operator by operator.
+    kernels = {"compile": {"toolchain": "eager"}}
+    held = {"lora": {"rank": 4, "base": "nf4", "targets": ["all-linear"]}}
+    again = {"plan": {"recompute": "every-2"}}
+    cases = {
+        "held": {**held, **again},
+        "adapters": {**LORA, **kernels, **again},
+        "frozen": {**FROZEN, **kernels, **DECAYED},
+    }
+    alone = {name: job(dataset_folder, tmp_path / f"{name}-alone", **cases[name]) for name in cases}
+    for values in alone.values():
+        penstock.train(**{**values, "model": MODEL})
+    two = [staged(dataset_folder, tmp_path / name, "1f1b", **cases[name]) for name in cases]
+    run_jobs(two, tmp_path)
+    four = []
+    for name, shard in (("adapters", "weights"), ("frozen", "optimizer")):
+        plan = {**cases[name].get("plan", {}), "replicas": 2, "shard": shard}
+        more = {**cases[name], "plan": plan}
+        four.append(staged(dataset_folder, tmp_path / f"{name}-divided", "1f1b", **more))
+    run_jobs(four, tmp_path, processes=4)
+    for name in (*cases, "adapters-divided", "frozen-divided"):
+        expected = tmp_path / f"{name.removesuffix('-divided')}-alone"
+        assert_close(tmp_path / name, expected)
+        assert_same_tensors(state(tmp_path / name), state(expected))

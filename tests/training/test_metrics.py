@@ -144,23 +144,35 @@ def test_tensorboard_forgets_the_steps_done_again(tmp_path: Path) -> None:
     ]
 
 
-def test_a_full_disk_is_one_line_and_the_file_stays_readable(tmp_path: Path) -> None:
+def test_lines_a_full_disk_has_no_room_for_are_written_when_it_has(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
     mount = tmp_path / "small"
     mount.mkdir()
     command = ["mount", "-t", "tmpfs", "-o", "size=64k", "tmpfs", str(mount)]
     if subprocess.run(command, capture_output=True, check=False).returncode:
         pytest.skip("mounting a tmpfs needs privileges")
     try:
+        (mount / "filler").write_bytes(bytes(40 << 10))
         path = mount / "metrics.jsonl"
         log = open_log(path)
-        written = 0
-        with pytest.raises(CheckpointError, match="No space left") as caught:  # noqa: PT012
-            for step in range(1, 10_000):
-                log.log(step, {"loss": 1 / 3})
-                written = step
+        for step in range(1, 1001):
+            log.log(step, {"loss": 1 / 3})
+        whole = [m["step"] for m in read_metrics(path)]
+        assert whole == list(range(1, len(whole) + 1))
+        assert 100 < len(whole) < 1000
+        log.sync()
+        with pytest.raises(CheckpointError, match="No space left") as caught:
+            log.sync(last=True)
         assert "\n" not in str(caught.value)
+        [line] = capfd.readouterr().err.splitlines()
+        assert "waits for room: No space left on device; training goes on" in line
+        (mount / "filler").unlink()
+        log.sync(last=True)
+        assert [m["step"] for m in read_metrics(path)] == list(range(1, 1001))
+        log.log(1001, {"loss": 1 / 3})
         log.close()
-        assert [m["step"] for m in read_metrics(path)] == list(range(1, written + 1))
+        assert read_metrics(path)[-1]["step"] == 1001
     finally:
         subprocess.run(["umount", "--lazy", str(mount)], check=True)
 

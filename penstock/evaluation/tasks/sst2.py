@@ -94,8 +94,15 @@ def require_clear_labels(labels: list[str], prompt: str, tokenizer: Tokenizer) -
     """Refuse labels that tokens cannot tell apart; the most tokens one of them has.
 
     Raises:
-        ConfigError: one label begins with another, or joins the prompt's end into one token.
+        ConfigError: two are equal, one begins with another, or one joins the prompt's end into
+            one token.
     """
+    if len(set(labels)) < len(labels):
+        raise ConfigError(
+            f"two labels are the same text: {', '.join(map(repr, labels))}",
+            where="evaluate.labels",
+            do="give each number a label of its own",
+        )
     stripped = {label.strip() for label in labels}
     for label in stripped:
         longer = [other for other in stripped if other != label and other.startswith(label)]
