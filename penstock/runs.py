@@ -156,6 +156,8 @@ def attach_for_evaluation(config: Config, loaded: LoadedRun, model: Transformer)
     if executable is not None:
         executable.require(dataclasses.replace(plan, mode=executable.plan.mode))
         kernels = executable.kernels()
+    elif loaded.plan.tensor > 1:
+        return None  # The run's kernels are of parts of blocks.
     else:
         kernels = kept_kernels(loaded.folder, plan, config)
     if kernels is None:

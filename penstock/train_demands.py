@@ -15,7 +15,6 @@ def require_parts_here(config: Config, plan: Plan) -> None:
     # Of each key: whether it is in the way, and how.
     asked: dict[str, tuple[bool, str]] = {
         "lora": (plan.architecture.adapter is not None, "adapters train in whole blocks"),
-        "plan.shard": (plan.shard != "none", "replicas of parts hold them whole"),
         "optimizer.name": (
             config.optimizer.name != "adamw",
             f"{config.optimizer.name} needs whole matrices",

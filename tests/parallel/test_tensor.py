@@ -112,6 +112,8 @@ def test_divided_blocks_go_with_replicas_and_with_stages(
         "replicas": {"replicas": 2},
         "stages": {"stages": 2},
         "gpipe": {"stages": 2, "schedule": "gpipe"},
+        "optimizer": {"replicas": 2, "shard": "optimizer"},
+        "weights": {"replicas": 2, "shard": "weights"},
     }
     jobs = [divided(dataset_folder, tmp_path / way, plan=plan) for way, plan in ways.items()]
     jobs.append(divided(dataset_folder, tmp_path / "four", plan={"tensor": 4}))
