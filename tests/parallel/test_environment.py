@@ -1,9 +1,17 @@
 """Which process of how many this one is, by what launchers set."""
 
+import json
+import os
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
 import pytest
 
 from penstock.errors import ConfigError
 from penstock.parallel.environment import Place, find_place
+from tests.parallel.test_replicas import job
 
 
 def test_alone_where_nobody_says_otherwise() -> None:
@@ -49,3 +57,46 @@ def test_several_hosts_of_open_mpi_need_an_address() -> None:
 def test_contradictions_are_refused(rank: str) -> None:
     with pytest.raises(ConfigError, match="RANK"):
         find_place({"RANK": rank, "WORLD_SIZE": "4"})
+
+
+SET_BY = {
+    "srun": lambda rank: {
+        "SLURM_PROCID": rank, "SLURM_NTASKS": 2, "SLURM_LOCALID": rank,
+        "SLURM_NTASKS_PER_NODE": 2, "SLURM_NODELIST": "localhost", "SLURM_NNODES": 1,
+    },
+    "mpirun": lambda rank: {
+        "OMPI_COMM_WORLD_RANK": rank, "OMPI_COMM_WORLD_SIZE": 2,
+        "OMPI_COMM_WORLD_LOCAL_RANK": rank, "OMPI_COMM_WORLD_LOCAL_SIZE": 2,
+    },
+}  # fmt: skip
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("launcher", SET_BY)
+def test_processes_that_only_have_their_launchers_variables_train_together(
+    launcher: str, dataset_folder: Path, tmp_path: Path
+) -> None:
+    file = tmp_path / "job.yaml"
+    file.write_text(json.dumps(job(dataset_folder, tmp_path / "run", train={"steps": 4})))
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    command = [sys.executable, "-m", "penstock", "train", "--config", str(file)]
+    more = {"OMP_NUM_THREADS": 1, "MASTER_PORT": port}
+    started = [
+        subprocess.Popen(
+            command,
+            env={
+                **os.environ,
+                **{k: str(v) for k, v in {**more, **SET_BY[launcher](rank)}.items()},
+            },
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        for rank in range(2)
+    ]
+    errors = [process.communicate(timeout=200)[1] for process in started]
+    assert [process.returncode for process in started] == [0, 0], errors
+    summary = json.loads((tmp_path / "run" / "summary.json").read_bytes())
+    assert summary["plan"]["replicas"] == 2
+    assert summary["steps"] == 4
