@@ -21,7 +21,8 @@ def worker_pool(
 ) -> Generator[concurrent.futures.ProcessPoolExecutor, None, None]:
     """At most `count` fresh processes, each prepared by `initializer(*arguments)`.
 
-    An error in the block cancels what has not begun. They end when this process is killed.
+    An error in the block cancels what has not begun; an interrupt, or the end of this process, ends
+    them all.
     """
     pool = concurrent.futures.ProcessPoolExecutor(
         count,
@@ -31,7 +32,10 @@ def worker_pool(
     )
     try:
         yield pool
-    except BaseException:
+    except BaseException as error:
+        if not isinstance(error, Exception):  # Interrupted: nobody waits for what they are at.
+            for process in list(pool._processes.values()):
+                process.kill()
         pool.shutdown(wait=True, cancel_futures=True)
         raise
     pool.shutdown()
