@@ -19,7 +19,7 @@ import os
 import re
 import secrets
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +31,7 @@ from penstock.errors import CheckpointError
 from penstock.files import atomic_write, fsync_file, fsync_folder, sha256_file
 from penstock.parallel.part_files import read_tensors, write_tensors
 from penstock.parallel.parts import MAKE_ROOM, WHOLE, Part, collect, give_up, in_parts, leave
+from penstock.tensors import OnDemand
 
 _WEIGHTS, _OPTIMIZER = "model.safetensors", "optimizer.safetensors"
 _STATE, _MANIFEST = "state.json", "manifest.json"
@@ -54,7 +55,7 @@ class CheckpointState:
 
     step: int
     """Optimizer steps done."""
-    tensors: dict[str, Tensor]
+    tensors: Mapping[str, Tensor]
     """By name, contiguous; "master.NAME" are the float32 weights by parameter name."""
     values: dict[str, Any]
     """Plain JSON values."""
@@ -118,7 +119,7 @@ def _discard(temporary: Path, part: Part) -> None:
             (temporary / part.file_name(name)).unlink(missing_ok=True)
 
 
-def _write_tensors(folder: Path, tensors: dict[str, Tensor], part: Part) -> dict[str, Any]:
+def _write_tensors(folder: Path, tensors: Mapping[str, Tensor], part: Part) -> dict[str, Any]:
     """Write a process's tensors; size and SHA-256 of each file, by its name."""
     files: dict[str, Any] = {}
     for name, content in _divided(tensors).items():
@@ -138,11 +139,13 @@ def _of_weights(files: dict[str, Any]) -> list[Any]:
     return [files[name] for name in in_parts(files, _WEIGHTS)]
 
 
-def _divided(tensors: dict[str, Tensor]) -> dict[str, dict[str, Tensor]]:
-    """The tensors of each file, by their names there."""
-    weights = {n.removeprefix(_MASTER): t for n, t in tensors.items() if n.startswith(_MASTER)}
-    others = {n: t for n, t in tensors.items() if not n.startswith(_MASTER)}
-    return {_WEIGHTS: weights, _OPTIMIZER: others}
+def _divided(tensors: Mapping[str, Tensor]) -> dict[str, Mapping[str, Tensor]]:
+    """The tensors of each file, by their names there; weights one at a time, since an optimizer
+    may have to make them.
+    """
+    weights = [name.removeprefix(_MASTER) for name in tensors if name.startswith(_MASTER)]
+    others = {name: tensors[name] for name in tensors if not name.startswith(_MASTER)}
+    return {_WEIGHTS: OnDemand(weights, lambda name: tensors[_MASTER + name]), _OPTIMIZER: others}
 
 
 def _put_in_place(temporary: Path, final: Path) -> None:

@@ -7,6 +7,7 @@ import concurrent.futures
 import contextlib
 import ctypes
 import dataclasses
+import itertools
 import json
 import shutil
 import threading
@@ -63,7 +64,7 @@ class AsyncSaver:
             self._write(state, is_best)
             return
         values = json.loads(json.dumps(state.values))
-        if any(tensor.is_cuda for tensor in state.tensors.values()):
+        if any(state.tensors[name].is_cuda for name in itertools.islice(state.tensors, 1)):
             # The device's own order of work keeps the copies before the update.
             copies = {name: self._copy(name, tensor) for name, tensor in state.tensors.items()}
             torch.cuda.synchronize()

@@ -361,11 +361,14 @@ def test_no_file_that_fooled_others_runs_anything(tmp_path: Path) -> None:
         name: [a for (n, _), a in zip(cases, answers, strict=True) if n == name] for name in marks
     }
     for name in HARMLESS:
-        assert not any(answer["code"] for answer in by_name[name]), by_name[name]
+        for answer in by_name[name]:
+            # Models of other families are trained, and make text elsewhere.
+            refused = answer["words"][0] == "generate" and "other_family" in answer["words"][1]
+            assert answer["code"] == (2 if refused else 0), answer
     assert by_name["code_with_a_data_set"][1]["code"] == 0, by_name["code_with_a_data_set"]
     for name in ("code_in_legacy_weights", "code_in_a_tar_of_weights"):
         assert [answer["code"] for answer in by_name[name][1:]] == [2, 2], by_name[name]
-    assert "Unsupported" in by_name["code_in_legacy_weights"][1]["said"], by_name
+    assert "more than weights" in by_name["code_in_legacy_weights"][1]["said"], by_name
     assert "sparse" in by_name["sparse_weights"][1]["said"]
     assert "lies outside" in by_name["shards_outside_the_folder"][1]["said"]
     assert "unsafe" in by_name["code_in_a_chat_template"][0]["said"]

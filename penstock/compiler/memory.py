@@ -36,7 +36,7 @@ class MemoryModel:
     - weights: parameters in the compute format;
     - gradients: the same again, and float32 sums besides when those of several micro-batches or
       replicas are added in bf16;
-    - optimizer: float32 moments, and float32 masters when the weights are not float32;
+    - optimizer: float32 moments, and of float32 masters what the weights do not hold themselves;
     - activations: what the blocks keep for the backward pass, of every micro-batch under way;
     - logits: one piece of the loss, and the float32 sum of the pieces' gradients;
     - workspace: the process itself, and the largest block's temporaries;
@@ -144,8 +144,7 @@ class MemoryModel:
         return {
             "weights": (element * parameters - self._held(layers, element)) // weights_share,
             "gradients": (element + sums) * trained // gradients_share,
-            "optimizer": self._state_bytes(trained, layers)
-            - (4 * trained if self.compute == "fp32" else 0) // self._optimizer_share(),
+            "optimizer": self._state_bytes(trained, layers) - self._in_weights(trained, layers),
         }
 
     def _held(self, layers: int, element: int) -> int:
@@ -159,20 +158,33 @@ class MemoryModel:
         """Whether gradients are summed beside the gradients themselves: in another format."""
         return addends > 1 and self.compute != self.sums
 
+    def _in_weights(self, trained: int, layers: int) -> int:
+        """Bytes of the masters that the weights are themselves: float32 ones, and, by AdamW on a
+        CPU, the upper half of those in bf16 (`training/masters.py`).
+        """
+        size = 4 * trained if self.compute == "fp32" else 0
+        if self.compute == "bf16" and self.device == "cpu":
+            by_adamw = {"adamw": trained, "muon": max(0, trained - self._matrices(layers))}
+            size = 2 * by_adamw.get(self.optimizer, 0)
+        return size // self._optimizer_share()
+
+    def _matrices(self, layers: int) -> int:
+        """Parameters that Muon updates: the blocks' matrices, or their adapters."""
+        a = self.architecture
+        each = a.block_matrix_elements() if a.adapter is None else a.adapter_parameters()
+        return a.distinct_blocks(layers) * each
+
     def _optimizer_share(self) -> int:
         return 1 if self.shard == "none" else self.replicas
 
     def _state_bytes(self, parameters: int, layers: int) -> int:
         """Masters and moments of one device: what a checkpoint holds of it."""
-        a = self.architecture
         if self.optimizer == "adamw_8bit":
             size = OPTIMIZER_BYTES["adamw_8bit"] * parameters + parameters // 32
             return size // self._optimizer_share()
-        blocks, has_adapter = a.distinct_blocks(layers), a.adapter is not None
-        matrices = blocks * (a.adapter_parameters() if has_adapter else a.block_matrix_elements())
         state = OPTIMIZER_BYTES[self.optimizer] * parameters
         if self.optimizer == "muon":
-            others = max(0, parameters - matrices)
+            others = max(0, parameters - self._matrices(layers))
             state += (OPTIMIZER_BYTES["adamw"] - OPTIMIZER_BYTES["muon"]) * others
         return state // self._optimizer_share()
 

@@ -39,7 +39,9 @@ def resolve_architecture(section: ModelSection, vocab_size: int | None = None) -
         raise ConfigError(
             f"the tokenizer has {vocab_size} tokens, the model only {fields['vocab_size']}",
             where="model.vocab_size",
-            do=f"set model.vocab_size={vocab_size} or use a smaller tokenizer",
+            do=f"prepare the data with tokenizer.from={section.from_}"
+            if fixed_vocabulary
+            else f"set model.vocab_size={vocab_size} or use a smaller tokenizer",
         )
     _follow_width(fields, given)
     fields.setdefault("mlp_size", 4 * fields["hidden_size"])

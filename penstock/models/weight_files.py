@@ -112,6 +112,13 @@ def _readable(path: Path) -> Generator[None]:
     """Every way a damaged file shows itself, as one line."""
     try:
         yield
+    except pickle.UnpicklingError:
+        # Torch's own words tell how to run what is in it.
+        raise CheckpointError(
+            f"{path} is damaged, or holds more than weights",
+            where="model.from",
+            do="copy it again, or use a folder with model.safetensors",
+        ) from None
     except (
         OSError,
         EOFError,
@@ -119,7 +126,6 @@ def _readable(path: Path) -> Generator[None]:
         ValueError,
         AttributeError,
         struct.error,
-        pickle.UnpicklingError,
         safetensors.SafetensorError,
     ) as error:
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__

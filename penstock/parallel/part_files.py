@@ -16,16 +16,24 @@ from torch import Tensor
 
 from penstock.models.cut import Cut
 from penstock.parallel.parts import Part
+from penstock.tensors import OnDemand, write_float32
 
 _BLOCKS, _CUTS = "blocks", "cuts"
 
 
 def write_tensors(path: Path, tensors: Mapping[str, Tensor], part: Part) -> None:
-    """Write one file; raises SafetensorError or OSError."""
+    """Write one file, of tensors made on demand (float32) one after the other.
+
+    Raises:
+        SafetensorError, OSError: it cannot be written.
+    """
     cuts = {name: _cut(part.cuts, name) for name in tensors}
     named = {name: list(cut) for name, cut in cuts.items() if cut is not None}
     about = {_BLOCKS: str(part.blocks), _CUTS: json.dumps(named)} if part.cuts else None
-    safetensors.torch.save_file(dict(tensors), path, about)
+    if isinstance(tensors, OnDemand):
+        write_float32(path, tensors, about)
+    else:
+        safetensors.torch.save_file(dict(tensors), path, about)
 
 
 def _cut(cuts: Mapping[str, Sequence[int]], name: str) -> Sequence[int] | None:

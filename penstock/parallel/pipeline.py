@@ -37,6 +37,8 @@ arXiv 2401.10241, §2.2)."""
 
 
 _SHAPES_KEPT = 4
+"""Shapes of micro-batches whose schedules and buffers are kept: those of training and validation,
+and some where batches are grouped by length."""
 
 
 class _TorchStage(PipelineStage):
@@ -126,7 +128,6 @@ class Pipeline:
         self._stages, self._line, self._names = stages, line, list(names)
         self._sums: dict[str, Tensor] = {}
         self._name, self._shard = schedule, shard
-        # Batches grouped by length have many shapes, and each keeps its buffers.
         self._schedule = functools.lru_cache(_SHAPES_KEPT)(self._made_for)
 
     def _made_for(self, shape: torch.Size) -> tuple[list[_TorchStage], Any]:

@@ -92,9 +92,9 @@ class Replicas:
         """Those of the gradients that go into this process's part of the norm: all."""
         return list(gradients)
 
-    def saved(self, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    def saved(self, tensors: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
         """Those of this process's tensors that go into a checkpoint: all."""
-        return dict(tensors)
+        return tensors
 
     def rows_of(self, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """This replica's part of whole tensors, named by a parameter or KIND.PARAMETER."""

@@ -11,6 +11,7 @@ from torch import Tensor
 from penstock.parallel.mesh import Mesh
 from penstock.parallel.replicas import Replicas
 from penstock.parallel.stage import TABLE, Stage, named_parameters
+from penstock.tensors import OnDemand
 
 
 class StageReplicas(Replicas):
@@ -52,10 +53,11 @@ class StageReplicas(Replicas):
         own = {name: tensor for name, tensor in tensors.items() if self._parameter(name)}
         return super().rows_of(own)
 
-    def saved(self, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    def saved(self, tensors: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
         """Those of this stage's tensors that are its to save."""
         left = TABLE if self._counts_twice else None
-        return {name: t for name, t in tensors.items() if self._parameter(name) != left}
+        kept = (name for name in tensors if self._parameter(name) != left)
+        return OnDemand(kept, tensors.__getitem__)
 
     def _parameter(self, name: str) -> str | None:
         """The parameter a tensor belongs to; None: it is not this stage's."""

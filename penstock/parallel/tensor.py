@@ -19,6 +19,7 @@ from penstock.models.split_block import SplitBlock, cut_of, has_partial_gradient
 from penstock.models.transformer import Transformer
 from penstock.parallel.mesh import Line
 from penstock.parallel.replicas import Replicas
+from penstock.tensors import OnDemand
 
 
 class _Spread(torch.autograd.Function):
@@ -129,9 +130,9 @@ class TensorReplicas(Replicas):
         kept = [i for i, name in enumerate(names) if self._is_own(name)]
         return self._inner.counted([gradients[i] for i in kept], [names[i] for i in kept])
 
-    def saved(self, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    def saved(self, tensors: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
         """Those of this process's tensors that are its to save."""
-        return self._inner.saved({n: t for n, t in tensors.items() if self._is_own(n)})
+        return self._inner.saved(OnDemand(filter(self._is_own, tensors), tensors.__getitem__))
 
     def rows_of(self, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """This part's of a whole model's tensors, named by a parameter or KIND.PARAMETER."""

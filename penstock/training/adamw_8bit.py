@@ -16,7 +16,8 @@ from torch.nn import Parameter
 from penstock.config.schema import OptimizerSection
 from penstock.errors import ConfigError
 from penstock.parallel.replicas import local
-from penstock.training.optimizer import AdamW, make_master, parameter_groups
+from penstock.training.masters import make_master
+from penstock.training.optimizer import AdamW, parameter_groups
 
 _BLOCK = 256
 """Elements that share one scale; the library's, fixed."""
@@ -67,7 +68,7 @@ class AdamW8bit(AdamW):
                 self._moments[f"{moment}.{name}"] = codes
                 self._moments[f"{moment}_scale.{name}"] = scales
         self._count = 0
-        self._round_masters()
+        self._set_weights()
 
     @property
     def steps(self) -> int:
@@ -105,7 +106,7 @@ class AdamW8bit(AdamW):
                 self._update(name, gradient, float(lr), decay, scale)
             else:
                 self._update_small(name, gradient, float(lr), decay, scale)
-        self._round_masters()
+        self._set_weights()
 
     def _update(
         self, name: str, gradient: Tensor, lr: float, weight_decay: float, scale: float
@@ -168,7 +169,12 @@ class AdamW8bit(AdamW):
         """
         return {**{f"master.{name}": m for name, m in self._masters.items()}, **self._moments}
 
-    def _round_masters(self) -> None:
+    def _take_up(self, tensors: Mapping[str, Tensor]) -> None:
+        for name, own in self.state_tensors().items():
+            own.copy_(tensors[name])
+        self._set_weights()
+
+    def _set_weights(self) -> None:
         """Set every parameter in the compute format from its master."""
         for name, weight in self._weights.items():
             if weight.dtype != torch.float32:

@@ -12,7 +12,9 @@ from torch.nn import Parameter
 
 from penstock.config.schema import OptimizerSection
 from penstock.errors import CheckpointError
-from penstock.training.optimizer import AdamW, make_master
+from penstock.tensors import OnDemand
+from penstock.training.masters import make_master
+from penstock.training.optimizer import AdamW
 from penstock.training.parameter_groups import Trained, learning_rate_shares
 
 _COEFFICIENTS = (3.4445, -4.7750, 2.0315)
@@ -102,11 +104,15 @@ class Muon(Trained):
             if weight.data_ptr() != master.data_ptr():
                 weight.copy_(master)
 
-    def state_tensors(self) -> dict[str, Tensor]:
+    def state_tensors(self) -> Mapping[str, Tensor]:
         """The state itself: AdamW's, and `master.NAME` and `momentum.NAME` of the matrices."""
+        adamw, own = self._adamw.state_tensors(), self._own()
+        return OnDemand([*adamw, *own], lambda name: own[name] if name in own else adamw[name])
+
+    def _own(self) -> dict[str, Tensor]:
+        """The state of the matrices."""
         own = {f"master.{name}": value for name, value in self._masters.items()}
-        own |= {f"momentum.{name}": value for name, value in self._momenta.items()}
-        return {**self._adamw.state_tensors(), **own}
+        return own | {f"momentum.{name}": value for name, value in self._momenta.items()}
 
     @torch.no_grad()
     def load_state_tensors(self, tensors: Mapping[str, Tensor]) -> None:
@@ -115,8 +121,7 @@ class Muon(Trained):
         Raises:
             CheckpointError: a name is missing or left over, or a shape differs.
         """
-        adamw = self._adamw.state_tensors()
-        own = {name: value for name, value in self.state_tensors().items() if name not in adamw}
+        own = self._own()
         for name, value in own.items():
             if name not in tensors or tensors[name].shape != value.shape:
                 raise CheckpointError(

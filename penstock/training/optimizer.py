@@ -14,25 +14,15 @@ from torch.nn import Parameter
 from penstock.config.schema import OptimizerSection
 from penstock.errors import CheckpointError
 from penstock.parallel.replicas import local
+from penstock.tensors import OnDemand
+from penstock.training.masters import is_split, join, joined, make_master, split
 from penstock.training.parameter_groups import Trained, learning_rate_shares, parameter_groups
 
-_GROUP_BYTES = {"cpu": 4 << 20, "cuda": 256 << 20}
-"""Bound on the transient fp32 gradients of one group. On a CPU they stay in its cache: 4 MiB was
-as fast as any size from 1 to 64 MiB and a third faster than 256 KiB (2 Zen 5 cores, torch 2.13)."""
-
-
-@torch.no_grad()
-def make_master(weight: Tensor, exact: Tensor | None) -> Tensor:
-    """The float32 value an optimizer updates for `weight`: the weight itself where it is float32.
-
-    `exact`, float32, holds more digits than the weight; it becomes the master as it is, since a
-    copy of all of them would be the peak of the run's memory.
-    """
-    if weight.dtype == torch.float32:
-        return weight if exact is None else weight.copy_(exact)
-    if exact is not None and exact.dtype == torch.float32 and exact.device == weight.device:
-        return exact.contiguous()
-    return weight.float() if exact is None else exact.to(weight.device, torch.float32)
+_GROUP_BYTES = {"cpu": 1 << 20, "cuda": 256 << 20}
+"""Bound on the transient fp32 gradients of one group. On a CPU they, and masters as large, stay in
+its caches."""
+_KINDS = ("master", "exp_avg", "exp_avg_sq")
+"""What there is of every parameter."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,7 +38,10 @@ class _Group:
     weights: list[Tensor]
     """(n,) views of the model's parameters in the compute format; empty when those are fp32."""
     masters: list[Tensor]
-    """(n,) float32 views of the masters, or of the parameters themselves when those are fp32."""
+    """(n,) float32 views of the masters, of the parameters themselves when those are fp32, or of
+    space shared by all groups where masters are split."""
+    rests: list[Tensor]
+    """(n,) int16 views of what the weights lack of their masters; empty where those are whole."""
     exp_avgs: list[Tensor]
     """(n,) float32 views of the first moments."""
     exp_avg_sqs: list[Tensor]
@@ -59,6 +52,8 @@ class _Group:
 
 class AdamW(Trained):
     """Adam with decoupled weight decay; masters and moments are fp32.
+
+    Masters of bf16 parameters on a CPU are held as these and 16 bits more (`masters.py`).
 
     Per step: gradients → fp32 → `torch._fused_adamw_` (the kernel of `torch.optim.AdamW` with
     fused=True, with clipping folded in) → masters rounded into the parameters; piece by piece,
@@ -95,21 +90,27 @@ class AdamW(Trained):
         self._shares = learning_rate_shares(names, section.layer_decay, layers)
         self._parameters = dict(decayed + others)
         self._masters: dict[str, Tensor] = {}
+        self._rests: dict[str, Tensor] = {}
         self._exp_avgs: dict[str, Tensor] = {}
         self._exp_avg_sqs: dict[str, Tensor] = {}
         self._weights = {name: local(p.detach()) for name, p in self._parameters.items()}
         for name, weight in self._weights.items():
-            self._masters[name] = make_master(weight, (masters or {}).get(name))
+            if is_split(weight):
+                self._rests[name] = torch.zeros_like(weight, dtype=torch.int16)
+            else:
+                self._masters[name] = make_master(weight, (masters or {}).get(name))
             self._exp_avgs[name] = torch.zeros_like(weight, dtype=torch.float32)
             self._exp_avg_sqs[name] = torch.zeros_like(weight, dtype=torch.float32)
         device = next((p.device for _, p in named), torch.device("cpu"))
         self._count = torch.zeros((), dtype=torch.float32, device=device)
         limit = (group_bytes or _GROUP_BYTES.get(device.type, 256 << 20)) // 4
         copied = sum(w.numel() for w in self._weights.values() if w.dtype != torch.float32)
-        self._scratch = torch.empty(min(limit, copied), dtype=torch.float32, device=device)
+        space = min(limit, copied)
+        self._scratch = torch.empty(space, dtype=torch.float32, device=device)
+        self._whole = torch.empty(space if self._rests else 0, dtype=torch.float32, device=device)
         self._groups = self._divide(range(len(decayed)), section.weight_decay, limit)
         self._groups += self._divide(range(len(decayed), len(self._parameters)), 0.0, limit)
-        self._round_masters()
+        self._round_masters(masters or {})
 
     @property
     def steps(self) -> int:
@@ -156,6 +157,8 @@ class AdamW(Trained):
             if group.scratch and any(piece.dtype != torch.float32 for piece in pieces):
                 torch._foreach_copy_(group.scratch, pieces)
                 pieces = group.scratch
+            if group.rests:
+                join(group.masters, group.weights, group.rests)
             torch._fused_adamw_(
                 group.masters,
                 pieces,
@@ -173,18 +176,27 @@ class AdamW(Trained):
                 grad_scale=scale,
                 found_inf=stop,
             )
-            if group.weights:
-                torch._foreach_copy_(group.weights, group.masters)
+            _round(group)
         if stop is not None:
             self._count -= stop
 
-    def state_tensors(self) -> dict[str, Tensor]:
-        """Return the state itself, not a copy: fp32 `master.NAME`, `exp_avg.NAME`,
-        `exp_avg_sq.NAME` of every trainable parameter, in the parameter's shape.
+    def state_tensors(self) -> Mapping[str, Tensor]:
+        """fp32 `master.NAME`, `exp_avg.NAME`, `exp_avg_sq.NAME` of every trainable parameter, in
+        the parameter's shape: the state itself, not a copy, but for split masters.
         """
-        kinds = ("master", self._masters), ("exp_avg", self._exp_avgs)
-        kinds += (("exp_avg_sq", self._exp_avg_sqs),)
-        return {f"{kind}.{name}": value for kind, part in kinds for name, value in part.items()}
+        return OnDemand(
+            [f"{kind}.{name}" for kind in _KINDS for name in self._weights], self._state
+        )
+
+    def _state(self, name: str) -> Tensor:
+        kind, _, parameter = name.partition(".")
+        if kind == "master" and parameter in self._rests:
+            return joined(self._weights[parameter], self._rests[parameter])
+        return self._kept()[_KINDS.index(kind)][parameter]
+
+    def _kept(self) -> tuple[dict[str, Tensor], ...]:
+        """The state that is held as it is, of each kind."""
+        return self._masters, self._exp_avgs, self._exp_avg_sqs
 
     @torch.no_grad()
     def load_state_tensors(self, tensors: Mapping[str, Tensor]) -> None:
@@ -205,9 +217,14 @@ class AdamW(Trained):
                 f"the optimizer state does not fit the model: {unequal[0]} (one of {len(unequal)})",
                 do="train the architecture the checkpoint was made with",
             )
-        if own:
-            torch._foreach_copy_(list(own.values()), [tensors[name] for name in own])
-        self._round_masters()
+        self._take_up(tensors)
+
+    def _take_up(self, tensors: Mapping[str, Tensor]) -> None:
+        """The same, of tensors that fit."""
+        for kind, kept in zip(_KINDS, self._kept(), strict=True):
+            for name, own in kept.items():
+                own.copy_(tensors[f"{kind}.{name}"])
+        self._round_masters({name: tensors[f"master.{name}"] for name in self._weights})
 
     def _divide(self, indices: range, weight_decay: float, limit: int) -> list[_Group]:
         """Cut these parameters into pieces and gather them into groups of `limit` elements."""
@@ -239,21 +256,45 @@ class AdamW(Trained):
             return [tensors[names[i]].view(-1)[start:end] for i, start, end in places]
 
         sizes = [end - start for _, start, end in places]
-        first = self._weights[names[places[0][0]]]
-        is_copy = first.dtype != torch.float32
+        first = names[places[0][0]]
+        is_copy = self._weights[first].dtype != torch.float32
+        divided = first in self._rests
         return _Group(
             weight_decay=weight_decay,
-            share=self._shares[names[places[0][0]]],
+            share=self._shares[first],
             places=places,
             weights=views(self._weights) if is_copy else [],
-            masters=views(self._masters),
+            masters=_cut(self._whole, sizes) if divided else views(self._masters),
+            rests=views(self._rests) if divided else [],
             exp_avgs=views(self._exp_avgs),
             exp_avg_sqs=views(self._exp_avg_sqs),
-            scratch=list(self._scratch[: sum(sizes)].split(sizes)) if is_copy else [],
+            scratch=_cut(self._scratch, sizes) if is_copy else [],
         )
 
-    def _round_masters(self) -> None:
-        """Set every parameter in the compute format from its master."""
+    @torch.no_grad()
+    def _round_masters(self, exact: Mapping[str, Tensor]) -> None:
+        """Set every parameter in the compute format from its master; split ones from `exact`,
+        where that has them.
+        """
+        names = list(self._weights)
         for group in self._groups:
-            if group.weights:
-                torch._foreach_copy_(group.weights, group.masters)
+            for (index, start, end), master, weight in zip(
+                group.places, group.masters, group.weights, strict=False
+            ):
+                if group.rests:
+                    whole = exact.get(names[index])
+                    master.copy_(weight if whole is None else whole.reshape(-1)[start:end])
+            _round(group)
+
+
+def _cut(space: Tensor, sizes: list[int]) -> list[Tensor]:
+    """The beginning of `space` in pieces."""
+    return list(space[: sum(sizes)].split(sizes))
+
+
+def _round(group: _Group) -> None:
+    """Set a group's parameters from its masters."""
+    if group.rests:
+        split(group.masters, group.weights, group.rests)
+    elif group.weights:
+        torch._foreach_copy_(group.weights, group.masters)

@@ -14,7 +14,7 @@ from torch.optim import Optimizer
 
 from penstock.config.schema import OptimizerSection
 from penstock.errors import CheckpointError
-from penstock.training.optimizer import make_master
+from penstock.training.masters import make_master
 from penstock.training.parameter_groups import Trained, learning_rate_shares, parameter_groups
 
 _KINDS: dict[str, tuple[Callable[..., Optimizer], Callable[[OptimizerSection], dict[str, Any]]]] = {

@@ -42,11 +42,12 @@ def cost(target: Target | None = None, **fields: object) -> CostModel:
 @pytest.mark.parametrize(
     ("optimizer", "compute", "expected"),
     [
-        ("adamw", "bf16", 12 * PARAMETERS),
+        # Weights are the upper halves of their masters.
+        ("adamw", "bf16", 10 * PARAMETERS),
         # Float32 weights are their own masters.
         ("adamw", "fp32", 8 * PARAMETERS),
         # Muon has one moment less for the blocks' matrices: 12 times 12 D².
-        ("muon", "bf16", 12 * PARAMETERS - 4 * 12 * 12 * 768**2),
+        ("muon", "bf16", 10 * PARAMETERS - 2 * 12 * 12 * 768**2),
         ("muon", "fp32", 8 * PARAMETERS - 4 * 12 * 12 * 768**2),
     ],
 )
@@ -75,6 +76,12 @@ def test_beside_a_gpu_the_copy_is_in_the_hosts_memory() -> None:
     found = memory(device="cuda", saves=True).stage(12, embedding=True, head=True, block_passes=12)
     assert "checkpoint" not in found.device
     assert found.outside == {"checkpoint": 12 * PARAMETERS}
+
+
+def test_masters_of_a_gpu_and_of_other_optimizers_are_held_whole() -> None:
+    on_gpu = memory(device="cuda").stage(12, embedding=True, head=True, block_passes=12)
+    assert on_gpu.device["optimizer"] == 12 * PARAMETERS
+    assert whole(optimizer="nadam")["optimizer"] == 12 * PARAMETERS
 
 
 def test_gradients_are_summed_beside_themselves_only_in_another_format() -> None:
@@ -297,7 +304,8 @@ def test_frozen_weights_have_no_gradients_and_no_state() -> None:
     found, plain = whole(architecture=lora, saves=True), whole(saves=True)
     assert found["weights"] == plain["weights"] + 2 * adapters
     assert found["gradients"] == 2 * adapters
-    assert found["optimizer"] == found["checkpoint"] == 12 * adapters
+    assert found["checkpoint"] == 12 * adapters
+    assert found["optimizer"] == 10 * adapters
     assert whole(architecture=lora, optimizer="muon")["optimizer"] == 8 * adapters
 
 

@@ -43,7 +43,7 @@ def test_memory_is_the_sum_of_its_kinds_and_exact_where_it_can_be() -> None:
     parameters = plan.architecture.parameter_count(padded=True)
     assert plan.memory["weights"] == 2 * parameters
     assert plan.memory["gradients"] == 2 * parameters
-    assert plan.memory["optimizer"] == 12 * parameters
+    assert plan.memory["optimizer"] == 10 * parameters
     kinds = {k: v for k, v in plan.memory.items() if k != "total"}
     assert plan.memory["total"] == sum(kinds.values())
     assert plan_for(micro=4, size=8).memory["gradients"] == 6 * parameters

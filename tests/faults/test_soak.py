@@ -15,7 +15,7 @@ from penstock.checkpoint import best_checkpoint, list_checkpoints
 from penstock.training.metrics import read_metrics
 from tests.parallel.test_replicas import job
 
-STEPS = 4000
+STEPS = 2000
 FIXTURE = sorted((Path(__file__).resolve().parents[1] / "fixtures").iterdir())[-1]
 
 

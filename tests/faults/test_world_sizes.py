@@ -29,7 +29,9 @@ BATCH = {"micro": 1, "size": 12}
 
 def shared(dataset: Path, run: Path, steps: int) -> dict:
     train = {"steps": steps, "evaluate_every": None, "log_samples": True}
-    return job(dataset, run, train=train, batch=BATCH, plan={"shard": "weights"})
+    schedule = {"name": "constant", "warmup": 2}
+    more = {"batch": BATCH, "plan": {"shard": "weights"}, "schedule": schedule}
+    return job(dataset, run, train=train, **more)
 
 
 @pytest.mark.slow

@@ -122,7 +122,9 @@ def test_a_folders_sizes_are_taken_and_its_vocabulary_is_fixed(tmp_path: Path) -
     architecture = resolve_architecture(section(**{"from": str(folder)}), 300)
     assert (architecture.layers, architecture.mlp_size) == (3, 256)
     assert (architecture.vocab_size, architecture.norm_epsilon) == (512, 1e-6)
-    with pytest.raises(ConfigError, match="tokenizer has 513 tokens"):
+    with pytest.raises(
+        ConfigError, match="tokenizer has 513 tokens.*prepare the data with tokenizer.from="
+    ):
         resolve_architecture(section(**{"from": str(folder)}), 513)
 
 

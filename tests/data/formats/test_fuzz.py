@@ -28,7 +28,11 @@ def sample_sequences() -> list[TokenSequence]:
     rng = np.random.default_rng(0)
     lengths = (7, 7, 7, 7, 7)
     return [
-        TokenSequence(rng.integers(1, 50257, n), np.array([0, 0, *[1] * (n - 2)], np.float32))
+        TokenSequence(
+            rng.integers(1, 50257, n),
+            np.array([0, 0, *[1] * (n - 2)], np.float32),
+            categories=np.arange(n, dtype=np.int32),
+        )
         for n in lengths
     ]
 
@@ -42,6 +46,7 @@ def make_files(name: str, folder: Path) -> list[Path]:
         tokens=sum(len(s.tokens) for s in sequences),
         largest=50256,
         weights=True,
+        categories=True,
         packed=name == "cerebras",
     )
     writer = FORMATS[name].write(folder, "train", layout)
