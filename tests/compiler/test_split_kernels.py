@@ -85,6 +85,7 @@ def test_parts_through_kernels_step_as_without(preset: str, tmp_path: Path) -> N
         assert_same_step(executable, recompute)
 
 
+@pytest.mark.slow
 def test_parts_through_machine_code_step_as_without(tmp_path: Path) -> None:
     executable = compiled(tmp_path, "llama-tiny", compile={"toolchain": "inductor"})
     assert_same_step(executable, "selective")
