@@ -30,6 +30,8 @@ SIZES = {
     "layers": 2, "hidden_size": 84, "heads": 6, "mlp_size": 151, "max_positions": 300,
     "vocab_size": 97,
 }  # fmt: skip
+ALIGNED = SIZES | {"hidden_size": 96, "mlp_size": 160}
+"""Sizes that a processor's matrix unit takes, where it has one."""
 FAMILIES = {
     "gpt2": {},
     "gpt_neox": {
@@ -49,11 +51,11 @@ FAMILIES = {
 
 
 def native_and_model(
-    family: str, compute: str, weights: str | None
+    family: str, compute: str, weights: str | None, sizes: dict[str, int] = SIZES
 ) -> tuple[NativeDecoder, Transformer]:
     """For three texts of up to 300 tokens; weights far from zero, biases and norms included."""
     plan = make_generation_plan(
-        Architecture(family=family, **SIZES, **FAMILIES[family]),
+        Architecture(family=family, **sizes, **FAMILIES[family]),
         batch=3, compute=compute, weights=weights, capacity=300, target=load_target("zen5-2core"),
     )  # fmt: skip
     kernels = load_built(build_kernels(plan, toolchain="native"), "native")
@@ -115,6 +117,21 @@ def test_logits_are_those_of_the_model(family: str, compute: str, weights: str |
         eager_error = (logits(EagerDecoder(model)) - in_float32).abs().max()
         assert (actual - in_float32).abs().max() <= eager_error
         assert_matches(actual, in_float32, 5e-2)
+
+
+def test_bf16_products_of_sizes_in_whole_tiles_are_those_of_the_model() -> None:
+    native, model = native_and_model("llama", "bf16", None, ALIGNED)
+    in_float32 = logits(EagerDecoder(copy.deepcopy(model).float()))
+    actual = logits(native)
+    eager_error = (logits(EagerDecoder(model)) - in_float32).abs().max()
+    assert (actual - in_float32).abs().max() <= eager_error
+    # Alone, three at once, or a prompt in two pieces: the same sums.
+    tokens = torch.randint(0, 97, (3, 40), generator=torch.Generator().manual_seed(3))
+    native.begin(torch.zeros(3, dtype=torch.int64), 300)
+    together = native.extend(tokens)
+    native.begin(torch.zeros(1, dtype=torch.int64), 300)
+    native.extend(tokens[1:2, :39])
+    assert torch.equal(native.extend(tokens[1:2, 39:])[0], together[1])
 
 
 def test_texts_do_not_depend_on_each_other_and_the_verb_uses_the_kernel(

@@ -5,6 +5,7 @@
 #pragma once
 #include <utility>
 
+#include "tiles.hpp"
 #include "vectors.hpp"
 
 constexpr int round_up(int value, int multiple) { return (value + multiple - 1) / multiple * multiple; }
@@ -164,16 +165,45 @@ constexpr auto tiles_of(std::integer_sequence<int, M...>) {
   return Table{{tile<M + 1, panels_for(M + 1), K>...}, {tile<M + 1, 1, K>...}};
 }
 
+// Panels `begin` to `end`, by the processor's matrix unit.
+template <int K, typename Finish>
+void product_by_tiles(const Rows& rows, int count, const Linear& linear, int begin, int end,
+                      const Finish& finish) {
+#if defined(FORMAT_BF16) && defined(__AMX_BF16__)
+  alignas(64) float sums[tile_panels * tile_rows * lanes];
+  for (int p = begin, now; p < end; p += now) {
+    now = end - p >= tile_panels ? tile_panels : 1;
+    const uint16_t* weight = linear.weight + int64_t(p) * K * lanes;
+    for (int row = 0; row < count; row += tile_rows) {
+      if (now > 1)
+        tile_product<K, tile_panels>(rows.at(row), rows.width, weight, sums);
+      else
+        tile_product<K, 1>(rows.at(row), rows.width, weight, sums);
+      const int some = count - row < tile_rows ? count - row : tile_rows;
+      for (int m = 0; m < some; m++)
+        for (int i = 0; i < now; i++) {
+          const int column = (p + i) * lanes;
+          Vector value = _mm512_load_ps(sums + (i * tile_rows + m) * lanes);
+          if (linear.bias) value = _mm512_add_ps(value, _mm512_loadu_ps(linear.bias + column));
+          finish(row + m, column, value);
+        }
+    }
+  }
+#endif
+}
+
 // For this thread's share of the panels: count rows (K) × the panel, + bias, to
-// `finish(row, column, sixteen results)`.
+// `finish(row, column, sixteen results)`. `by_tiles`: whether `begin_tiles` was called.
 template <int K, typename Finish>
 void product(const Rows& rows, int count, const Linear& linear, int panels, int thread, int threads,
-             const Finish& finish) {
+             bool by_tiles, const Finish& finish) {
   static constexpr auto tiles = tiles_of<K>(std::make_integer_sequence<int, most_rows>());
   constexpr int64_t panel = int64_t(round_up(K, Format::step)) * lanes;
   constexpr int groups = has_scales ? (K + Format::group - 1) / Format::group : 0;
   alignas(64) float sums[most_rows * most_panels * lanes];
   const int begin = int64_t(panels) * thread / threads, end = int64_t(panels) * (thread + 1) / threads;
+  if constexpr (fits_tiles(K))
+    if (by_tiles) return product_by_tiles<K>(rows, count, linear, begin, end, finish);
   // Rows in tiles of about one size; weights in the outer loop, so that all tiles but the first
   // find them in the cache.
   const int tiles_needed = (count + most_rows - 1) / most_rows;

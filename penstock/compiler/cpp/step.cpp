@@ -70,7 +70,7 @@ struct Workspace {
   }
   Rows rows(int64_t count, int size) {
     const int width = round_up(size, Format::step);
-    Operand* data = take<Operand>(count * width + lanes);
+    Operand* data = take<Operand>(round_up(int(count), tile_rows) * int64_t(width) + lanes);
     return {data, take<float>(count), width};
   }
 };
@@ -114,10 +114,12 @@ __attribute__((visibility("default"))) int penstock_step(const Call* call) {
   };
   const Cache cache{static_cast<Cached*>(call->cache), call->cache_texts, call->capacity};
   const int threads = int(call->threads);
+  static const bool by_tiles = request_tiles();
   // A little more than the buffers below: each is rounded up to a cache line.
   const int64_t each = 4 * (padded(projected_size) + 2 * hidden + 2 * padded(mlp)) +
                        sizeof(Operand) * (4 * hidden + mlp + 8) + 256;
-  Workspace workspace(each * (count + wanted + 1) + 4 * threads * (call->capacity + hidden + 64) + (1 << 14));
+  const int64_t most = count + wanted + 1 + 2 * tile_rows;
+  Workspace workspace(each * most + 4 * threads * (call->capacity + hidden + 64) + (1 << 14));
   float* projected = workspace.take<float>(int64_t(count) * projected_size + lanes);
   float* mixed = workspace.take<float>(int64_t(count) * hidden);
   float* gates = workspace.take<float>(config::gated ? int64_t(count) * mlp + lanes : 0);
@@ -130,6 +132,7 @@ __attribute__((visibility("default"))) int penstock_step(const Call* call) {
 #pragma omp parallel num_threads(threads)
   {
     const int team = omp_get_num_threads(), thread = omp_get_thread_num();
+    if (by_tiles) begin_tiles();
     float* scores = thread_memory + thread * (call->capacity + padded(hidden) + 16);
     float* row = scores + call->capacity;
     const auto share = [&](int64_t items, const auto& work) {
@@ -159,7 +162,7 @@ __attribute__((visibility("default"))) int penstock_step(const Call* call) {
       norm_rows(block.attention_norm, normed);
       if (config::residual == config::Residual::parallel) norm_rows(block.mlp_norm, mlp_input);
 #pragma omp barrier
-      product<hidden>(normed, count, block.query_key_value, panels_of(projected_size), thread, team,
+      product<hidden>(normed, count, block.query_key_value, panels_of(projected_size), thread, team, by_tiles,
                       store(projected, projected_size));
 #pragma omp barrier
       share(int64_t(count) * config::kv_heads, [&](int64_t i) {
@@ -179,7 +182,7 @@ __attribute__((visibility("default"))) int penstock_step(const Call* call) {
 #pragma omp barrier
       share(count, [&](int64_t i) { convert_row(mixed + i * hidden, hidden, attended, int(i)); });
 #pragma omp barrier
-      product<hidden>(attended, count, block.output, panels_of(hidden), thread, team, add_to_x);
+      product<hidden>(attended, count, block.output, panels_of(hidden), thread, team, by_tiles, add_to_x);
 #pragma omp barrier
       if (!is_parallel) {
         norm_rows(block.mlp_norm, mlp_input);
@@ -187,8 +190,8 @@ __attribute__((visibility("default"))) int penstock_step(const Call* call) {
       }
       const Rows& input = config::residual == config::Residual::parallel_one_norm ? normed : mlp_input;
       if (config::gated)  // the same thread reads below what it writes here
-        product<hidden>(input, count, block.gate, panels_of(mlp), thread, team, store(gates, mlp));
-      product<hidden>(input, count, block.up, panels_of(mlp), thread, team,
+        product<hidden>(input, count, block.gate, panels_of(mlp), thread, team, by_tiles, store(gates, mlp));
+      product<hidden>(input, count, block.up, panels_of(mlp), thread, team, by_tiles,
                       [&](int m, int column, Vector value) {
                         const int64_t at = int64_t(m) * mlp + column;
                         const __mmask16 real = first(mlp - column);
@@ -200,7 +203,7 @@ __attribute__((visibility("default"))) int penstock_step(const Call* call) {
 #pragma omp barrier
       share(count, [&](int64_t i) { convert_row(inner + i * mlp, mlp, activated, int(i)); });
 #pragma omp barrier
-      product<mlp>(activated, count, block.down, panels_of(hidden), thread, team, add_to_x);
+      product<mlp>(activated, count, block.down, panels_of(hidden), thread, team, by_tiles, add_to_x);
 #pragma omp barrier
     }
     Head head;
@@ -210,8 +213,9 @@ __attribute__((visibility("default"))) int penstock_step(const Call* call) {
       convert_row(row, hidden, last, int(i));
     });
 #pragma omp barrier
-    product<hidden>(last, wanted, head.projection, panels_of(config::vocabulary), thread, team,
+    product<hidden>(last, wanted, head.projection, panels_of(config::vocabulary), thread, team, by_tiles,
                     store(call->logits, config::vocabulary));
+    if (by_tiles) end_tiles();
   }
   return 0;
 }
