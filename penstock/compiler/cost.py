@@ -4,14 +4,17 @@
 
 Time is matrix products at the peak, plus traffic at the memory's bandwidth, plus what crosses
 links; nothing is assumed to overlap, but what torch's FSDP2 sends beside a GPU's work. Figures of
-data sheets are taken as they are, so that times are lower bounds; of measured peaks the share is
-taken that whole steps were seen to reach. For GPUs whose share is known from published runs
-(`reached` of the target), products, attention and the traffic between are as GPUs' programs are.
+data sheets are taken as they are, so that times are lower bounds. On measured machines products run
+as such products were measured, and the arithmetic between them counts (`compiler/loops.py`): where
+products have units of their own, such as AMX, it is no small part. For GPUs whose share is known
+from published runs (`reached` of the target), products, attention and the traffic between are as
+GPUs' programs are.
 """
 
 import dataclasses
 
 from penstock.compiler.activations import part_parameters
+from penstock.compiler.loops import block_loops, head_loops
 from penstock.compiler.sizes import ELEMENT_BYTES, OPTIMIZER_BYTES
 from penstock.config.recompute import recomputed_share
 from penstock.hardware.target import Target
@@ -29,9 +32,9 @@ results, the scaled queries and the activation's of four widths."""
 _LOGIT_BYTES = 10
 """Bytes that cross memory per logit, loss and gradient together; fitted likewise."""
 
-_REACHED = 0.8
-"""Share of the measured peak of large products that a model's products reach: GPT-2 124M at 4 × 512
-tokens in bf16 takes whole steps at 77% of it, traffic included (docs/benchmarks.md)."""
+_REACHED = 0.9
+"""Share of the measured peak that a model's products reach where they were not measured themselves:
+88 to 93% inside the kernels of GPT-2 124M on two Zen 4 cores (docs/performance.md)."""
 
 _HALF_WIDTH, _HALF_ROWS = 400, 1000
 """Width of the residual, and tokens of a micro-batch, with which a GPU's products reach half of
@@ -106,10 +109,12 @@ class CostModel:
         traffic = self._activations * self._rows * a.hidden_size * self._element
         traffic *= _WHOLE_TRAFFIC + (1 - _WHOLE_TRAFFIC) / self.tensor
         attention, attention_back = self._attention()
-        forward = self._work(flops, traffic) + attention + self._meetings(2)
+        loops, loops_back = self._loops(block_loops(a, self.micro, self.sequence_length))
+        loops, loops_back = loops * (1 / self.tensor), loops_back * (1 / self.tensor)
+        forward = self._work(flops, traffic) + loops + attention + self._meetings(2)
         # A parallel block's two halves read the same, whose gradient is summed once.
         sums = self._meetings(2 if a.residual == "sequential" else 1)
-        backward = self._work(2 * flops - frozen, 2 * traffic) + attention_back + sums
+        backward = self._work(2 * flops - frozen, 2 * traffic) + loops_back + attention_back + sums
         backward += forward * recomputed_share(self.recompute)
         if self.recompute == "none" and self.compiled:
             # Written once more and read once more, where a kernel had it in registers.
@@ -156,9 +161,10 @@ class CostModel:
         flops = 2 * self._rows * parameters
         traffic = _LOGIT_BYTES * self._rows * a.padded_vocab_size / 3
         back = flops if a.adapter is not None else 2 * flops
+        loops, loops_back = self._loops(head_loops(a, self._rows))
         return (
-            self._beside(self._work(flops, traffic), self._fetch(parameters)),
-            self._beside(self._work(back, 2 * traffic), self._fetch(2 * parameters)),
+            self._beside(self._work(flops, traffic) + loops, self._fetch(parameters)),
+            self._beside(self._work(back, 2 * traffic) + loops_back, self._fetch(2 * parameters)),
         )
 
     def boundary(self) -> Seconds:
@@ -192,12 +198,23 @@ class CostModel:
 
     def _work(self, flops: float, traffic: float) -> Seconds:
         target = self.target
-        peak = target.peak(self.compute) * (_REACHED if target.measured else 1.0)
+        peak = target.peak(self.compute)
+        if target.measured:
+            peak = target.products_flops.get(self.compute, _REACHED * peak)
         if self._reached is not None:
             width = self.architecture.hidden_size
             peak *= self._reached * width / (width + _HALF_WIDTH)
             peak *= self._rows / (self._rows + _HALF_ROWS)
         return Seconds(flops / peak, traffic / target.bandwidth_bytes_per_second)
+
+    def _loops(self, flops: tuple[float, float]) -> tuple[Seconds, Seconds]:
+        """Arithmetic between products, forward and backward, at the peak of fp32 products, which
+        are made of the same instructions. Lower bounds leave it out.
+        """
+        peak = self.target.peak_flops.get("fp32")
+        if not self.target.measured or peak is None:
+            return Seconds(), Seconds()
+        return Seconds(compute=flops[0] / peak), Seconds(compute=flops[1] / peak)
 
     @property
     def _reached(self) -> float | None:

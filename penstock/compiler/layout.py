@@ -168,13 +168,23 @@ class Layouter:
 
     def _block_passes(self, stage: int, layers: int) -> int:
         """Forward passes of single blocks that wait for their backward at a stage's peak."""
-        passes = self._empty_schedule.most_under_way(stage, self.memory.accumulation)
-        return passes * -(-layers // self._parts)
+        return self._passes[stage] * -(-layers // self._parts)
 
     @property
     def _parts(self) -> int:
         """Pieces of the depth on each device."""
         return pieces_per_stage(self.schedule, self.stages)
+
+    @functools.cached_property
+    def _block_seconds(self) -> tuple[Seconds, Seconds]:
+        """Asked of the costs once: placements by the thousand are looked at."""
+        return self.cost.block()
+
+    @functools.cached_property
+    def _passes(self) -> tuple[int, ...]:
+        """Forward passes of its pieces that wait at each stage's peak."""
+        schedule, count = self._empty_schedule, self.memory.accumulation
+        return tuple(schedule.most_under_way(stage, count) for stage in range(self.stages))
 
     @functools.cached_property
     def _empty_schedule(self) -> Schedule:
@@ -221,7 +231,7 @@ class Layouter:
     ) -> tuple[Seconds, Seconds]:
         """Forward and backward of one part of a stage's blocks, and of the regions beside them."""
         mine = layers // parts + (layers % parts > part)
-        forward, backward = (seconds * mine for seconds in self.cost.block())
+        forward, backward = (seconds * mine for seconds in self._block_seconds)
         is_first, is_last = stage == 0 and part == 0, stage == self.stages - 1 and part == parts - 1
         if is_first:
             first, second = self.cost.embedding()

@@ -13,7 +13,7 @@ from penstock.compiler.activations import (
     product_outputs,
 )
 from penstock.compiler.sizes import ELEMENT_BYTES, LIBRARY_BYTES, OPTIMIZER_BYTES, PROCESS_BYTES
-from penstock.config.recompute import is_recomputed, kept_values
+from penstock.config.recompute import count_recomputed, is_recomputed, kept_values
 from penstock.models.adapter import HELD_BYTES, held_base
 from penstock.models.architecture import WEIGHT_GROUP, Architecture
 from penstock.models.parameters import Frozen
@@ -128,7 +128,7 @@ class MemoryModel:
         inputs, and while the last one is, what its backward pass reads.
         """
         kept, read = self._block(rows, element)
-        again = sum(is_recomputed(self.recompute, n) for n in range(block_passes))
+        again = count_recomputed(self.recompute, block_passes)
         inputs = rows * element * self.architecture.hidden_size
         last = block_passes > 0 and is_recomputed(self.recompute, block_passes - 1)
         now = read if last else read - kept if block_passes else 0

@@ -5,6 +5,7 @@ only when there is something to measure.
 """
 
 import dataclasses
+import functools
 import hashlib
 import json
 import math
@@ -20,6 +21,8 @@ from penstock.hardware.target import Target
 
 _SIZE = {"cpu": 1536, "cuda": 8192}
 """Side of the square matrices."""
+_ROWS, _WIDTH = {"cpu": 2048, "cuda": 8192}, {"cpu": 768, "cuda": 4096}
+"""Tokens, and width, of a block whose widest products are measured."""
 _REPEATS = 5
 _LINK_SOURCE = "measured here: from one process to another, by gloo"
 
@@ -33,6 +36,15 @@ class Speeds:
     bandwidth_bytes_per_second: float
     link_bytes_per_second: float | None = None
     """From one process to another; None before `doctor` has measured it."""
+    bf16_products_flops: float | None = None
+    """Of a block's widest product, its gradient of inputs and that of weights together."""
+    fp32_products_flops: float | None = None
+
+    @property
+    def products_flops(self) -> dict[str, float]:
+        """By compute format."""
+        both = {"bf16": self.bf16_products_flops, "fp32": self.fp32_products_flops}
+        return {name: speed for name, speed in both.items() if speed is not None}
 
 
 def detected_target(device: str) -> Target:
@@ -45,6 +57,7 @@ def detected_target(device: str) -> Target:
         device=device,
         memory_bytes=memory,
         peak_flops={"bf16": speeds.bf16_flops, "fp32": speeds.fp32_flops},
+        products_flops=speeds.products_flops,
         bandwidth_bytes_per_second=speeds.bandwidth_bytes_per_second,
         link_bytes_per_second=speeds.link_bytes_per_second,
         fast_bf16=speeds.bf16_flops > 1.2 * speeds.fp32_flops,
@@ -52,6 +65,7 @@ def detected_target(device: str) -> Target:
         sources={
             "memory_bytes": "the operating system",
             "peak_flops": "measured here: large matrix products",
+            "products_flops": "measured here: a block's widest product, forward and backward",
             "bandwidth_bytes_per_second": "measured here: large copies, read and write counted",
             **({"link_bytes_per_second": _LINK_SOURCE} if speeds.link_bytes_per_second else {}),
         },
@@ -90,20 +104,14 @@ def _remembered(path: Path) -> Speeds | None:
 
 
 def _best(first: Speeds, second: Speeds) -> Speeds:
-    links = [s.link_bytes_per_second for s in (first, second) if s.link_bytes_per_second]
-    return Speeds(
-        bf16_flops=max(first.bf16_flops, second.bf16_flops),
-        fp32_flops=max(first.fp32_flops, second.fp32_flops),
-        bandwidth_bytes_per_second=max(
-            first.bandwidth_bytes_per_second, second.bandwidth_bytes_per_second
-        ),
-        link_bytes_per_second=max(links, default=None),
-    )
+    one, other = dataclasses.asdict(first), dataclasses.asdict(second)
+    known = {name: [x for x in (one[name], other[name]) if x is not None] for name in one}
+    return Speeds(**{name: max(figures) for name, figures in known.items() if figures})
 
 
 def _cache_path(device: str) -> Path:
-    """One file per processor, number of cores and torch release."""
-    identity = f"{device} {processor_name()} {usable_cores()} {gpus()} {torch_version()}"
+    """One file per processor, number of cores and torch release, and what is measured."""
+    identity = f"2 {device} {processor_name()} {usable_cores()} {gpus()} {torch_version()}"
     digest = hashlib.sha256(identity.encode()).hexdigest()[:16]
     return user_cache_folder() / "probe" / f"{digest}.json"
 
@@ -119,14 +127,38 @@ def _measure(device: str) -> Speeds:
         out = torch.empty_like(left)
         return 2 * size**3 / _best_seconds(lambda: torch.mm(left, right, out=out), device)
 
+    def widest(dtype: torch.dtype) -> float:
+        """A linear layer's product and both of its gradients, as they lie in memory."""
+        rows, width = _ROWS[device], _WIDTH[device]
+        x, weight, gradient = (
+            torch.ones(shape, dtype=dtype, device=device)
+            for shape in ((rows, width), (4 * width, width), (rows, 4 * width))
+        )
+        products = ((x, weight.t()), (gradient, weight), (gradient.t(), x))
+        seconds = sum(
+            _best_seconds(functools.partial(torch.mm, left, right), device)
+            for left, right in products
+        )
+        return 3 * 2 * rows * width * 4 * width / seconds
+
     source = torch.ones(1 << 25, dtype=torch.float32, device=device)
     copy = torch.empty_like(source)
     seconds = _best_seconds(lambda: copy.copy_(source), device)
-    return Speeds(product(torch.bfloat16), product(torch.float32), 2 * source.nbytes / seconds)
+    return Speeds(
+        bf16_flops=product(torch.bfloat16),
+        fp32_flops=product(torch.float32),
+        bandwidth_bytes_per_second=2 * source.nbytes / seconds,
+        bf16_products_flops=widest(torch.bfloat16),
+        fp32_products_flops=widest(torch.float32),
+    )
 
 
 def _best_seconds(work: Callable[[], object], device: str) -> float:
-    """Shortest of several runs after one to warm up."""
+    """Shortest of several runs after one to warm up.
+
+    On a CPU time that other programs had the cores for is left out: processor time of all threads,
+    which wait for one another awake, over their number.
+    """
     import torch  # noqa: PLC0415 - as above
 
     wait = torch.cuda.synchronize if device == "cuda" else (lambda: None)
@@ -134,8 +166,10 @@ def _best_seconds(work: Callable[[], object], device: str) -> float:
     best = float("inf")
     for _ in range(_REPEATS):
         wait()
-        started = time.perf_counter()
+        started, worked = time.perf_counter(), time.process_time()
         work()
         wait()
         best = min(best, time.perf_counter() - started)
+        if device == "cpu":
+            best = min(best, (time.process_time() - worked) / torch.get_num_threads())
     return best

@@ -9,12 +9,14 @@ Graphcore's GPT-2 does, whose head has the embedding's weights and is the first 
 """
 
 import bisect
+import dataclasses
+import math
 from collections.abc import Callable, Sequence
 
 from penstock.errors import ConfigError
 
 Measure = Callable[[int, int], float]
-"""Cost of a stage by its index and its number of blocks."""
+"""Cost of a stage by its index and its number of blocks, never less for more of them."""
 
 
 def check_layers_per_stage(
@@ -88,57 +90,84 @@ def place(
     if stages == 1:
         return (layers,)
     counts = range(layers - (stages - 1) + 2)
-    table = [[(seconds(s, n), memory(s, n)) for n in counts] for s in range(stages)]
-    fewest = [0 if _may_be_empty(s, stages, tied=tied) else 1 for s in range(stages)]
-    limits = sorted({time for costs in table for time, _ in costs})
-
-    def placed(limit: float) -> tuple[float, tuple[int, ...]] | None:
-        return _least_memory(layers, table, fewest, limit)
-
-    def first(is_enough: Callable[[tuple[float, tuple[int, ...]] | None], bool]) -> int:
-        """The fastest of `limits` that is enough; slower ones are too. Bisection."""
-        return bisect.bisect_left(limits, True, key=lambda limit: is_enough(placed(limit)))
-
-    at = first(lambda found: found is not None and found[0] <= memory_limit)
-    best = placed(limits[at]) if at < len(limits) else placed(limits[-1])
-    if best is None:
+    room = _Room(
+        layers,
+        fewest=[0 if _may_be_empty(s, stages, tied=tied) else 1 for s in range(stages)],
+        seconds=[[seconds(s, n) for n in counts] for s in range(stages)],
+        memory=[[memory(s, n) for n in counts] for s in range(stages)],
+    )
+    slowest = room.least(room.seconds, lambda limit: room.most(limit, memory_limit))
+    if slowest is None:
+        slowest = math.inf
+    fullest = room.least(room.memory, lambda limit: room.most(slowest, limit))
+    if fullest is None:
         raise AssertionError("there is a place for every block when stages have no limit")
-    return best[1]
+    return _least_memory(room, room.most(slowest, fullest))
 
 
-def _least_memory(
-    layers: int,
-    table: Sequence[Sequence[tuple[float, float]]],
-    fewest: Sequence[int],
-    limit: float,
-) -> tuple[float, tuple[int, ...]] | None:
-    """(memory of the fullest stage, placement) with no stage slower than `limit`.
+@dataclasses.dataclass(frozen=True)
+class _Room:
+    """How many blocks stages take within limits; a stage with more blocks needs no less of
+    anything.
+    """
+
+    layers: int
+    fewest: Sequence[int]
+    """Blocks, by stage."""
+    seconds: Sequence[Sequence[float]]
+    """By stage, then by number of blocks."""
+    memory: Sequence[Sequence[float]]
+
+    def most(self, seconds: float, memory: float) -> list[int]:
+        """Blocks each stage takes within both limits; fewer than its fewest where it has no room
+        even for those.
+        """
+        return [
+            min(bisect.bisect_right(times, seconds), bisect.bisect_right(sizes, memory)) - 1
+            for times, sizes in zip(self.seconds, self.memory, strict=True)
+        ]
+
+    def least(
+        self, costs: Sequence[Sequence[float]], most: Callable[[float], list[int]]
+    ) -> float | None:
+        """The least of these costs that, as a limit, leaves room for every block, by bisection."""
+        limits = sorted({cost for stage in costs for cost in stage})
+        at = bisect.bisect_left(limits, True, key=lambda limit: self._holds(most(limit)))
+        return limits[at] if at < len(limits) else None
+
+    def _holds(self, most: Sequence[int]) -> bool:
+        has_fewest = all(n >= few for n, few in zip(most, self.fewest, strict=True))
+        return has_fewest and sum(most) >= self.layers
+
+
+def _least_memory(room: _Room, most: Sequence[int]) -> tuple[int, ...]:
+    """The placement with the least memory on its fullest stage, of those with at most so many
+    blocks on each.
 
     Dynamic programming from the last stage to the first: best[n] is the least memory of the
     fullest of the stages so far with n blocks, and the blocks of the foremost of them.
     """
     steps: list[dict[int, tuple[float, int]]] = []
     after: dict[int, tuple[float, int]] = {0: (0.0, 0)}
-    for costs, least in zip(reversed(table), reversed(fewest), strict=True):
+    for stage in reversed(range(len(most))):
+        # The stages before it take so many at most: fewer behind them lead nowhere.
+        behind_least = room.layers - sum(most[:stage])
         best: dict[int, tuple[float, int]] = {}
-        for count in range(least, len(costs)):
-            time, size = costs[count]
-            if time > limit:
-                break
+        for count in range(room.fewest[stage], most[stage] + 1):
+            size = room.memory[stage][count]
             for behind, (fullest, _) in after.items():
                 total = behind + count
                 value = max(size, fullest)
-                if total <= layers and (total not in best or value < best[total][0]):
+                if behind_least <= total <= room.layers and (
+                    total not in best or value < best[total][0]
+                ):
                     best[total] = (value, count)
         steps.append(best)
         after = best
-    if layers not in after:
-        return None
     placement: list[int] = []
     for best in reversed(steps):
-        count = best[layers - sum(placement)][1]
-        placement.append(count)
-    return after[layers][0], tuple(placement)
+        placement.append(best[room.layers - sum(placement)][1])
+    return tuple(placement)
 
 
 def _may_be_empty(index: int, stages: int, *, tied: bool) -> bool:

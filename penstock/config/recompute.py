@@ -54,6 +54,12 @@ def is_recomputed(policy: str, block: int) -> bool:
     return policy == "blocks" or (found is not None and (block + 1) % int(found[1]) == 0)
 
 
+def count_recomputed(policy: str, blocks: int) -> int:
+    """How many of so many blocks keep their input only."""
+    found = _EVERY.fullmatch(policy)
+    return blocks // int(found[1]) if found else blocks * (policy == "blocks")
+
+
 def recomputed_share(policy: str) -> float:
     """Share of a deep model's blocks that run forward twice."""
     found = _EVERY.fullmatch(policy)

@@ -59,6 +59,9 @@ class Target:
     reached: float | None = None
     """Share of `peak_flops` that the largest matrix products reach in whole programs; with it times
     are expected, and smaller products reach less (`compiler/cost.py`). None: not known."""
+    products_flops: dict[str, float] = dataclasses.field(default_factory=dict[str, float])
+    """FLOP/s of a model's own products, forward and backward, by compute format, where they were
+    measured: they read weights and write gradients, and reach less than `peak_flops`."""
     sources: dict[str, str] = dataclasses.field(default_factory=dict[str, str])
     """Where each figure is from, by key."""
 
@@ -92,6 +95,7 @@ class Target:
             devices=count,
             memory_bytes=self.memory_bytes // count,
             peak_flops={name: peak / count for name, peak in self.peak_flops.items()},
+            products_flops={n: speed / count for n, speed in self.products_flops.items()},
             bandwidth_bytes_per_second=self.bandwidth_bytes_per_second / count,
             # Measured by `doctor`; else what one part sends is written and read in the memory they
             # share.
@@ -147,7 +151,8 @@ class _Reader:
             name=self._text("name"),
             device=self._text("device"),
             memory_bytes=int(self._figure("memory_bytes")),
-            peak_flops=self._peaks(),
+            peak_flops=self._peaks("peak_flops"),
+            products_flops=self._peaks("products_flops") if "products_flops" in self.value else {},
             bandwidth_bytes_per_second=self._figure("bandwidth_bytes_per_second"),
             fast_bf16=self._flag("fast_bf16"),
             devices=int(devices),
@@ -202,16 +207,16 @@ class _Reader:
             raise _refusal(self.path, f"has sums={value}", f"use {' or '.join(FORMATS)}")
         return value
 
-    def _peaks(self) -> dict[str, float]:
-        peaks = self._mapping("peak_flops")
+    def _peaks(self, key: str) -> dict[str, float]:
+        peaks = self._mapping(key)
         unknown = sorted(str(key) for key in peaks if key not in FORMATS)
         if unknown or not peaks:
             raise _refusal(
                 self.path,
-                f"has peak_flops for {', '.join(unknown) or 'nothing'}",
+                f"has {key} for {', '.join(unknown) or 'nothing'}",
                 f"give FLOP/s for {' and '.join(FORMATS)}, or for one of them",
             )
-        return {name: self._number(f"peak_flops.{name}", value) for name, value in peaks.items()}
+        return {name: self._number(f"{key}.{name}", value) for name, value in peaks.items()}
 
     def _figure(self, key: str, default: float | None = None) -> float:
         if key not in self.value:

@@ -1,6 +1,7 @@
 """What this machine is, how fast, and whether anything stands in the way."""
 
 import dataclasses
+import os
 import shutil
 import subprocess
 import sys
@@ -15,6 +16,9 @@ from penstock.config.folders import user_cache_folder, user_config_folder
 from penstock.console import Console
 from penstock.hardware.detect import gpus, memory_bytes, processor_name, usable_cores
 from penstock.hardware.process import loaded_openmp, process_report
+
+_BUSY = 0.7
+"""Share of the best speed below which the machine is said to be busy."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -39,10 +43,24 @@ class DoctorReport:
 
 
 def examine(device: str) -> DoctorReport:
-    """Look at everything that training depends on; measures speeds anew (a few seconds)."""
-    speeds = measured_speeds(device, again=True)
+    """Look at everything that training depends on; measures speeds anew (a few seconds), and
+    shows the best of all measurements, which plans count with.
+    """
+    now = measured_speeds(device, again=True)
+    speeds = measured_speeds(device)
     compiler = _compiler()
     problems: list[str] = []
+    share = now.bf16_flops / speeds.bf16_flops
+    if share < _BUSY:
+        problems.append(
+            f"products in bf16 ran at {share:.0%} of the best measured here, which is shown: other "
+            "programs are running"
+        )
+    elif device == "cpu" and os.getloadavg()[0] > 1.5 * usable_cores():
+        problems.append(
+            "other programs are running: speeds may be too low, run `penstock doctor` again "
+            "when they have ended; the best is kept"
+        )
     if compiler is None:
         problems.append("no C++ compiler: `compile` needs g++ or clang++; training runs eagerly")
     if len(loaded_openmp()) > 1:
@@ -63,6 +81,10 @@ def examine(device: str) -> DoctorReport:
         "features": " ".join(processor_features()),
         "bf16_gflops": round(speeds.bf16_flops / 1e9, 1),
         "fp32_gflops": round(speeds.fp32_flops / 1e9, 1),
+        **{
+            f"{name}_gflops_in_blocks": round(speed / 1e9, 1)
+            for name, speed in speeds.products_flops.items()
+        },
         "copy_gigabytes_per_second": round(speeds.bandwidth_bytes_per_second / 1e9, 1),
         "link_gigabytes_per_second": None
         if speeds.link_bytes_per_second is None

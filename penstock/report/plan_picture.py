@@ -92,12 +92,11 @@ def draw_memory(plan: Plan) -> str:
 
 
 def _timeline_title(plan: Plan) -> str:
+    several = "es" * (plan.accumulation != 1)
+    each = f"{plan.accumulation:,} micro-batch{several} of {plan.micro}"
     if plan.stages == 1:
-        return f"One device, {plan.accumulation:,} micro-batches of {plan.micro}"
-    return (
-        f"{plan.schedule}, {plan.stages} stages, {plan.accumulation:,} micro-batches "
-        f"of {plan.micro}"
-    )
+        return f"One device, {each}"
+    return f"{plan.schedule}, {plan.stages} stages, {each}"
 
 
 def _timeline_note(plan: Plan, drawn: int) -> str:

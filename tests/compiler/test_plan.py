@@ -11,7 +11,7 @@ from penstock.compiler.planner import make_plan
 from penstock.config.schema import BatchSection, ModelSection, PlanSection
 from penstock.errors import ConfigError
 from penstock.hardware.target import load_target, target_names
-from penstock.models.resolve import resolve_architecture
+from penstock.models.resolve import PRESETS, resolve_architecture
 
 
 def plan_for(micro: int = 4, length: int = 512, preset: str = "gpt2", **fields: object) -> Plan:
@@ -111,3 +111,48 @@ def test_plans_written_before_there_were_stages_are_read_and_shown(
     assert json.dumps(plan.json())
     plan.show(Console())
     assert "weights" in capsys.readouterr().err
+
+
+PLANNED = """
+import sys, time
+from tests.compiler.test_plan import plan_that_seldom_fits
+for preset in sys.argv[2:]:
+    started = time.process_time()
+    plan_that_seldom_fits(preset, sys.argv[1])
+    print(preset, time.process_time() - started)
+"""
+
+
+def plan_that_seldom_fits(preset: str, target: str) -> Plan:
+    """A plan for which others are looked for."""
+    architecture = resolve_architecture(ModelSection(preset=preset))
+    return make_plan(
+        architecture,
+        batch=BatchSection(micro=64, size=4096),
+        plan=PlanSection(),
+        compute=None,
+        sequence_length=min(1024, architecture.max_positions),
+        target=load_target(target),
+    )
+
+
+def planning_seconds(target: str, presets: list[str]) -> dict[str, float]:
+    """Processor time of each, apart from here, where shapes are checked at every call."""
+    command = [sys.executable, "-c", PLANNED, target, *presets]
+    done = subprocess.run(command, check=True, capture_output=True, text=True, timeout=300)
+    lines = [line.split() for line in done.stdout.splitlines()]
+    return {preset: float(seconds) for preset, seconds in lines}
+
+
+# Of the 3 s that are promised, starting Python and reading the config take half a second.
+@pytest.mark.parametrize("target", ["graphcore-pod64", "h100-cluster"])
+def test_deep_presets_are_planned_within_3_seconds_for_many_devices(target: str) -> None:
+    assert max(planning_seconds(target, ["gpt2-xl", "llama-3-70b"]).values()) < 2.5
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("target", target_names())
+def test_any_preset_is_planned_within_3_seconds_on_any_target(target: str) -> None:
+    found = planning_seconds(target, list(PRESETS))
+    assert len(found) == len(PRESETS)
+    assert max(found.values()) < 2.5

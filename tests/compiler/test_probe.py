@@ -4,11 +4,18 @@ import dataclasses
 import json
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
 
-from penstock.compiler.probe import Speeds, detected_target, measured_speeds
+from penstock.compiler.probe import (
+    Speeds,
+    _best_seconds,
+    detected_target,
+    measured_speeds,
+)
+from penstock.report.doctor import examine
 
 
 @pytest.fixture
@@ -26,6 +33,7 @@ def test_speeds_are_measured_once_and_then_need_no_torch(cache: Path) -> None:
     first = measured_speeds("cpu")
     assert all(figure > 1e8 for figure in dataclasses.astuple(first)[:3])
     assert first.link_bytes_per_second is None
+    assert set(first.products_flops) == {"bf16", "fp32"}
     assert measured_speeds("cpu") == first
     code = (
         "import sys; from penstock.compiler.probe import detected_target; "
@@ -63,4 +71,22 @@ def test_this_machine_is_a_target_with_sources() -> None:
     target = detected_target("cpu")
     assert target.device == "cpu"
     assert target.memory_bytes > 1 << 28
-    assert set(target.sources) == {"memory_bytes", "peak_flops", "bandwidth_bytes_per_second"}
+    assert set(target.sources) == {
+        "memory_bytes", "peak_flops", "products_flops", "bandwidth_bytes_per_second",
+    }  # fmt: skip
+
+
+def test_time_that_others_have_the_cores_for_is_left_out() -> None:
+    def work() -> None:
+        time.sleep(0.05)  # as far as this process can tell, another one ran
+
+    assert _best_seconds(work, "cpu") < 0.01
+
+
+def test_doctor_shows_the_best_and_says_when_the_machine_is_busy(cache: Path) -> None:
+    measured_speeds("cpu")
+    remembered(cache).write_text(json.dumps(dataclasses.asdict(Speeds(1e18, 1.0, 1e18))))
+    report = examine("cpu")
+    assert report.facts["bf16_gflops"] == 1e9
+    assert "of the best measured here" in " ".join(report.problems)
+    assert report.facts["fp32_gflops_in_blocks"] > 1

@@ -19,6 +19,8 @@ import pytest
 
 import penstock
 from penstock.checkpoint import list_checkpoints, load_newest
+from penstock.cli import main
+from penstock.compiler.executable import Executable
 from penstock.training.metrics import read_metrics
 from tests.parallel.test_replicas import (
     assert_same_bits,
@@ -172,3 +174,35 @@ def test_a_part_that_one_process_cannot_write_is_told_by_the_first(
     assert not any(
         Path(f"/proc/{pid}").exists() for pid in (child, process.pid) if pid != os.getpid()
     )
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("full", ["executable", "cache"])
+def test_compiling_on_a_full_disk_leaves_the_old_executable_and_the_cache_as_they_were(
+    full: str, small_disk: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folders = {"executable": tmp_path, "cache": tmp_path, full: small_disk}
+    path = folders["executable"] / "job.penstock"
+
+    def compile_for(micro: int) -> int:
+        return main(
+            ["compile", "model.preset=gpt2-tiny", f"batch.micro={micro}", "--quiet", "compile.toolchain=eager",
+             f"compile.cache={folders['cache'] / 'kernels'}", f"executable={path}"]
+        )  # fmt: skip
+
+    def kept() -> list[Path]:
+        return sorted(file for file in small_disk.rglob("*") if file.is_file())
+
+    assert compile_for(2) == 0
+    old, files = path.read_bytes(), kept()
+    filler = fill(small_disk)
+    capsys.readouterr()
+    status, said = compile_for(3), capsys.readouterr().err
+    assert (status, said.count("No space left on device")) == (2, 1), said
+    assert "Traceback" not in said
+    filler.unlink()
+    assert path.read_bytes() == old
+    assert set(kept()) - set(files) <= {file for file in kept() if file.suffix == ".lock"}
+    Executable.open(path).kernels()
+    assert compile_for(3) == 0
+    assert path.read_bytes() != old

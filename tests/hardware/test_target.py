@@ -20,6 +20,7 @@ FIGURES = (
     "devices",
     "memory_bytes",
     "peak_flops",
+    "products_flops",
     "bandwidth_bytes_per_second",
     "link_bytes_per_second",
     "node_devices",
@@ -57,7 +58,8 @@ def test_each_target_loads_and_names_a_source_for_each_figure(name: str) -> None
 def test_the_systems_users_come_from_are_there() -> None:
     expected = {
         "a100-80gb", "a100-cluster", "cerebras-cs2", "gaudi2", "graphcore-pod16", "graphcore-pod64", "h100",
-        "h100-cluster", "h200", "sambanova-sn30-tile", "zen5-2core",
+        "h100-cluster", "h200", "sambanova-sn30-tile", "xeon-amx-2core",
+        "zen5-2core",
     }  # fmt: skip
     assert expected <= set(target_names())
     assert load_target("graphcore-pod16").memory_bytes == 900_000_000
@@ -102,6 +104,8 @@ def test_a_format_without_a_figure_is_refused_where_it_is_used(tmp_path: Path) -
         ("fast_bf16: true", "fast_bf16: maybe", "fast_bf16=maybe .*: write true or false"),
         ("device: cpu", "device: cpu\ndevices: 2", "lacks link_bytes_per_second"),
         ("device: cpu", "device: cpu\ndevices: 1.5\nlink_bytes_per_second: 1", "devices=1.5"),
+        ("device: cpu", "device: cpu\nproducts_flops: {bf16: -1}", "products_flops.bf16=-1 .*: give"),
+        ("device: cpu", "device: cpu\nproducts_flops: {fp8: 1}", "products_flops for fp8"),
         ("device: cpu", "device: cpu\nmemory: 9", "unknown key memory .*: did you mean"),
         ("device: cpu", "device: cpu\nsums: fp8", "sums=fp8 .*: use bf16 or fp32"),
         ("device: cpu", "device: cpu\nstreams: [cats]", "streams=.*list some of optimizer, weights"),
