@@ -160,8 +160,8 @@ def _gather(articles: Iterable[TokenSequence], overflow: str, width: int) -> _Ro
     used = 0
     for whole in articles:
         if used + len(whole.tokens) > width:
-            # The tool ends even an empty row so: it is all padding, and kept with prompts alone.
-            yield (_concatenate(row) if row else _part(whole, 0, 0)), False
+            if row:
+                yield _concatenate(row), False
             row, used = [], 0
         article = _fit(whole, overflow, width)
         if article is not None and len(article.tokens):

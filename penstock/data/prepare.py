@@ -48,7 +48,7 @@ from penstock.errors import ConfigError, DataError
 from penstock.files import atomic_write, canonical_json
 
 _WORK = ".prepare"
-_PREPARE_VERSION = 3
+_PREPARE_VERSION = 4
 """Raised when the same input would give other bytes."""
 _TRAINING_BYTES = 256 << 20
 """Text a tokenizer is trained on at most; a stable sample of the documents beyond."""
