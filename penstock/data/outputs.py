@@ -4,6 +4,7 @@
 """
 
 import dataclasses
+import json
 import shutil
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -89,6 +90,7 @@ def write_dataset(
         DataError: too little text.
     """
     categorized = provenance["source"]["category_key"] is not None
+    names = provenance["source"]["categories"]
     rows = dataclasses.replace(_rows(data, totals, rules, seed), categorized=categorized)
     merged = work_folder / "merged"
     merged.mkdir(exist_ok=True)
@@ -104,7 +106,7 @@ def write_dataset(
         files.append(folder / TOKENIZER)
     else:
         staging = work_folder / "written"
-        files = _convert(merged, staging, folder, tokenizer, data, rows, origins)
+        files = _convert(merged, staging, folder, tokenizer, data, rows, origins, names)
     place = _SAMBANOVA_TOKENIZER if data.format == "sambanova" else Path(TOKENIZER)
     manifest = {
         "schema_version": SCHEMA_VERSION,
@@ -151,6 +153,8 @@ def manifest_name(data: DataSection) -> str:
     return MANIFEST if data.format == "megatron" else PREPARED
 
 
+CATEGORY_NUMBERS = "category_to_id.json"
+"""SambaNova's numbers of categories by their names."""
 _SAMBANOVA_TOKENIZER = Path("tokenizer") / TOKENIZER
 """Where SambaNova's tools look for the tokenizer."""
 
@@ -197,8 +201,12 @@ def _convert(
     data: DataSection,
     rows: Rows,
     origins: Mapping[str, Origin | None],
+    names: Sequence[str] | None,
 ) -> list[Path]:
-    """Write the merged splits in the wanted format, and move them to their place once whole."""
+    """Write the merged splits in the wanted format, and move them to their place once whole.
+
+    `names`: of the categories, where they have some.
+    """
     target = FORMATS[data.format]
     shutil.rmtree(staging, ignore_errors=True)
     readers = {
@@ -223,6 +231,9 @@ def _convert(
         _write_empty_splits(staging, tokenizer)
     if data.format == "sambanova":
         tokenizer.save(staging / _SAMBANOVA_TOKENIZER, settings=True)
+        if names is not None:
+            numbers = {name: number for number, name in enumerate(names)}
+            atomic_write(staging / CATEGORY_NUMBERS, json.dumps(numbers))
     else:
         tokenizer.save(staging / TOKENIZER)
     return _moved(staging, folder)

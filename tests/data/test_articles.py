@@ -89,6 +89,17 @@ def test_a_dialogue_has_an_end_of_text_after_each_turn_and_one_separator() -> No
     assert tokenized(*TURNS, pack_pairs=True) == parted
 
 
+def test_a_separator_may_end_each_pair_and_texts_enclose_prompts() -> None:
+    pairs = (("a", "b"), ("", "c"))
+    assert tokenized(*pairs, attend_pairs=True) == [
+        ([*letters("a b"), 0, *letters(" c"), 0], [0, 1, 1, 3, 1, 1, 3])
+    ]
+    # As the tool has it: spaces go first, and what has no prompt is not enclosed.
+    assert tokenized(("a  ", "b"), ("", "c"), prefix="<", postfix="> ") == [
+        ([*letters("<a>  b"), 0, *letters(" c"), 0], [0, 0, 0, 0, 1, 1, 1, 1, 1, 3])
+    ]
+
+
 def test_prompts_weigh_what_the_rules_say() -> None:
     (made,) = tokenize_article(TURNS, letters, 0, ArticleRules(prompt_weight=0.5))
     assert made.loss_weights().tolist() == [0.5, 1, 1, 1, 0.5, 1, 1, 1]

@@ -419,7 +419,8 @@ def test_categories_of_another_shape_are_refused(tmp_path: Path) -> None:
 def test_categories_need_their_format_and_are_numbers(
     tokenizer_folder: Path, tmp_path: Path
 ) -> None:
-    (tmp_path / "x.jsonl").write_text('{"text": "words", "category_id": "news"}\n' * 9)
+    lines = [{"text": f"words {i}", "category_id": "news"} for i in range(30)]
+    (tmp_path / "x.jsonl").write_text("\n".join(map(json.dumps, lines)))
     words = {"kind": "jsonl", "path": str(tmp_path / "x.jsonl"), "category_key": "category_id"}
     common = {"tokenizer": {"from": str(tokenizer_folder)}}
     with pytest.raises(ConfigError, match=r"megatron holds no categories.*source\.category_key"):
@@ -427,3 +428,16 @@ def test_categories_need_their_format_and_are_numbers(
     data = {"path": str(tmp_path / "d"), "format": "sambanova", "sequence_length": 8}
     with pytest.raises(DataError, match="category_id that is no number of a category.*line 1"):
         penstock.prepare(source=words, data=data, **common)
+    named = {**words, "categories": ["sports", "weather"]}
+    with pytest.raises(DataError, match=r"none of source\.categories: 'news'.*line 1"):
+        penstock.prepare(source=named, data=data, **common)
+    with pytest.raises(ConfigError, match=r"no field that has them.*source\.categories"):
+        penstock.prepare(source={**named, "category_key": None}, data=data, **common)
+    penstock.prepare(source={**named, "categories": ["sports", "news"]}, data=data, **common)
+    with h5py.File(tmp_path / "d" / "train_1_of_1.hdf5") as file:
+        numbers, roles = file["category_ids"][:], file["token_type_ids"][:]
+    assert set(numbers[roles != 2].tolist()) == {1}
+    names = json.loads((tmp_path / "d" / "category_to_id.json").read_text())
+    assert names == {"sports": 0, "news": 1}
+    checked = json.loads((tmp_path / "d" / "sha256" / "files_metadata.json").read_text())
+    assert "category_to_id.json" in checked
