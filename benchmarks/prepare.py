@@ -9,7 +9,8 @@ Rounds are interleaved: first `tokenizers`' own `encode_batch` over the text, in
 cores; then the whole of `prepare`: start of the processes, reading, cleaning, tokenizing, writing, checksums.
 Memory is the largest sum of resident sets (proportional sets where the system tells) of the process and
 all it starts. The text is real text, lines shuffled and numbered until there is as much as is wanted; of a
-real dump, its pages are repeated. A dump's rate counts the bytes of its XML, unpacked.
+real dump, its pages are repeated. A dump's rate counts the bytes of its XML, unpacked. Seconds of all processors together hardly depend on
+what else the machine does.
 """
 
 import argparse
@@ -116,32 +117,37 @@ def encode_alone(path: Path, tokenizer: Path) -> float:
     return float(run.stdout)
 
 
-def prepare(path: Path, tokenizer: Path, out: Path, words: list[str]) -> tuple[float, int]:
-    """Seconds and peak bytes of `penstock prepare`."""
+def prepare(path: Path, tokenizer: Path, out: Path, words: list[str]) -> tuple[float, float, int]:
+    """Seconds, seconds of all processors, and peak bytes of `penstock prepare`."""
     shutil.rmtree(out, ignore_errors=True)
     command = [
         *(sys.executable, "-m", "penstock", "prepare", f"source.path={path}"),
         *(f"tokenizer.from={tokenizer.parent}", f"data.path={out}", *words),
     ]
     begun = time.perf_counter()
+    worked: dict[int, float] = {}
     process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     largest = 0
     while process.poll() is None:
-        largest = max(largest, resident(process.pid))
+        largest = max(largest, resident(process.pid, worked))
         time.sleep(0.1)
     seconds = time.perf_counter() - begun
     if process.returncode:
         raise SystemExit(f"prepare ended with {process.returncode}")
-    return seconds, largest
+    return seconds, sum(worked.values()), largest
 
 
-def resident(pid: int) -> int:
-    """Bytes that a process and its children hold, memory they share counted once."""
+def resident(pid: int, worked: dict[int, float]) -> int:
+    """Bytes that a process and its children hold, memory they share counted once.
+
+    `worked` takes the seconds that each has worked so far: what has ended is asked for no more.
+    """
     total = 0
     try:
         for one in [psutil.Process(pid), *psutil.Process(pid).children(recursive=True)]:
             try:
                 total += one.memory_full_info().pss
+                worked[one.pid] = sum(one.cpu_times()[:2])
             except (psutil.Error, AttributeError):
                 continue
     except psutil.Error:
@@ -181,13 +187,13 @@ def main() -> None:
             size = text.stat().st_size
             words.append("source.documents=blank_line")
         alone: list[float] = []
-        ours: list[tuple[float, int]] = []
+        ours: list[tuple[float, float, int]] = []
         for _ in range(arguments.rounds):
             if arguments.dump is None and not arguments.memory_only:
                 alone.append(encode_alone(text, tokenizer))
             ours.append(prepare(text, tokenizer, folder / "out", words))
         megabytes = size / 1e6
-        ratios = [a / s for a, (s, _) in zip(alone, ours, strict=False)]
+        ratios = [a / s for a, (s, *_) in zip(alone, ours, strict=False)]
         result = {
             "megabytes": round(megabytes),
             "cores": os.cpu_count(),
@@ -195,9 +201,10 @@ def main() -> None:
             "tokenizer": arguments.kind or arguments.tokenizer.name,
             "tokenizers": tokenizers.__version__,
             "encode_batch_mb_per_second": [round(megabytes / s, 2) for s in alone],
-            "prepare_mb_per_second": [round(megabytes / s, 2) for s, _ in ours],
+            "prepare_mb_per_second": [round(megabytes / s, 2) for s, *_ in ours],
+            "prepare_mb_per_processor_second": [round(megabytes / w, 2) for _, w, _ in ours],
             "ratio_median": round(statistics.median(ratios), 3) if ratios else None,
-            "peak_megabytes": round(max(peak for _, peak in ours) / 1e6),
+            "peak_megabytes": round(max(peak for *_, peak in ours) / 1e6),
         }
         print(json.dumps(result))
     finally:

@@ -232,7 +232,7 @@ def inspect(
     """
     from penstock.compiler.executable import Executable
     from penstock.data.dataset import MANIFEST
-    from penstock.data.formats.recognize import is_data_file
+    from penstock.data.formats.recognize import may_be_data
     from penstock.report.inspection import inspect_executable, inspect_run
     from penstock.report.inspection_data import inspect_data
     from penstock.report.inspection_page import write_inspection
@@ -240,7 +240,7 @@ def inspect(
 
     c = as_config(config, **sections)
     path = Path(path)
-    if path.is_file() and not is_data_file(path):
+    if path.is_file() and not may_be_data(path):
         return inspect_executable(Executable.inspect(path, c.trust))
     if RunFolder(path).config.is_file() and not (path / MANIFEST).is_file():
         return inspect_run(RunFolder(path))

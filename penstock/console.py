@@ -125,11 +125,11 @@ class Console:
             table.add_row(*(Text(str(cell)) for cell in row))
         self._err.print(table)
 
-    def passage(self, parts: Sequence[tuple[str, str]], end: str = "") -> None:
+    def passage(self, parts: Sequence[tuple[str, str]]) -> None:
         """A text in several styles, unless quiet; what would move the cursor is shown as a sign."""
         if not self.quiet:
             safe = [(_printable(text), style) for text, style in parts]
-            self._err.print(Text.assemble(*safe, end))
+            self._err.print(Text.assemble(*safe))
 
     @contextlib.contextmanager
     def stage(self, name: str) -> Generator[None]:

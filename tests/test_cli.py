@@ -54,7 +54,7 @@ MODEL = ["model.preset=gpt2-tiny", "data.sequence_length=64"]
         (["inspect"], "takes one thing"),
         (["inspect", "a", "seed=1", "b"], "takes one thing"),
         (["inspect", "no=file"], "no=file does not exist"),
-        (["inspect", str(Path(__file__))], "is not a whole executable"),
+        (["inspect", str(Path(__file__))], "holds no known format"),
         (["inspect", "seed=x"], "seed=x is wrong"),
         (["report", "run=/nowhere"], "/nowhere is not a run"),
         (["report"], "no run folder"),

@@ -48,14 +48,23 @@ class SourceSection(Section):
     """Field of a record that holds a chat, laid out by the tokenizer's own chat template."""
     category_key: str | None = None
     """Field of a record, or of each of its pairs, that numbers its category, for category_ids in
-    data.format=sambanova (whose own tool calls the field category_id); -1 where it is missing."""
+    data.format=sambanova (whose own tool calls the field category); -1 where it is missing."""
+    categories: list[str] | None = None
+    """Names of the categories, in the order of their numbers from 0, where that field has names."""
     packing_boundary: Literal["document", "pair"] = "document"
     """What packing keeps whole: a document with all its pairs, or each pair of prompt and
     completion."""
+    attention_boundary: Literal["document", "pair"] = "document"
+    """Where data.format=sambanova has its separators, which bound attention there: at the end of a
+    document, or of each pair."""
     keep_prompt_only: bool = False
     """Whether pairs and rows without a completion are kept."""
     prompt_weight: float = Field(default=0.0, ge=0)
     """Loss weight of a prompt's tokens; a completion's weigh 1, padding 0."""
+    prompt_prefix: str = ""
+    """Text put before each prompt; a completion without a prompt gets none."""
+    prompt_postfix: str = ""
+    """Text put behind each prompt, as prompt_prefix before it."""
     one_space: bool = True
     """Whether exactly one space stands before each completion, whatever the record has."""
     page_seconds: float = Field(default=30.0, gt=0)

@@ -32,6 +32,10 @@ class ArticleRules:
     """Packing may part the pairs of one article."""
     attend_pairs: bool = False
     """Each pair ends with a separator, not only the article."""
+    prefix: str = ""
+    """Stands before each prompt."""
+    postfix: str = ""
+    """Stands behind each prompt."""
     keep_prompt_only: bool = False
     """Pairs and rows without a completion are kept."""
     prompt_weight: float = 0.0
@@ -83,6 +87,7 @@ def _separated(pair: Pair, rules: ArticleRules) -> Pair:
     prompt, completion = pair
     if rules.separate:
         prompt, completion = prompt.rstrip(" "), completion and " " + completion.lstrip(" ")
+    prompt = prompt and rules.prefix + prompt + rules.postfix
     return (prompt, completion) if completion or rules.keep_prompt_only else ("", "")
 
 
@@ -160,8 +165,8 @@ def _gather(articles: Iterable[TokenSequence], overflow: str, width: int) -> _Ro
     used = 0
     for whole in articles:
         if used + len(whole.tokens) > width:
-            # The tool ends even an empty row so: it is all padding, and kept with prompts alone.
-            yield (_concatenate(row) if row else _part(whole, 0, 0)), False
+            if row:
+                yield _concatenate(row), False
             row, used = [], 0
         article = _fit(whole, overflow, width)
         if article is not None and len(article.tokens):

@@ -20,6 +20,7 @@ from penstock.data.convert_text import Vocabulary, find_vocabulary, tokenized
 from penstock.data.dataset import TOKENIZER
 from penstock.data.formats.recognize import Found, recognize
 from penstock.data.formats.registry import FORMATS, Format
+from penstock.data.formats.sambanova_metadata import add_checksums
 from penstock.data.formats.sequence import Reader
 from penstock.data.tokenizer import Tokenizer
 from penstock.data.write_split import require_files, write_split
@@ -100,7 +101,7 @@ def _finisher(
     """What makes the written folder whole: a dataset of ours, or SambaNova's tokenizer folder."""
     tokenizer = vocabulary.tokenizer
     if data.format == "sambanova" and tokenizer is not None:
-        return lambda folder: [_save_tokenizer(tokenizer, folder / "tokenizer" / TOKENIZER)]
+        return lambda folder: _save_tokenizer(tokenizer, folder)
     if data.format != "megatron":
         return lambda folder: []
     if tokenizer is None:
@@ -119,9 +120,11 @@ def _finisher(
     )
 
 
-def _save_tokenizer(tokenizer: Tokenizer, path: Path) -> Path:
-    tokenizer.save(path)
-    return path
+def _save_tokenizer(tokenizer: Tokenizer, folder: Path) -> list[Path]:
+    """SambaNova's tokenizer folder, with its checksums; returns the files."""
+    tokenizer.save(folder / "tokenizer" / TOKENIZER, settings=True)
+    saved = sorted((folder / "tokenizer").iterdir())
+    return [*saved, add_checksums(folder, [(path.relative_to(folder), path) for path in saved])]
 
 
 def _write_all(

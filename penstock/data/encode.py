@@ -30,6 +30,9 @@ def article_rules(section: SourceSection) -> ArticleRules:
     return ArticleRules(
         separate=section.one_space,
         pack_pairs=section.packing_boundary == "pair",
+        attend_pairs=section.attention_boundary == "pair",
+        prefix=section.prompt_prefix,
+        postfix=section.prompt_postfix,
         keep_prompt_only=section.keep_prompt_only,
         prompt_weight=section.prompt_weight,
     )

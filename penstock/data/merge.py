@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from penstock.data.articles import ArticleRules, pack_articles
 from penstock.data.documents import Documents
 from penstock.data.formats.megatron import Reader, Writer, token_dtype
-from penstock.data.formats.sequence import PROMPT, Facts, TokenSequence, weights_or_none
+from penstock.data.formats.sequence import PROMPT, Facts, Origin, TokenSequence, weights_or_none
 from penstock.data.packing import Packing
 from penstock.data.tokenize import CATEGORIES, ROLES, Shard
 from penstock.data.tokenizer import Tokenizer
@@ -45,19 +45,21 @@ class Rows:
 
 def merge_split(
     prefix: Path, shards: Sequence[Shard], rows: Rows, tokenizer: Tokenizer, facts: dict[str, int]
-) -> None:
+) -> Origin | None:
     """Write PREFIX.bin/.idx from all shards, and PREFIX_roles where roles are wanted.
 
     `facts` has the counts of the text read; it gets the tokens written, and loses what packing
-    has dropped or cut off.
+    has dropped or cut off. Returns what was packed, None where documents are only joined.
     """
     dtype = token_dtype(tokenizer.vocab_size)
     if rows.packing is None and not (rows.with_roles or rows.shuffle or rows.left_out is not None):
         facts["tokens"] = _join(prefix, shards, dtype)
-        return
+        return None
     documents = Documents(shards, prefix.name, prompted=rows.prompted, categorized=rows.categorized)
     kept = _kept(documents, rows, tokenizer, facts)
-    sequences = _counted(_ordered(documents, kept, rows, prefix.name), rows, tokenizer, facts)
+    packed = _Packed(facts["documents"])
+    ordered = _ordered(documents, kept, rows, prefix.name)
+    sequences = _counted(ordered, rows, tokenizer, facts, packed)
     if rows.packing is not None:
         sequences = pack_articles(sequences, rows.packing, rows.width, rows.rules, rows.overlap)
     facts["tokens"] = 0
@@ -78,6 +80,16 @@ def merge_split(
     if not rows.with_roles:
         for kind in (".bin", ".idx"):
             roles_prefix.with_suffix(kind).unlink()
+    return Origin(packed.documents, packed.tokens, packed.dropped)
+
+
+@dataclasses.dataclass
+class _Packed:
+    """Counts of what goes into packing, while it goes."""
+
+    documents: int
+    tokens: int = 0
+    dropped: int = 0
 
 
 def _join(prefix: Path, shards: Sequence[Shard], dtype: np.dtype[np.generic]) -> int:
@@ -114,14 +126,22 @@ def _ordered(
 
 
 def _counted(
-    documents: Iterator[TokenSequence], rows: Rows, tokenizer: Tokenizer, facts: dict[str, int]
+    documents: Iterator[TokenSequence],
+    rows: Rows,
+    tokenizer: Tokenizer,
+    facts: dict[str, int],
+    packed: _Packed,
 ) -> Iterator[TokenSequence]:
     """The documents, with the counts of what packing will cut off or drop taken off."""
     packing = rows.packing
     for document in documents:
-        if packing is not None and packing.kind != "full" and len(document.tokens) > rows.width:
+        length = len(document.tokens)
+        packed.tokens += length
+        if packing is not None and packing.kind != "full" and length > rows.width:
             _count(facts, document.tokens, tokenizer, -1)
+            packed.dropped += length
             if packing.overflow != "drop":
+                packed.dropped -= rows.width
                 left = packing.overflow == "truncate_left"
                 part = slice(-rows.width, None) if left else slice(rows.width)
                 _count(facts, document.tokens[part], tokenizer, 1)

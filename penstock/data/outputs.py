@@ -4,8 +4,9 @@
 """
 
 import dataclasses
+import json
 import shutil
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +22,8 @@ from penstock.data.dataset import MANIFEST, PREPARED, SCHEMA_VERSION, TOKENIZER,
 from penstock.data.documents import Chained, Documents
 from penstock.data.duplicates import exact_duplicates, near_duplicates
 from penstock.data.formats.registry import FORMATS
-from penstock.data.formats.sequence import Layout
+from penstock.data.formats.sambanova_metadata import CHECKSUMS, add_checksums
+from penstock.data.formats.sequence import Layout, Origin
 from penstock.data.merge import MergedReader, Rows, merge_split
 from penstock.data.packing import parse_packing
 from penstock.data.sources.piece import READ
@@ -88,12 +90,14 @@ def write_dataset(
         DataError: too little text.
     """
     categorized = provenance["source"]["category_key"] is not None
+    names = provenance["source"]["categories"]
     rows = dataclasses.replace(_rows(data, totals, rules, seed), categorized=categorized)
     merged = work_folder / "merged"
     merged.mkdir(exist_ok=True)
+    origins: dict[str, Origin | None] = {}
     for name in SPLITS:
         own = dataclasses.replace(rows, left_out=totals.left_out.get(name))
-        merge_split(merged / name, shards, own, tokenizer, totals.splits[name])
+        origins[name] = merge_split(merged / name, shards, own, tokenizer, totals.splits[name])
         _require_text(name, totals.splits[name]["tokens"], data)
     _remove_former(folder)
     if data.format == "megatron" and not rows.with_roles:
@@ -101,7 +105,8 @@ def write_dataset(
         tokenizer.save(folder / TOKENIZER)
         files.append(folder / TOKENIZER)
     else:
-        files = _convert(merged, work_folder / "written", folder, tokenizer, data, rows)
+        staging = work_folder / "written"
+        files = _convert(merged, staging, folder, tokenizer, data, rows, origins, names)
     place = _SAMBANOVA_TOKENIZER if data.format == "sambanova" else Path(TOKENIZER)
     manifest = {
         "schema_version": SCHEMA_VERSION,
@@ -123,10 +128,24 @@ def write_dataset(
                 "bytes": path.stat().st_size,
             }
             for path in sorted(files)
+            if path != folder / CHECKSUMS
         },
         **provenance,
     }
-    atomic_write(folder / manifest_name(data), canonical_json(manifest))
+    _seal(folder, work_folder / manifest_name(data), manifest, files, data)
+
+
+def _seal(
+    folder: Path, draft: Path, manifest: dict[str, Any], files: Sequence[Path], data: DataSection
+) -> None:
+    """Write the manifest at `draft` and bring it to its place, SambaNova's checksums before it."""
+    atomic_write(draft, canonical_json(manifest))
+    if data.format == "sambanova":
+        # They name the manifest too, so the manifest cannot name them.
+        named = [(path.relative_to(folder), path) for path in files if path != folder / CHECKSUMS]
+        add_checksums(folder, [*named, (Path(draft.name), draft)])
+    draft.replace(folder / draft.name)
+    fsync_folder(folder)
 
 
 def manifest_name(data: DataSection) -> str:
@@ -134,6 +153,8 @@ def manifest_name(data: DataSection) -> str:
     return MANIFEST if data.format == "megatron" else PREPARED
 
 
+CATEGORY_NUMBERS = "category_to_id.json"
+"""SambaNova's numbers of categories by their names."""
 _SAMBANOVA_TOKENIZER = Path("tokenizer") / TOKENIZER
 """Where SambaNova's tools look for the tokenizer."""
 
@@ -173,9 +194,19 @@ def _moved(source: Path, folder: Path) -> list[Path]:
 
 
 def _convert(
-    merged: Path, staging: Path, folder: Path, tokenizer: Tokenizer, data: DataSection, rows: Rows
+    merged: Path,
+    staging: Path,
+    folder: Path,
+    tokenizer: Tokenizer,
+    data: DataSection,
+    rows: Rows,
+    origins: Mapping[str, Origin | None],
+    names: Sequence[str] | None,
 ) -> list[Path]:
-    """Write the merged splits in the wanted format, and move them to their place once whole."""
+    """Write the merged splits in the wanted format, and move them to their place once whole.
+
+    `names`: of the categories, where they have some.
+    """
     target = FORMATS[data.format]
     shutil.rmtree(staging, ignore_errors=True)
     readers = {
@@ -191,14 +222,20 @@ def _convert(
     )
     jobs, lost = plan_conversion(readers, target, wanted, Vocabulary(tokenizer))
     for job in jobs:
-        write_split(job, target, staging, data.files)
+        layout = dataclasses.replace(job.layout, origin=origins[job.split])
+        write_split(dataclasses.replace(job, layout=layout), target, staging, data.files)
     if lost:
         what = "; ".join(lost)
         get_console().warning(f"{target.title} cannot hold {what}: this is lost")
     if data.format == "megatron":
         _write_empty_splits(staging, tokenizer)
-    name = _SAMBANOVA_TOKENIZER if data.format == "sambanova" else Path(TOKENIZER)
-    tokenizer.save(staging / name)
+    if data.format == "sambanova":
+        tokenizer.save(staging / _SAMBANOVA_TOKENIZER, settings=True)
+        if names is not None:
+            numbers = {name: number for number, name in enumerate(names)}
+            atomic_write(staging / CATEGORY_NUMBERS, json.dumps(numbers))
+    else:
+        tokenizer.save(staging / TOKENIZER)
     return _moved(staging, folder)
 
 
@@ -220,7 +257,7 @@ def _remove_former(folder: Path) -> None:
         except (DataError, KeyError, TypeError):
             names = []
         manifest.unlink()
-        for name in filter(is_inside, names):
+        for name in filter(is_inside, [*names, CHECKSUMS]):
             (folder / name).unlink(missing_ok=True)
 
 

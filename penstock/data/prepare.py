@@ -48,7 +48,7 @@ from penstock.errors import ConfigError, DataError
 from penstock.files import atomic_write, canonical_json
 
 _WORK = ".prepare"
-_PREPARE_VERSION = 3
+_PREPARE_VERSION = 4
 """Raised when the same input would give other bytes."""
 _TRAINING_BYTES = 256 << 20
 """Text a tokenizer is trained on at most; a stable sample of the documents beyond."""
@@ -133,6 +133,12 @@ def prepare(
 def _check_categories(source: SourceSection, data: DataSection) -> None:
     """Categories are of records, and only SambaNova's files hold them."""
     if source.category_key is None:
+        if source.categories is not None:
+            raise ConfigError(
+                "categories are named, but no field that has them",
+                where="source.categories",
+                do="set source.category_key",
+            )
         return
     if not SOURCES[source.kind].records:
         what = f"source.kind={source.kind} has no records"

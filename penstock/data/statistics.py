@@ -26,20 +26,24 @@ _SAMPLE_SEQUENCES = 20_000
 _DECODED_TOKENS = 1 << 18
 """Tokens decoded for the fertility."""
 _PASSAGE_TOKENS = 256
+_BEGIN_TOKENS, _BEFORE_TOKENS = 96, 64
+"""Of a sequence whose weight changes further on: its first tokens, and those before the change."""
+_LEFT_OUT = " … "
 _PASSAGES = 3
 _CATEGORIES = 1000
 
 
 @dataclasses.dataclass(frozen=True)
 class Passage:
-    """The beginning of a sequence, to look at."""
+    """The beginning of a sequence, and where its loss weight first changes, to look at."""
 
     sequence: int
     """Which of those examined."""
     tokens: int
     """Tokens of the whole sequence."""
     parts: list[tuple[str, float]]
-    """Stretches of text, or of ids where no tokenizer is known, and their loss weight."""
+    """Stretches of text, or of ids where no tokenizer is known, and their loss weight; dots of
+    weight 0 stand for what is left out."""
 
 
 @dataclasses.dataclass
@@ -214,17 +218,31 @@ def _decode(found: Statistics, part: TokenSequence, tokenizer: Tokenizer) -> Non
 
 
 def _passage(number: int, sequence: TokenSequence, tokenizer: Tokenizer | None) -> Passage:
-    """The beginning of a sequence, cut where the weight changes."""
-    part = _begin(sequence, _PASSAGE_TOKENS)
-    ids, weights = part.tokens.tolist(), part.loss_weights()
-    borders = [0, *(np.flatnonzero(np.diff(weights)) + 1).tolist(), len(ids)]
+    """What is shown of a sequence, cut where the weight changes."""
+    part = _begin(sequence, _SAMPLE_TOKENS)
+    weights = part.loss_weights()
+    changes = np.flatnonzero(np.diff(weights)) + 1
     parts: list[tuple[str, float]] = []
-    for first, last in itertools.pairwise(borders):
-        if first == last:
-            continue
-        if tokenizer is None:
-            text = " ".join(map(str, ids[first:last])) + " "
-        else:
-            text = tokenizer.decode_after(ids[:first], ids[first:last])
-        parts.append((text, float(weights[first])))
+    end = 0
+    for first, last in _stretches(len(weights), int(changes[0]) if len(changes) else 0):
+        if first > end:
+            parts.append((_LEFT_OUT, 0.0))
+        inside = changes[(changes > first) & (changes < last)].tolist()
+        for begin, end in itertools.pairwise([first, *inside, last]):
+            ids = part.tokens[begin:end].tolist()
+            text = " ".join(map(str, ids)) + " "
+            if tokenizer is not None:
+                before = part.tokens[max(0, begin - 1) : begin].tolist()
+                text = tokenizer.decode_after(before, ids)
+            parts.append((text, float(weights[begin])))
+    if end < len(sequence.tokens):
+        parts.append((_LEFT_OUT, 0.0))
     return Passage(number, len(sequence.tokens), parts)
+
+
+def _stretches(length: int, change: int) -> list[tuple[int, int]]:
+    """Tokens that are shown of a sequence of so many whose weight first changes at `change`."""
+    if change + _BEFORE_TOKENS < _PASSAGE_TOKENS:
+        return [(0, min(length, _PASSAGE_TOKENS))] if length else []
+    after = change + _PASSAGE_TOKENS - _BEGIN_TOKENS - _BEFORE_TOKENS
+    return [(0, _BEGIN_TOKENS), (change - _BEFORE_TOKENS, min(length, after))]

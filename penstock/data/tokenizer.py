@@ -271,12 +271,15 @@ class Tokenizer:
         """Identity: SHA-256 of the serialized tokenizer."""
         return hashlib.sha256(self._inner.to_str().encode()).hexdigest()
 
-    def save(self, path: Path) -> None:
-        """Write tokenizer.json at `path`, atomically, and beside it what `load` would not find."""
+    def save(self, path: Path, *, settings: bool = False) -> None:
+        """Write tokenizer.json at `path`, atomically, and beside it what `load` would not find.
+
+        `settings`: also what it would find, for programs that look for settings alone.
+        """
         atomic_write(path, self._inner.to_str(pretty=True))
-        if self.masked is None and self.end_of_text_name not in _KNOWN_ENDS:
-            settings = json.dumps({"eos_token": self.end_of_text_name})
-            atomic_write(path.parent / SETTINGS[0], settings)
+        if self.masked is None and (settings or self.end_of_text_name not in _KNOWN_ENDS):
+            text = json.dumps({"eos_token": self.end_of_text_name})
+            atomic_write(path.parent / SETTINGS[0], text)
 
 
 def _from_hub(name: str) -> Tokenizer:

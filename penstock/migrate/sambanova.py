@@ -31,6 +31,25 @@ def _boundary(value: Any, _: Values) -> Values:  # noqa: ANN401 - any value of a
     return {"source.packing_boundary": {"jsonl": "document"}.get(str(value), "pair")}
 
 
+def _attention(value: Any, _: Values) -> Values:  # noqa: ANN401 - any value of a file
+    return {"source.attention_boundary": {"jsonl": "document"}.get(str(value), "pair")}
+
+
+def _ratios(_: Any, theirs: Values) -> Values:  # noqa: ANN401 - any value of a file
+    dev, test = (theirs.get(f"{name}_ratio", 0) for name in ("dev", "test"))
+    if not all(isinstance(share, int | float) for share in (dev, test)):
+        return {"data.splits": [dev, test]}  # for the schema to judge
+    return {"data.splits": [round(1 - dev - test, 9), dev, test]}
+
+
+def _files(value: Any, _: Values) -> Values:  # noqa: ANN401 - any value of a file
+    return {"data.files": value, "data.format": "sambanova"}
+
+
+def _categories(_: Any, __: Values) -> Values:  # noqa: ANN401 - any value of a file
+    return {"source.category_key": "category", "data.format": "sambanova"}
+
+
 def _input(value: Any, _: Values) -> Values:  # noqa: ANN401 - any value of a file
     kind = "jsonl" if str(value).endswith(".jsonl") else "text"
     return {"source.path": value, "source.kind": kind}
@@ -75,21 +94,44 @@ _PREPARE = (
     maps("pretrained_tokenizer", "tokenizer.from"),
     changed("input_packing_config", "data.packing", "style::overflow, the same words", _packing),
     changed("packing_boundary", "source.packing_boundary", "jsonl is document here", _boundary),
-    none("attention_boundary", "data.attention=document keeps attention within a document"),
+    changed(
+        "attention_boundary",
+        "source.attention_boundary",
+        "jsonl is document here; data.attention=document confines ours, to end-of-text",
+        _attention,
+    ),
     changed(
         "shuffle", "data.shuffle", "on_RAM and large_file are one: memory is bounded", _shuffle
     ),
     none("apply_chat_template", "records with source.messages_key are laid out by the template"),
-    none("num_training_splits", "data.files sets the number of files for data.format=sambanova"),
+    changed(
+        "num_training_splits",
+        "data.files, data.format",
+        "files of each split, not of train alone",
+        _files,
+    ),
     *none_of("num_dev_splits num_test_splits", "data.files holds for all splits"),
-    *none_of("dev_ratio test_ratio", "data.splits=[train,validation,test] has all three"),
+    changed("dev_ratio", "data.splits", "shares of documents, not of files", _ratios),
+    changed("test_ratio", "data.splits", "as dev_ratio", _ratios),
     maps("prompt_keyword", "source.prompt_key"),
     maps("completion_keyword", "source.completion_key"),
     maps("num_workers", "prepare.workers"),
     none("do_not_balance_hdf5", "files are balanced"),
     none("keep_split_jsonls", "no intermediate files are written"),
-    *none_of("prompt_prefix prompt_postfix", "write them into the records"),
-    none("categories_path", "categories of tokens are not used in training"),
+    maps("prompt_prefix", "source.prompt_prefix"),
+    maps("prompt_postfix", "source.prompt_postfix"),
+    changed(
+        "categories_path",
+        "source.category_key, source.categories, data.format",
+        "set source.categories to the list in that file",
+        _categories,
+    ),
+    changed(
+        "ignore_input_format_error",
+        "source.on_error",
+        "what is left out is counted and told",
+        if_true("source.on_error", "skip"),
+    ),
     changed(
         "disable_space_separator",
         "source.one_space",

@@ -188,9 +188,8 @@ class DataInspection:
             return
         console.info(f"Sequences of {split.name} ({_LEGEND})")
         for passage in split.statistics.passages:
-            more = " …" if sum(len(text) for text, _ in passage.parts) < passage.tokens else ""
             console.info(f"  sequence {passage.sequence:,}, {passage.tokens:,} tokens")
-            console.passage([(text, _style(weight)) for text, weight in passage.parts], more)
+            console.passage([(text, _style(weight)) for text, weight in passage.parts])
 
 
 def _style(weight: float) -> str:

@@ -89,6 +89,17 @@ def test_a_dialogue_has_an_end_of_text_after_each_turn_and_one_separator() -> No
     assert tokenized(*TURNS, pack_pairs=True) == parted
 
 
+def test_a_separator_may_end_each_pair_and_texts_enclose_prompts() -> None:
+    pairs = (("a", "b"), ("", "c"))
+    assert tokenized(*pairs, attend_pairs=True) == [
+        ([*letters("a b"), 0, *letters(" c"), 0], [0, 1, 1, 3, 1, 1, 3])
+    ]
+    # As the tool has it: spaces go first, and what has no prompt is not enclosed.
+    assert tokenized(("a  ", "b"), ("", "c"), prefix="<", postfix="> ") == [
+        ([*letters("<a>  b"), 0, *letters(" c"), 0], [0, 0, 0, 0, 1, 1, 1, 1, 1, 3])
+    ]
+
+
 def test_prompts_weigh_what_the_rules_say() -> None:
     (made,) = tokenize_article(TURNS, letters, 0, ArticleRules(prompt_weight=0.5))
     assert made.loss_weights().tolist() == [0.5, 1, 1, 1, 0.5, 1, 1, 1]
@@ -156,9 +167,9 @@ def test_rows_without_a_completion_are_left_out_unless_kept() -> None:
     # The tool does not look at the row it has begun at the end, be it full or not.
     assert rows_of([0, 0, 0, 0], "full") == [[0, 1, 2, 3]]
     assert rows_of([1, 1, 1, 1, 0], "full") == [[0, 1, 2, 3], [4]]
-    # It ends an empty row before an article that fits none: a row of padding.
+    # It ended an empty row before an article that fits none until 2023, a row of padding; no longer.
     assert rows_of([1] * 5, "greedy::truncate_left") == [[1, 2, 3, 4]]
-    assert rows_of([1] * 5, "greedy::truncate_left", keep_prompt_only=True) == [[], [1, 2, 3, 4]]
+    assert rows_of([1] * 5, "greedy::truncate_left", keep_prompt_only=True) == [[1, 2, 3, 4]]
 
 
 @given(st.lists(st.lists(st.integers(0, 9), max_size=30), max_size=20), st.integers(1, 12))

@@ -1,5 +1,6 @@
 """`prepare` in every format: the tokens and weights our own format would hold, and SambaNova's own."""
 
+import hashlib
 import json
 import re
 from pathlib import Path
@@ -7,6 +8,7 @@ from pathlib import Path
 import h5py
 import numpy as np
 import pytest
+import yaml
 
 import penstock
 from penstock.cli import main
@@ -88,6 +90,65 @@ def test_sambanovas_own_files_come_from_their_inputs(
     ):
         for key in ("input_ids", "token_type_ids"):
             np.testing.assert_array_equal(b[key][:], a[key][:])
+
+
+@pytest.mark.parametrize("files", [1, 3])
+def test_sambanovas_metadata_counts_what_was_read_kept_and_dropped(
+    files: int, tokenizer_folder: Path, tmp_path: Path
+) -> None:
+    tokenizer = Tokenizer.load(tokenizer_folder)
+    lines = [{"prompt": "ask " * (i % 7), "completion": "told " * (i % 60)} for i in range(80)]
+    lines.insert(9, {"prompt": "a prompt of words " * 20, "completion": "never seen"})
+    (tmp_path / "in.jsonl").write_text("\n".join(map(json.dumps, lines)))
+    out = tmp_path / "out"
+    words = {"packing": "greedy::truncate_right", "format": "sambanova", "files": files}
+    prepare(tmp_path / "in.jsonl", tokenizer_folder, out, splits=[1, 0, 0], **words)
+    values = yaml.safe_load((out / "metadata.yaml").read_text())
+    articles = []
+    for line in lines:
+        prompt = tokenizer.encode(line["prompt"].rstrip(" ")) if line["prompt"] else []
+        told = tokenizer.encode(" " + line["completion"]) if line["completion"] else []
+        articles += [(len(prompt), len(told) + 1)] if told else []
+    read = sum(sum(article) for article in articles)
+    beyond = sum(max(0, sum(article) - LENGTH) for article in articles)
+    rows = values["train_sequences"]
+    kept = values["train_prompt_tokens"] + values["train_completion_tokens"]
+    # The one whose completion is beyond the row's end leaves a row of its prompt alone.
+    assert values["train_tokens_dropped_from_all_prompt"] == LENGTH
+    assert values["train_tokens_dropped_from_packing"] == beyond > LENGTH
+    assert values["train_articles"] == len(articles)
+    assert values["train_input_tokens"] == read == kept + beyond + LENGTH
+    assert values["train_output_tokens"] == rows * LENGTH == kept + values["train_padding_tokens"]
+    assert values["number_of_training_files"] == files
+    assert values["max_batch_size_train"] == rows // files
+
+
+def test_sambanovas_own_check_finds_every_file_as_it_should_be(
+    records: Path, tokenizer_folder: Path, tmp_path: Path
+) -> None:
+    """As `validate_sha256` of its tool: each file by its folders and name, joined by underscores."""
+    prepare(records, tokenizer_folder, tmp_path / "a", format="sambanova")
+    sections = {"from": str(tmp_path / "a"), "data": {"format": "sambanova"}}
+    penstock.convert("dataset", **sections, out=str(tmp_path / "b"))
+    for folder in (tmp_path / "a", tmp_path / "b"):
+        known = json.loads((folder / "sha256" / "files_metadata.json").read_text())
+        files = [path for path in folder.rglob("*") if path.is_file()]
+        names = {"_".join(path.relative_to(folder).parts): path for path in files}
+        assert names.pop("sha256_files_metadata.json")
+        assert known.keys() == names.keys()
+        assert "tokenizer_tokenizer.json" in names
+        for name, path in names.items():
+            assert known[name]["sha256"] == hashlib.sha256(path.read_bytes()).hexdigest()
+            assert known[name]["size"] == path.stat().st_size
+            assert known[name]["modified_time"] == pytest.approx(path.stat().st_mtime)
+    # Rows without what they were packed from: articles by their separators, the rest unknown.
+    made = yaml.safe_load((tmp_path / "a" / "metadata.yaml").read_text())
+    converted = yaml.safe_load((tmp_path / "b" / "metadata.yaml").read_text())
+    unknown = ("_input_tokens", "_from_packing", "_from_all_prompt")
+    assert {k: v for k, v in made.items() if not k.endswith(unknown)} == {
+        k: v for k, v in converted.items() if not k.endswith(unknown)
+    }
+    assert converted["train_input_tokens"] is None
 
 
 @pytest.mark.parametrize("packing", ["full", "greedy::drop", "single::truncate_right"])
@@ -358,7 +419,8 @@ def test_categories_of_another_shape_are_refused(tmp_path: Path) -> None:
 def test_categories_need_their_format_and_are_numbers(
     tokenizer_folder: Path, tmp_path: Path
 ) -> None:
-    (tmp_path / "x.jsonl").write_text('{"text": "words", "category_id": "news"}\n' * 9)
+    lines = [{"text": f"words {i}", "category_id": "news"} for i in range(30)]
+    (tmp_path / "x.jsonl").write_text("\n".join(map(json.dumps, lines)))
     words = {"kind": "jsonl", "path": str(tmp_path / "x.jsonl"), "category_key": "category_id"}
     common = {"tokenizer": {"from": str(tokenizer_folder)}}
     with pytest.raises(ConfigError, match=r"megatron holds no categories.*source\.category_key"):
@@ -366,3 +428,16 @@ def test_categories_need_their_format_and_are_numbers(
     data = {"path": str(tmp_path / "d"), "format": "sambanova", "sequence_length": 8}
     with pytest.raises(DataError, match="category_id that is no number of a category.*line 1"):
         penstock.prepare(source=words, data=data, **common)
+    named = {**words, "categories": ["sports", "weather"]}
+    with pytest.raises(DataError, match=r"none of source\.categories: 'news'.*line 1"):
+        penstock.prepare(source=named, data=data, **common)
+    with pytest.raises(ConfigError, match=r"no field that has them.*source\.categories"):
+        penstock.prepare(source={**named, "category_key": None}, data=data, **common)
+    penstock.prepare(source={**named, "categories": ["sports", "news"]}, data=data, **common)
+    with h5py.File(tmp_path / "d" / "train_1_of_1.hdf5") as file:
+        numbers, roles = file["category_ids"][:], file["token_type_ids"][:]
+    assert set(numbers[roles != 2].tolist()) == {1}
+    names = json.loads((tmp_path / "d" / "category_to_id.json").read_text())
+    assert names == {"sports": 0, "news": 1}
+    checked = json.loads((tmp_path / "d" / "sha256" / "files_metadata.json").read_text())
+    assert "category_to_id.json" in checked

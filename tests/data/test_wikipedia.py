@@ -1,6 +1,7 @@
 """Encyclopedia articles: real ones, crafted ones, broken ones, and none that stops the work."""
 
 import bz2
+import html
 import re
 from pathlib import Path
 
@@ -16,6 +17,7 @@ from penstock.data.sources.piece import Piece, Tally
 from penstock.data.sources.wikitext import LEFT_OUT, parse_wikitext, strip_wikitext
 from penstock.errors import DataError
 
+ROOT = Path(__file__).parents[2]
 HEAD = """<mediawiki xmlns="http://www.mediawiki.org/xml/export-0.10/" version="0.10" xml:lang="de">
 <siteinfo><sitename>Wikipedia</sitename><dbname>dewiki</dbname><namespaces>
 <namespace key="0" case="first-letter" /><namespace key="1" case="first-letter">Diskussion</namespace>
@@ -131,6 +133,9 @@ def test_markup_becomes_prose() -> None:
         "<!--" * 50_000,
         "==" * 50_000,
         "* " * 50_000,
+        "," * 100_000,
+        " ," * 50_000,
+        "( " * 50_000,
     ],
 )
 def test_simple_rules_take_time_in_proportion(text: str) -> None:
@@ -221,6 +226,31 @@ def test_what_a_template_leaves_in_brackets_is_tidied() -> None:
         "ANSI ({{IPA|x}}, ANSI, {{IPAc-en|y}}) and f(a, b), ( {{x}} ) end", LEFT_OUT
     )
     assert made == "ANSI (ANSI) and f(a, b), end"
+    made = parse_wikitext(
+        "the vowel {{IPA|a}}, angle, <math>x</math>, and ( {{x}} al-J,b)", LEFT_OUT
+    )
+    assert made == "the vowel, angle, and (al-J,b)"
+    assert parse_wikitext("[[OS&nbsp;X]] runs", LEFT_OUT) == "OS X runs"
+
+
+def test_a_list_within_a_list_is_set_in() -> None:
+    made = parse_wikitext("* a\n** b\n*** c\n* d\n# e\n## f", LEFT_OUT)
+    assert made == "- a\n  - b\n    - c\n- d\n- e\n  - f"
+
+
+@pytest.mark.data
+def test_the_documentations_samples_are_what_is_made(test_data: Path) -> None:
+    xml = bz2.decompress((test_data / "wikipedia" / "enwiki-shortened.xml.bz2").read_bytes())
+    dump_text = html.unescape(xml.decode())
+    page = (ROOT / "docs" / "wikipedia.md").read_text()
+    cells = [
+        html.unescape(cell.replace("<br>\n", "\n")).replace("\u00a0", " ")
+        for cell in re.findall("<td>(.*?)</td>", page, re.DOTALL)
+    ]
+    assert len(cells) >= 10
+    for markup, text in zip(cells[::2], cells[1::2], strict=True):
+        assert markup in dump_text
+        assert parse_wikitext(markup, LEFT_OUT) == text
 
 
 def test_one_parser_serves_all_ranges_of_a_process(tmp_path: Path) -> None:

@@ -145,7 +145,23 @@ def test_data_preparation_of_the_tutorial(tmp_path: Path) -> None:
     assert ours["data.packing"] == "single::drop"
     assert ours["data.shuffle"] is True
     assert ours["source.one_space"] is False
+    assert ours["data.splits"] == [0.9, 0.1, 0]
     assert lines["dev_ratio"]["note"]
+
+
+def test_data_preparation_with_every_boundary_and_category(tmp_path: Path) -> None:
+    command = """python -m generative_data_prep pipeline --input_path=a.jsonl --output_path=out \
+      --num_training_splits 8 --dev_ratio 0.2 --test_ratio 0.1 --categories_path names.json \
+      --attention_boundary prompt_completion_pair --packing_boundary prompt_completion_pair \
+      --prompt_prefix "<u>" --prompt_postfix "</u>" --ignore_input_format_error"""
+    ours, lines = imported(tmp_path, "sambanova", "prepare.sh", command)
+    assert ours["data.splits"] == [0.7, 0.2, 0.1]
+    assert (ours["data.files"], ours["data.format"]) == (8, "sambanova")
+    assert ours["source.attention_boundary"] == ours["source.packing_boundary"] == "pair"
+    assert ours["source.category_key"] == "category"
+    assert (ours["source.prompt_prefix"], ours["source.prompt_postfix"]) == ("<u>", "</u>")
+    assert ours["source.on_error"] == "skip"
+    assert all(line["kind"] != "none" for line in lines.values())
 
 
 GPT2_SMALL = """

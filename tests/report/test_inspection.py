@@ -128,3 +128,26 @@ def test_without_a_tokenizer_ids_are_shown(
     assert first.split() == [str(i) for i in [*tokenizer.encode(TEXTS[0]), tokenizer.end_of_text]]
     assert "set tokenizer.from=FOLDER" in found.notes[-1]
     assert json.dumps(found.json())
+
+
+def test_a_long_prompts_completion_is_shown(tmp_path: Path) -> None:
+    """The beginning, and the place where the loss begins; dots for what lies between and behind."""
+    weights = np.zeros(2000, np.float32)
+    weights[1000:] = 1
+    writer = FORMATS["jsonl"].write(tmp_path, "train", Layout(width=2000, weights=True))
+    writer.append(TokenSequence(np.arange(2000), weights))
+    writer.append(TokenSequence(np.arange(300)))
+    writer.append(TokenSequence(np.arange(300), np.repeat(np.float32([0, 1]), 150)))
+    writer.finish()
+    found = inspect_data(tmp_path, TokenizerSection()).splits[0].statistics
+    assert found is not None
+
+    def numbers(first: int, last: int) -> str:
+        return "".join(f"{number} " for number in range(first, last))
+
+    assert [passage.parts for passage in found.passages] == [
+        [(numbers(0, 96), 0.0), (" … ", 0.0), (numbers(936, 1000), 0.0),
+         (numbers(1000, 1096), 1.0), (" … ", 0.0)],
+        [(numbers(0, 256), 1.0), (" … ", 0.0)],
+        [(numbers(0, 150), 0.0), (numbers(150, 256), 1.0), (" … ", 0.0)],
+    ]  # fmt: skip

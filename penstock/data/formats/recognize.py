@@ -37,6 +37,17 @@ _SPLITS = {
     **dict.fromkeys(("test", "testing"), "test"),
 }
 _LONGEST_LINE = 64 << 20
+_ARCHIVE = b"PK\x03\x04"
+_NAMED = {
+    ".tfrecord": "tfrecord",
+    ".parquet": "parquet",
+    ".arrow": "arrow",
+    ".idx": "megatron",
+    ".npy": "npy",
+    ".pkl": "pickle",
+    ".jsonl": "jsonl",
+}
+"""What people call files of a format: only to say more of one that does not begin as it should."""
 _WILDCARD = re.compile(r"[*?\[]")
 
 
@@ -65,8 +76,10 @@ def recognize(path: str | Path) -> Found:
     formats = sorted({name for _, name in known})
     if len(formats) != 1:
         kinds = ", ".join(format.title for format in FORMATS.values())
+        claimed = _NAMED.get(files[0].suffix.lower()) if files else None
+        hint = f": as {FORMATS[claimed].title} it is damaged" if claimed else ""
         raise DataError(
-            f"{path} holds {'no known format' if not formats else ' and '.join(formats)}",
+            f"{path} holds {'no known format' + hint if not formats else ' and '.join(formats)}",
             where=str(path),
             do=f"give files of one format, by content one of: {kinds}"
             if not formats
@@ -107,10 +120,17 @@ def recognize_file(path: Path) -> str | None:
     return next((name for name, fits in tests.items() if fits), None)
 
 
-def is_data_file(path: Path) -> bool:
-    """Whether a file is tokens in one of the formats, or a half of a pair that is."""
-    (file,) = _list_files(path)
-    return recognize_file(file) is not None or raw.may_be_bare(file)
+def may_be_data(path: Path) -> bool:
+    """Whether a file may be tokens in one of the formats, whole or damaged, or a half of a pair.
+
+    No format begins as an archive does, as executables do; those that end in `.penstock` are none.
+    """
+    try:
+        with path.open("rb") as handle:
+            head = handle.read(len(_ARCHIVE))
+    except OSError:
+        return True  # recognition says why it does not open
+    return head != _ARCHIVE and path.suffix != ".penstock"
 
 
 def split_of(file: Path, root: Path) -> str:

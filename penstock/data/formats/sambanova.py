@@ -5,20 +5,23 @@ completions and separators weigh 1, prompts and padding 0. It must never know ab
 Source: sambanova/generative_data_prep, data_buffers/hdf5_file_buffer.py (layout only).
 """
 
-import datetime
-import json
 import math
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import h5py
 import numpy as np
-import yaml
 from numpy.typing import NDArray
 
 from penstock.data.formats.hdf5 import Rows, RowWriter, check_apart, hdf5_file
 from penstock.data.formats.output import OutputFile
+from penstock.data.formats.sambanova_metadata import (
+    METADATA,
+    Counts,
+    add_checksums,
+    vocab_size,
+    write_metadata,
+)
 from penstock.data.formats.sequence import (
     COMPLETION,
     PADDING,
@@ -31,17 +34,14 @@ from penstock.data.formats.sequence import (
     roles_of,
     weights_or_none,
 )
-from penstock.files import atomic_write, read_json, sha256_file
 
 _IDS, _ROLES, _CATEGORIES = "input_ids", "token_type_ids", "category_ids"
 _NO_CATEGORY = -1
 _SPLITS = {"train": "train", "validation": "dev", "test": "test"}
 _WRITE_BYTES = 1 << 20
 """The original writes in blocks of a mebibyte; equal blocks give an equal chunk layout."""
-METADATA, CHECKSUMS = "metadata.yaml", "sha256/files_metadata.json"
 _LOOKED_AT = 16
 """Rows in which the padding's id is looked for: a dataset can have thousands of files."""
-_LARGEST_METADATA = 1 << 20
 
 
 def recognises(names: set[str]) -> bool:
@@ -72,7 +72,7 @@ class Reader:
                 tokens=math.prod(ids.shape),
                 dtype="int32",
                 width=ids.shape[1],
-                vocab_size=_vocab_size(path.parent / METADATA),
+                vocab_size=vocab_size(path.parent / METADATA),
                 padding=_padding(ids, roles),
             )
 
@@ -119,18 +119,6 @@ def _sequence(
     return TokenSequence(row[:length], weights_or_none(weights), kinds, numbers)
 
 
-def _vocab_size(path: Path) -> int | None:
-    """Vocabulary as metadata.yaml names it, if there is one that reads."""
-    if not path.is_file() or path.stat().st_size > _LARGEST_METADATA:
-        return None
-    try:
-        value = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (yaml.YAMLError, ValueError, RecursionError):
-        return None
-    size = value.get("vocab_size") if isinstance(value, dict) else None
-    return size if isinstance(size, int) and size > 0 else None
-
-
 class Writer:
     """One split as `SPLIT_1_of_N.hdf5` and so on; metadata and checksums grow with each file."""
 
@@ -160,14 +148,11 @@ class Writer:
         if self._block or not self._rows:
             self._flush()
         path = self._output.finish()
-        metadata = self._metadata()
-        atomic_write(self._folder / METADATA, yaml.safe_dump(metadata, sort_keys=True))
-        checksums = self._folder / CHECKSUMS
-        known = read_json(checksums) if checksums.is_file() else {}
-        for file in (path, self._folder / METADATA):
-            known[file.name] = _checksum(file)
-        atomic_write(checksums, json.dumps(known, indent=4))
-        return [path, self._folder / METADATA, checksums]
+        prompt, completion, padding, separators = (int(n) for n in self._counts)
+        counts = Counts(self._rows, prompt, completion, padding, separators)
+        metadata = write_metadata(self._folder, self._split, self._layout, counts)
+        named = [(Path(file.name), file) for file in (path, metadata)]
+        return [path, metadata, add_checksums(self._folder, named)]
 
     def abandon(self) -> None:
         """Leave nothing."""
@@ -196,48 +181,3 @@ class Writer:
             if sequence.categories is not None:
                 categories[row, : len(sequence.categories)] = sequence.categories
         return categories
-
-    def _metadata(self) -> dict[str, Any]:
-        """metadata.yaml with this split's figures; those of other splits stay."""
-        path = self._folder / METADATA
-        values: dict[str, Any] = {
-            "max_batch_size_train": None,
-            "max_batch_size_dev": None,
-            "number_of_training_files": 0,
-            "number_of_dev_files": 0,
-            "number_of_test_files": 0,
-            "tokenizer_model_type": None,
-        }
-        if path.is_file():
-            values |= yaml.safe_load(path.read_text(encoding="utf-8"))
-        name = "training" if self._split == "train" else self._split
-        prompt, completion, padding, separators = (int(n) for n in self._counts)
-        counts = {
-            "sequences": self._rows,
-            "prompt_tokens": prompt,
-            "completion_tokens": completion + separators,
-            "padding_tokens": padding,
-        }
-        largest = self._rows
-        if self._layout.file:
-            counts = {key: n + values[f"{self._split}_{key}"] for key, n in counts.items()}
-            largest = min(largest, values.get(f"max_batch_size_{self._split}") or 0)
-        if self._split != "test":
-            values[f"max_batch_size_{self._split}"] = largest or None
-        return values | {
-            "max_seq_length": self._layout.width,
-            "token_type_ids": True,
-            "vocab_size": self._layout.vocab_size,
-            f"number_of_{name}_files": self._layout.files,
-            **{f"{self._split}_{key}": n for key, n in counts.items()},
-        }
-
-
-def _checksum(path: Path) -> dict[str, Any]:
-    status = path.stat()
-    modified = datetime.datetime.fromtimestamp(status.st_mtime, datetime.UTC)
-    return {
-        "sha256": sha256_file(path),
-        "size": status.st_size,
-        "modified_time": modified.isoformat(),
-    }

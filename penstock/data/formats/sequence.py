@@ -107,6 +107,18 @@ class Reader(Protocol):
 
 
 @dataclasses.dataclass(frozen=True)
+class Origin:
+    """What a split's sequences were packed from."""
+
+    documents: int
+    """Documents that had tokens to pack; a dialogue is one."""
+    tokens: int
+    """Tokens of these."""
+    dropped: int
+    """Tokens that packing cut off or left out because a document was longer than a row."""
+
+
+@dataclasses.dataclass(frozen=True)
 class Layout:
     """What a writer needs to know before the first sequence."""
 
@@ -136,6 +148,8 @@ class Layout:
     """Which of the split's files this is; they are written in order."""
     files: int = 1
     """Files of the split, where the format has several."""
+    origin: Origin | None = None
+    """What all the split's files were packed from, where that is known."""
 
 
 class Writer(Protocol):

@@ -6,7 +6,7 @@ mended or refused as `source.on_error` says. It must never read a file.
 
 import dataclasses
 import re
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 from penstock.config.data import SourceSection
@@ -33,7 +33,7 @@ def to_piece(record: Any, section: SourceSection) -> Piece | None:  # noqa: ANN4
     if piece is None or section.category_key is None:
         return piece
     ones = record if isinstance(record, list) else [record]
-    categories = tuple(_category(one, section.category_key) for one in ones)
+    categories = tuple(_category(one, section.category_key, section.categories) for one in ones)
     return dataclasses.replace(piece, categories=categories)
 
 
@@ -55,11 +55,15 @@ def _to_piece(record: Any, section: SourceSection) -> Piece | None:  # noqa: ANN
     raise RecordError(f"has none of the fields {', '.join(keys)}")
 
 
-def _category(record: Mapping[str, Any], key: str) -> int:
-    """The number of a record's category."""
+def _category(record: Mapping[str, Any], key: str, names: Sequence[str] | None) -> int:
+    """The number of a record's category, found by its name where there are `names`."""
     value = record.get(key)
     if value is None:
         return NO_CATEGORY
+    if names is not None:
+        if value not in names:
+            raise RecordError(f"has a field {key} that is none of source.categories: {value!r:.60}")
+        return names.index(value)
     if isinstance(value, bool) or not isinstance(value, int) or not 0 <= value < 2**31:
         raise RecordError(f"has a field {key} that is no number of a category")
     return value

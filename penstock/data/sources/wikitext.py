@@ -45,6 +45,9 @@ _MAGIC_WORD = re.compile(r"__[A-Z]+__")
 _EMPTY_BRACKETS = re.compile(r"[ \t]?\(\s*(?:[;,:–-]\s*)*\)")
 _LEADING = re.compile(r"\(\s*[;,:]+\s*")
 _TRAILING = re.compile(r"[;,:][ \t]+\)")
+_BEFORE_STOP = re.compile(r" ([,.])(?=\s|$)")
+_COMMAS = re.compile(r"(?<!,),{2,}(?=\s|$)")
+_INNER_ITEM = re.compile(r"^(?:- ){2,}")
 _SPACES = re.compile(r"[ \t\u00a0]+")
 _BLANK_LINES = re.compile(r"\n{3,}")
 _BARE_ITEM = re.compile(r"[-*#:;\s]*")
@@ -134,7 +137,7 @@ def _link(node: Any, left_out: frozenset[str]) -> Iterator[str]:  # noqa: ANN401
     if node.text is not None:
         yield from _walk(node.text.nodes, left_out)
     else:
-        yield title.lstrip(":")
+        yield html.unescape(title.lstrip(":"))
 
 
 def _tag(node: Any, left_out: frozenset[str]) -> Iterator[str]:  # noqa: ANN401 - the extra's type
@@ -215,11 +218,20 @@ def _outside(text: str, *, strict: bool = False) -> str | None:
     return None if strict and closers else "".join(kept)
 
 
+def _tidy_line(line: str) -> str:
+    """One space at a time, and none where something was taken out before a stop or in brackets;
+    items of lists within lists are set in.
+    """
+    line = _SPACES.sub(" ", line).strip().replace("( ", "(")
+    line = _COMMAS.sub(",", _BEFORE_STOP.sub(r"\1", line))
+    return _INNER_ITEM.sub(lambda dashes: " " * (len(dashes.group()) - 2) + "- ", line)
+
+
 def _tidy(text: str) -> str:
     """Spaces, brackets and lines that what was taken out has left empty; empty sections too."""
     text = _MAGIC_WORD.sub("", _STYLE.sub("", text))
     text = _TRAILING.sub(")", _LEADING.sub("(", _EMPTY_BRACKETS.sub("", text)))
-    lines = (_SPACES.sub(" ", line).strip() for line in text.split("\n"))
+    lines = (_tidy_line(line) for line in text.split("\n"))
     kept: list[str] = []
     headings: list[tuple[int, str]] = []
     for line in lines:

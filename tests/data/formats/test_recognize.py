@@ -89,6 +89,10 @@ def test_what_is_not_known_or_not_one_thing_is_told(tmp_path: Path) -> None:
         recognize(tmp_path / "a")
     with pytest.raises(DataError, match="does not exist"):
         recognize(tmp_path / "nothing")
+    (tmp_path / "a.tfrecord").write_bytes(b"\x0a" + bytes(40))
+    with pytest.raises(DataError, match="no known format: as TFRecord.* it is damaged"):
+        recognize(tmp_path / "a.tfrecord")
+    (tmp_path / "a.tfrecord").unlink()
     write("jsonl", tmp_path)
     write("npy", tmp_path)
     with pytest.raises(DataError, match="jsonl and npy"):
