@@ -53,9 +53,7 @@ _TRAINING = (
         "source.prompt_weight",
         "given when the data is prepared; their published function gives it to padding by mistake",
     ),
-    changed(
-        "data_dir", "data.path", "make a dataset of it once: convert dataset from=DIR out=DATASET"
-    ),
+    changed("data_dir", "data.path", "a folder of its HDF5 files is opened as it is"),
     maps("steps", "train.steps"),
     maps("min_eval_acc", "evaluate.min_accuracy"),
     none("subsample_eval", "a share of the evaluation data; evaluate.limit is a count"),
@@ -89,7 +87,7 @@ _PREPARE = (
     none("do_not_balance_hdf5", "files are balanced"),
     none("keep_split_jsonls", "no intermediate files are written"),
     *none_of("prompt_prefix prompt_postfix", "write them into the records"),
-    none("categories_path", "categories of tokens are not used in training"),
+    none("categories_path", "source.category_key names the field; training does not use them"),
     changed(
         "disable_space_separator",
         "source.one_space",
@@ -111,7 +109,7 @@ _ZOO = (
     changed(
         "training.batch_size", "batch.micro", "per device and step; batch.size accumulates more"
     ),
-    changed("training.dataset", "data.path", "make a dataset of it once: convert dataset"),
+    changed("training.dataset", "data.path", "as data_dir"),
     none("samba_compile.arch", _RDU),
     none("samba_compile.debug", _RDU),
     maps("samba_run.pef", "executable"),
