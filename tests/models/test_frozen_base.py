@@ -249,6 +249,16 @@ def test_the_plan_counts_it_and_mistakes_are_told(
     for kind in KINDS:
         saved = (2 - HELD_BYTES[kind]) * matrices
         assert weights[None] - weights[kind] == pytest.approx(saved, rel=1e-6)
+    # Kernels take a whole block unpacked, other code a matrix at a time: what is more is the rest.
+    spaces = []
+    for mode in ("auto", "off"):
+        values = {**values, "lora": {**values["lora"], "base": "nf4"}, "compile": {"mode": mode}}
+        held = penstock.plan(**values).json()["memory"]["workspace"]
+        values["lora"]["base"] = None
+        spaces.append(held - penstock.plan(**values).json()["memory"]["workspace"])
+    largest = 3 * 4096 * 4096  # queries, keys and values in one
+    assert spaces[0] == 2 * 4 * largest + 2 * matrices // 32
+    assert spaces[1] == 2 * 4 * largest + 2 * largest
     words = [f"run={tmp_path / 'r'}", f"data.path={dataset_folder}", "train.steps=1"]
     for wrong, told in (
         (["model.preset=llama-tiny", "lora.base=int8"], "lora.base is set, but there are no"),
