@@ -61,9 +61,6 @@ def compiled_kernels(
             "transformers computes it, without kernels"
         )
         return None
-    if held_base(plan.architecture.adapter):
-        console.info("lora.base: matrices held in few bits are computed with eagerly, no kernels")
-        return None
     if plan.device != "cpu":
         console.warning("region kernels are compiled for CPUs only so far: running eagerly")
         return None

@@ -131,9 +131,7 @@ def plan_of(config: Config, dataset: TrainingData | None, mode: str = "train") -
         optimizer=config.optimizer.name,
         saves=mode == "train" and config.checkpoint.every is not None,
         resumes=mode == "train" and _has_checkpoint(config),
-        compiled=config.compile.mode != "off"
-        and architecture.generic is None
-        and held_base(architecture.adapter) is None,
+        compiled=config.compile.mode != "off" and architecture.generic is None,
         frozen=count_frozen(architecture, config.train.freeze),
         attention=config.data.attention if run is None else run.attention,
     )

@@ -1,8 +1,9 @@
-"""What one block keeps for its backward pass, in bytes or elements.
+"""What one block keeps for its backward pass and needs for a while, in bytes or elements.
 
 `compiler/memory.py` counts with it. Pure arithmetic: it must never import torch.
 """
 
+from penstock.models.adapter import held_base
 from penstock.models.architecture import Architecture
 
 
@@ -52,3 +53,14 @@ def product_outputs(architecture: Architecture, parts: int = 1) -> int:
     a = architecture
     inner = (2 if a.gated_mlp else 1) * a.mlp_size
     return 3 * a.hidden_size + (a.hidden_size + 2 * a.kv_size + inner) // parts
+
+
+def unpacked_bytes(architecture: Architecture, element: int, *, compiled: bool) -> int:
+    """Bytes of matrices held in few bits while they are computed with: one in float32 twice as it
+    is unpacked, and in the compute format it alone, or, for kernels, all of its block.
+    """
+    a = architecture
+    if held_base(a.adapter) is None:
+        return 0
+    largest = max(a.mlp_size, a.hidden_size + 2 * a.kv_size) * a.hidden_size
+    return 2 * 4 * largest + element * (a.block_matrix_elements() if compiled else largest)

@@ -11,6 +11,7 @@ from penstock.compiler.activations import (
     block_activations,
     part_parameters,
     product_outputs,
+    unpacked_bytes,
 )
 from penstock.compiler.sizes import ELEMENT_BYTES, LIBRARY_BYTES, OPTIMIZER_BYTES, PROCESS_BYTES
 from penstock.config.recompute import count_recomputed, is_recomputed, kept_values
@@ -250,9 +251,7 @@ class MemoryModel:
         """
         a = self.architecture
         inner = (4 if a.gated_mlp else 2) * a.mlp_size
-        # A held matrix is unpacked in float32, then in the compute format.
-        largest = max(a.mlp_size, a.hidden_size + 2 * a.kv_size) * a.hidden_size
-        unpacked = (4 + 4 + element) * largest if held_base(a.adapter) else 0
+        unpacked = unpacked_bytes(a, element, compiled=self.compiled)
         return rows * element * (3 * a.hidden_size + inner // self.tensor) + unpacked
 
     def _gathered(self, *, embedding: bool) -> int:

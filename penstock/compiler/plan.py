@@ -106,11 +106,11 @@ class Plan:
         return tokens / self.step_seconds
 
     def region_fields(self) -> dict[str, Any]:
-        """Exactly what the compiled kernels depend on. Depth is not in it, and of recompute only
-        what one block's kernels keep.
+        """Exactly what the compiled kernels depend on. Depth is not in it, nor how frozen matrices
+        are held, and of recompute only what one block's kernels keep.
         """
         architecture = dataclasses.asdict(self.architecture)
-        del architecture["layers"]
+        del architecture["layers"], (architecture["adapter"] or {"base": None})["base"]
         return {
             "architecture": architecture,
             "device": self.device,

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
 from penstock.compiler.kernels import TABLE, Kernel, RegionContract
+from penstock.compiler.region_inputs import Held, parameters_of, region_inputs
 from penstock.config.recompute import is_recomputed
 from penstock.errors import ExecutableError
 from penstock.models.split_block import SplitBlock
@@ -77,11 +78,6 @@ def _attach_parts(
             setattr(block, name, functools.partial(region, block))
 
 
-def parameters_of(module: nn.Module, contract: RegionContract) -> list[Tensor]:
-    """A module's parameters in the order its kernels take them."""
-    return [module.get_parameter(name) for name in contract.parameters]
-
-
 class _Region:
     """Embed or Block: the kernels every layer of that kind shares."""
 
@@ -111,10 +107,10 @@ class _Region:
         """What `module.forward(x, keys, *after)` computes: an embedding takes positions then, a
         block turns and segments.
         """
-        parameters = parameters_of(module, self.forward.contract)
         if not self.has_dropout:
             keys = None
-        inputs = [*parameters, x, *(given for given in (keys, *after) if given is not None)]
+        others = [given for given in (keys, *after) if given is not None]
+        inputs, held = region_inputs(module, self.forward.contract, x, others)
         if torch.is_grad_enabled() and any(given.requires_grad for given in inputs):
             if self.backward is None:
                 raise ExecutableError("the executable is for evaluation: it has no gradients")
@@ -123,9 +119,9 @@ class _Region:
                     "the executable trains with dropout, but no dropout keys were given",
                     do="give keys, or compile with model.dropout=0",
                 )
-            return _RegionFunction.apply(self, self.backward, *inputs)
+            return _RegionFunction.apply(self, self.backward, held, *inputs)
         kernel = self.forward if keys is not None else self.evaluate
-        return kernel.run(inputs)[0]
+        return kernel.run(held.unpacked(inputs, range(len(inputs))))[0]
 
     def table_gradient(self, tokens: Tensor, rows: Tensor, dtype: torch.dtype) -> Tensor:
         """The table's gradient (V, E) from rows (B, T, E) float32, equal tokens added in order.
@@ -165,14 +161,16 @@ class _RegionFunction(torch.autograd.Function):
         ctx: Any,  # noqa: ANN401 - torch's context type is not public
         region: _Region,
         backward: CompiledKernel,
+        held: Held,
         *inputs: Tensor,
     ) -> Tensor:
         contract = backward.contract
-        results = region.forward.run(inputs)
+        results = region.forward.run(held.unpacked(inputs, range(len(inputs))))
         outputs = results[: contract.output_count]
         saved = results[contract.output_count :]
         ctx.region = region
         ctx.backward = backward
+        ctx.held = held
         ctx.input_count = len(inputs)
         if region.recompute:
             ctx.save_for_backward(*inputs)
@@ -186,12 +184,13 @@ class _RegionFunction(torch.autograd.Function):
         region: _Region = ctx.region
         backward: CompiledKernel = ctx.backward
         contract = backward.contract
-        saved = ctx.saved_tensors
+        held: Held = ctx.held
+        places = range(ctx.input_count) if region.recompute else contract.kept_inputs
+        saved = held.unpacked(ctx.saved_tensors, places)
         if region.recompute:
             results = region.forward.run(saved)
-            kept = [saved[i] for i in contract.kept_inputs]
-            saved = (*kept, *results[contract.output_count :])
-            del results, kept
+            saved = [*(saved[i] for i in contract.kept_inputs), *results[contract.output_count :]]
+            del results
         with _ordered_sums(region.needs_ordered_sums):
             results = backward.run([*saved, *grad_outputs])
         by_input: list[Tensor | None] = [None] * ctx.input_count
@@ -201,7 +200,7 @@ class _RegionFunction(torch.autograd.Function):
                 tokens = saved[contract.kept_inputs.index(len(contract.parameters))]
                 dtype = grad_outputs[0].dtype
                 by_input[index] = region.table_gradient(tokens, gradient, dtype)
-        return (None, None, *by_input)
+        return (None, None, None, *by_input)
 
 
 class _Head:

@@ -18,9 +18,12 @@ def _as_texts(value: Any) -> Any:  # noqa: ANN401 - what a user has given
 class SourceSection(Section):
     """What `prepare` reads."""
 
-    kind: Literal["stdlib", "text", "jsonl", "csv", "parquet", "wikipedia", "hub"] = "text"
+    kind: Literal["stdlib", "text", "jsonl", "csv", "parquet", "wikipedia", "hub", "generated"] = (
+        "text"
+    )
     """text: plain; jsonl, csv, parquet: a record a line or row; wikipedia: a MediaWiki XML dump, or
-    WikiExtractor's folders; hub: a Hugging Face data set; stdlib: Python's own source."""
+    WikiExtractor's folders; hub: a Hugging Face data set; stdlib: Python's own source; generated:
+    random words, to measure speed."""
     path: str | list[str] | None = None
     """File, folder or glob (or a list of them): plain, .gz, .bz2, .xz or .zst; kind=hub: a name, or
     a local folder in the hub's layout or saved by `datasets`."""

@@ -24,7 +24,7 @@ class LoraSection(Section):
     v_proj], [c_attn] or [mlp.up]; all-linear: every one; none: attention's queries and values."""
     base: Literal["int8", "nf4"] | None = None
     """Hold the blocks' frozen matrices in 8 bits, or in 4 (NormalFloat, QLoRA, arXiv 2305.14314),
-    while adapters are trained beside them; without kernels. Null: in the compute format."""
+    while adapters are trained beside them. Null: in the compute format."""
     from_: str | None = Field(default=None, alias="from")
     """Folder of an adapter in PEFT's format to start from, or to evaluate and generate with; rank,
     alpha and targets are its own."""

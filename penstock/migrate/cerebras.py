@@ -50,7 +50,7 @@ _MODEL = (
     none("model.loss_weight", "1 is the loss itself; the learning rate scales it"),
     maps("model.num_heads", "model.heads"),
     none("model.attention_type", "scaled dot product"),
-    none("model.attention_dropout_rate", "model.dropout holds for embedding, attention, residual"),
+    maps("model.attention_dropout_rate", "model.attention_dropout"),
     *none_of(
         "model.use_projection_bias_in_attention model.use_ffn_bias_in_attention "
         "model.use_ffn_bias model.use_bias_in_output",
@@ -108,12 +108,12 @@ _FLAGS = (
     none("validate_only", "penstock plan: checks shapes, memory and time in a second"),
     none("compile_only", "penstock compile"),
     none("cs_ip", _WAFER),
-    none("checkpoint_path", "checkpoint.resume takes up the run folder's newest"),
+    none("checkpoint_path", "a run goes on from its newest; another's weights: model.from=RUN"),
 )
 
 
 def _input_rules(name: str, target: str) -> tuple[Any, ...]:
-    convert = f"make a dataset of the HDF5 files once: convert dataset; its {target} split"
+    convert = f"HDF5 files are opened as they are, in splits by their names: {target} is this one"
     path = (
         changed(f"{name}.data_dir", "data.path", convert)
         if name == "train_input"

@@ -64,11 +64,11 @@ def _train_path(value: Any, theirs: Values) -> Values:  # noqa: ANN401 - any val
         return {"data.path": str(theirs.get("tfrecord_path", "DATASET"))}
     if value == "dynamic":
         return {"data.path": str(theirs.get("data_prefix", "DATASET"))}
-    return {} if value == "generated" else {"data.path": str(value)}
+    return {"source.kind": value} if value == "generated" else {"data.path": str(value)}
 
 
 _MODELS = {"gpt2_test": "gpt2-tiny"}
-_CONVERTED = "make a dataset of it once: convert dataset from=PATH out=DATASET"
+_CONVERTED = "opened as it is; tokenizer.from names the tokenizer"
 
 GRAPHCORE = System(
     name="graphcore",
@@ -84,7 +84,7 @@ GRAPHCORE = System(
         changed(
             "train_path",
             "data.path",
-            _CONVERTED + "; generated data is for `penstock bench`",
+            _CONVERTED + "; generated is source.kind=generated, for prepare",
             _train_path,
         ),
         changed("tfrecord_path", "data.path", _CONVERTED, lambda v, _: {}),
@@ -205,8 +205,8 @@ python train_gpt2.py --model gpt2 --ipus-per-replica 4 --replication-factor 4 \\
     ours="""\
 penstock import-config pretraining_small.sh --from graphcore out=job.yaml
 penstock plan --config job.yaml plan.target=graphcore-pod16 out=plan
-penstock convert dataset from=wiki/ out=dataset tokenizer.from=gpt2
-penstock train --config job.yaml data.path=dataset plan.stages=null plan.replicas=1
+penstock train --config job.yaml tokenizer.from=gpt2 plan.layers_per_stage=null \\
+  plan.replicas=1 plan.shard=none
 penstock evaluate --config job.yaml tasks=[wikitext,lambada] task_data=FOLDER""",
     defaults={
         "training_steps": 10000,

@@ -72,9 +72,7 @@ _TRAINING = (
         "source.prompt_weight",
         "given when the data is prepared; their published function gives it to padding by mistake",
     ),
-    changed(
-        "data_dir", "data.path", "make a dataset of it once: convert dataset from=DIR out=DATASET"
-    ),
+    changed("data_dir", "data.path", "a folder of its HDF5 files is opened as it is"),
     maps("steps", "train.steps"),
     maps("min_eval_acc", "evaluate.min_accuracy"),
     none("subsample_eval", "a share of the evaluation data; evaluate.limit is a count"),
@@ -153,7 +151,7 @@ _ZOO = (
     changed(
         "training.batch_size", "batch.micro", "per device and step; batch.size accumulates more"
     ),
-    changed("training.dataset", "data.path", "make a dataset of it once: convert dataset"),
+    changed("training.dataset", "data.path", "as data_dir"),
     none("samba_compile.arch", _RDU),
     none("samba_compile.debug", _RDU),
     maps("samba_run.pef", "executable"),

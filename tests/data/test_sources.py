@@ -201,3 +201,16 @@ def test_chats_in_parquet_are_lists_of_messages(tmp_path: Path) -> None:
     parquet.write_table(pa.Table.from_pylist([RECORDS[3]]), tmp_path / "x.parquet")
     (piece,) = read(tmp_path / "x.parquet", kind="parquet")
     assert piece.messages == tuple(RECORDS[3]["messages"])
+
+
+def test_generated_documents_are_the_same_everywhere_and_differ_from_each_other() -> None:
+    section = SourceSection(kind="generated")
+    files = SOURCES["generated"].files(section)
+    found = [list(read_documents(file, section)) for file in files]
+    assert found[:3] == [list(read_documents(file, section)) for file in files[:3]]
+    assert all(len(pieces) == 1 and pieces[0].ends for pieces in found)
+    texts = [pieces[0].text for pieces in found]
+    assert len(set(texts)) == len(files)
+    words = {word for text in texts for word in text.split(" ")}
+    assert all(word.isascii() and word.islower() for word in words)
+    assert sum(map(len, texts)) == pytest.approx(sum(file.size for file in files), rel=0.02)

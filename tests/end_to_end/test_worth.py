@@ -1,7 +1,7 @@
 """What training here is worth on real data: against a bar, and against transformers' Trainer."""
 
 import json
-import time
+import os
 from pathlib import Path
 from typing import Any
 
@@ -19,11 +19,12 @@ LENGTH, BATCH, STEPS, LEARNING_RATE = 64, 16, 240, 2e-3
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(3600)  # of a clock that others use, too: the bar is processor time
 def test_gpt2_from_scratch_learns_sst2_by_generation(test_data: Path, tmp_path: Path) -> None:
     """The whole recipe, at its full size: 0.78 within 30 minutes of processor time."""
-    before = time.process_time()
+    before = sum(os.times()[:4])  # of this process, and of those it waits for, such as `prepare`'s
     run_script(tmp_path, "sst2-from-scratch/run.sh", SST2=str(test_data / "sst2"))
-    minutes = (time.process_time() - before) / 60
+    minutes = (sum(os.times()[:4]) - before) / 60
     summary = json.loads(
         (tmp_path / "build" / "sst2-from-scratch" / "run" / "summary.json").read_text()
     )

@@ -269,6 +269,23 @@ def test_habana_fine_tuning(tmp_path: Path) -> None:
     assert lines["use_habana"]["kind"] == "none"
 
 
+def test_dropout_rates_keep_their_places(tmp_path: Path) -> None:
+    text = "python run_clm.py --config_overrides attn_pdrop=0.1,embd_pdrop=0.2,resid_pdrop=0.3"
+    ours, _ = imported(tmp_path, "habana", "run.txt", text)
+    names = ("model.attention_dropout", "model.embedding_dropout", "model.dropout")
+    assert [ours[name] for name in names] == [0.1, 0.2, 0.3]
+    text = "model: {dropout_rate: 0.1, attention_dropout_rate: 0.0}"
+    ours, _ = imported(tmp_path, "cerebras", "params.yaml", text)
+    assert (ours["model.dropout"], ours["model.attention_dropout"]) == (0.1, 0.0)
+
+
+def test_graphcores_generated_data(tmp_path: Path) -> None:
+    text = "python train_gpt2.py --train-path generated --training-steps 10"
+    ours, _ = imported(tmp_path, "graphcore", "run.sh", text)
+    assert ours["source.kind"] == "generated"
+    assert "data.path" not in ours
+
+
 def test_habana_adapters(tmp_path: Path) -> None:
     text = """python run_lora_clm.py --model_name_or_path llama --lora_rank 8 --lora_alpha 16
       --lora_dropout 0.05 --lora_target_modules "q_proj" "v_proj" --train_on_inputs False"""

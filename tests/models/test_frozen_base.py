@@ -1,5 +1,6 @@
 """Matrices held in few bits under adapters: against bitsandbytes, dense products and plain runs."""
 
+import dataclasses
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,8 @@ import transformers
 import penstock
 from penstock.checkpoint import list_checkpoints, load_checkpoint
 from penstock.cli import main
+from penstock.compiler.executable import Executable
+from penstock.compiler.runtime import attach
 from penstock.config.lora import LoraSection
 from penstock.data.dataset import Dataset
 from penstock.models.adapter import HELD_BYTES
@@ -23,6 +26,7 @@ from penstock.models.projection import is_trained
 from penstock.models.resolve import read_hf_config
 from penstock.models.transformer import Transformer
 from penstock.training.metrics import read_metrics
+from tests.numerics import assert_matches
 
 LLAMA = transformers.LlamaConfig(
     vocab_size=512, hidden_size=48, num_hidden_layers=2, num_attention_heads=6,
@@ -167,6 +171,71 @@ def test_a_run_trains_evaluates_and_is_merged(
     assert outside == pytest.approx(scored, rel=1e-5 if compute == "fp32" else 5e-3)
 
 
+@pytest.fixture(scope="module")
+def adapters(base: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An executable of plain adapters, for 2 × 20 tokens in float32."""
+    path = tmp_path_factory.mktemp("executable") / "adapters.penstock"
+    penstock.compile(
+        model={"from": str(base)}, lora={"rank": 4, "targets": ["all-linear"]},
+        batch={"micro": 2}, data={"sequence_length": 20}, precision={"compute": "fp32"},
+        compile={"toolchain": "eager"}, executable=path,
+    )  # fmt: skip
+    return path
+
+
+def test_a_run_with_kernels_computes_what_one_without_does(
+    base: Path, dataset_folder: Path, adapters: Path, tmp_path: Path
+) -> None:
+    """The kernels of plain adapters serve: one executable, however matrices are held."""
+    found: list[list[float]] = []
+    for index, settings in enumerate([{}, {"executable": adapters, "compile": {}}]):
+        given = job(base, dataset_folder, tmp_path / str(index), "nf4", **settings)
+        given["data"]["sequence_length"], given["train"]["steps"] = 20, 3
+        summary = penstock.train(**given, precision={"compute": "fp32"})
+        assert summary.values["compiled"] == bool(index)
+        found.append(losses(tmp_path / str(index)))
+    assert found[1] == pytest.approx(found[0], rel=1e-5)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("recompute", ["selective", "blocks"])
+def test_kernels_keep_no_unpacked_matrix(
+    kind: str, recompute: str, base: Path, adapters: Path
+) -> None:
+    executable = Executable.open(adapters)
+    own = executable.plan.architecture
+    held = dataclasses.replace(own, adapter=dataclasses.replace(own.adapter, base=kind))
+    model, whole = (load_model(base, held, "cpu", torch.float32) for _ in range(2))
+    make_whole(whole, torch.float32)
+    attach(model, executable.kernels(), recompute=recompute)
+    tokens = torch.randint(0, 512, (2, 21), generator=torch.Generator().manual_seed(1))
+    arguments = tokens[:, :-1], tokens[:, 1:], torch.full((2, 20), 1 / 40)
+    kept: list[torch.Tensor] = []
+
+    def note(tensor: torch.Tensor) -> torch.Tensor:
+        kept.append(tensor)
+        return tensor
+
+    for one in (model, whole):
+        generator = torch.Generator().manual_seed(2)
+        for name, parameter in one.named_parameters():
+            parameter.requires_grad_(is_trained(one.architecture, name))
+            if parameter.requires_grad:
+                torch.nn.init.normal_(parameter, 0, 0.1, generator=generator)
+    with torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor):
+        loss = model(*arguments)
+    matrices = {(48, 48), (80, 48), (100, 48), (48, 100)}
+    assert not {tuple(t.shape) for t in kept if t.is_floating_point()} & matrices
+    loss.backward()
+    expected = whole(*arguments)
+    expected.backward()
+    assert loss.item() == pytest.approx(expected.item(), rel=1e-5)
+    trained = [name for name, parameter in model.named_parameters() if parameter.requires_grad]
+    assert len(trained) == 2 * 2 * 7
+    for name in trained:
+        assert_matches(model.get_parameter(name).grad, whole.get_parameter(name).grad, 1e-4)
+
+
 def test_the_plan_counts_it_and_mistakes_are_told(
     base: Path, dataset_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -180,6 +249,16 @@ def test_the_plan_counts_it_and_mistakes_are_told(
     for kind in KINDS:
         saved = (2 - HELD_BYTES[kind]) * matrices
         assert weights[None] - weights[kind] == pytest.approx(saved, rel=1e-6)
+    # Kernels take a whole block unpacked, other code a matrix at a time: what is more is the rest.
+    spaces = []
+    for mode in ("auto", "off"):
+        values = {**values, "lora": {**values["lora"], "base": "nf4"}, "compile": {"mode": mode}}
+        held = penstock.plan(**values).json()["memory"]["workspace"]
+        values["lora"]["base"] = None
+        spaces.append(held - penstock.plan(**values).json()["memory"]["workspace"])
+    largest = 3 * 4096 * 4096  # queries, keys and values in one
+    assert spaces[0] == 2 * 4 * largest + 2 * matrices // 32
+    assert spaces[1] == 2 * 4 * largest + 2 * largest
     words = [f"run={tmp_path / 'r'}", f"data.path={dataset_folder}", "train.steps=1"]
     for wrong, told in (
         (["model.preset=llama-tiny", "lora.base=int8"], "lora.base is set, but there are no"),

@@ -143,6 +143,19 @@ def test_settings_that_would_change_the_result_are_one_clear_line(
     assert "\n" not in str(caught.value)
 
 
+@pytest.mark.parametrize("family", FAMILY_NAMES)
+def test_dropout_rates_are_read_and_written_apart(family: str, tmp_path: Path) -> None:
+    names = {"distilbert": ("dropout", "attention_dropout")}
+    hidden, attention = names.get(family, ("hidden_dropout_prob", "attention_probs_dropout_prob"))
+    CASES[family]().save_pretrained(tmp_path)
+    path = tmp_path / "config.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), hidden: 0.2, attention: 0.0}))
+    a = resolve_architecture(ModelSection.model_validate({"from": str(tmp_path)}))
+    assert (a.dropout, a.embedding_rate, a.attention_rate) == (0.2, 0.2, 0.0)
+    written = FAMILIES[family].to_hf_config(a, None)
+    assert (written[hidden], written[attention]) == (0.2, 0.0)
+
+
 def test_a_missing_part_of_the_head_is_named(tmp_path: Path) -> None:
     reference_model("bert").save_pretrained(tmp_path)
     path = tmp_path / "model.safetensors"

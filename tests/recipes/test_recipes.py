@@ -1,7 +1,12 @@
 """Every recipe: its jobs end to end at reduced size, its full-size plans."""
 
+import contextlib
 import json
+import os
+import pty
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -102,7 +107,10 @@ def test_sambanova_tutorial(test_data: Path, tmp_path: Path) -> None:
     assert len(predictions) == summary["tasks"]["sst2"]["sentences"]
 
 
-def test_sambanova_model_zoo(test_data: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    "replicas", [1, pytest.param(2, marks=[pytest.mark.slow, pytest.mark.distributed])]
+)
+def test_sambanova_model_zoo(replicas: int, test_data: Path, tmp_path: Path) -> None:
     source = part_of_sst2(test_data, tmp_path)
     records = [
         {"prompt": line.split("\t")[0], "completion": "x"}
@@ -110,17 +118,24 @@ def test_sambanova_model_zoo(test_data: Path, tmp_path: Path) -> None:
     ]
     data = tmp_path / "train.jsonl"
     data.write_text("".join(json.dumps(record) + "\n" for record in records))
-    run_script(
+    words = run_script(
         tmp_path,
         "sambanova-modelzoo/run.sh",
         *SMALL,
         "model.preset=llama-tiny",
         f"source.path={data}",
         "schedule.warmup=1",
+        f"plan.replicas={replicas}",
+        **({"PROCESSES": str(replicas)} if replicas > 1 else {}),
     )
+    verbs = [one[0] for one in words]
+    assert verbs == ["prepare", "plan", "compile", "train", "evaluate", "convert", "inspect"]
     work = tmp_path / "build" / "sambanova-modelzoo"
     assert (work / "hf" / "model.safetensors").is_file()
     assert json.loads((work / "summary.txt").read_text())
+    summary = json.loads((work / "run" / "summary.json").read_text())
+    assert summary["plan"]["replicas"] == replicas
+    assert summary["complete"]
 
 
 @pytest.mark.parametrize("size", ["small", pytest.param("medium", marks=pytest.mark.slow)])
@@ -132,60 +147,152 @@ def test_cerebras_gpt2(size: str, corpus: Path, tmp_path: Path) -> None:
         tokenizer={"train": True, "vocab_size": 512},
         data={"path": str(data), "sequence_length": 64, "format": "cerebras"},
     )
-    words = run_script(
-        tmp_path,
-        "cerebras-gpt2/run.sh",
-        *SMALL,
-        "model.preset=gpt2-tiny",
-        "model.max_positions=64",
-        "model.vocab_size=null",
-        "schedule.warmup=1",
-        "train.log_every=1",
-        DATA=str(data),
-        SIZE=size,
+    # Each mode with the verbs of its own; what is trained last is what `eval` evaluates.
+    modes = {
+        "validate_only": ["plan"],
+        "compile_only": ["plan", "compile"],
+        "train": ["plan", "compile", "train"],
+        "eval": ["evaluate"],
+        "train_and_eval": ["plan", "compile", "train", "evaluate"],
+    }
+    folder = tmp_path / "build" / "cerebras-gpt2"
+    made = {"validate_only": [], "compile_only": [f"{size}.penstock"]}
+    for mode, verbs in modes.items():
+        words = run_script(
+            tmp_path,
+            "cerebras-gpt2/run.sh",
+            *SMALL,
+            "model.preset=gpt2-tiny",
+            "model.max_positions=64",
+            "model.vocab_size=null",
+            "schedule.warmup=1",
+            "train.log_every=1",
+            DATA=str(data),
+            SIZE=size,
+            MODE=mode,
+        )
+        assert [one[0] for one in words] == ["inspect", *verbs]
+        if mode in made:
+            assert sorted(path.name for path in folder.glob("*")) == made[mode]
+    assert json.loads((folder / size / "summary.json").read_text())["evaluation"]["loss"] > 0
+
+
+@pytest.mark.parametrize("data", ["tfrecord", "megatron", "generated"])
+def test_graphcore_gpt2(data: str, test_data: Path, tmp_path: Path) -> None:
+    # WikiExtractor's folder.
+    source = tmp_path / "wikipedia" / "AA" / "wiki_00"
+    source.parent.mkdir(parents=True)
+    lines = (test_data / "wikitext-2" / "valid.txt").read_text().splitlines()
+    articles = [" ".join(lines[first : first + 5]) for first in range(0, 300, 5)]
+    source.write_text(
+        "".join(
+            f'<doc id="{i}" url="u" title="t{i}">\n{text}\n</doc>\n'
+            for i, text in enumerate(articles)
+        )
     )
-    assert [one[0] for one in words] == ["inspect", "plan", "compile", "train", "evaluate"]
-    summary = tmp_path / "build" / "cerebras-gpt2" / size / "summary.json"
-    assert json.loads(summary.read_text())["evaluation"]["loss"] > 0
-
-
-def test_graphcore_gpt2(corpus: Path, test_data: Path, tmp_path: Path) -> None:
     run_script(
         tmp_path,
         "graphcore-gpt2/train.sh",
         *SMALL,
         "model.preset=gpt2-tiny",
-        f"source.path={corpus}",
+        f"source.path={source.parent.parent}",
         "evaluate.limit=4",
         f"evaluate.task_data={test_data}",
         "schedule.warmup=1",
-        "generate.tokens=3",
+        DATA=data,
     )
     work = tmp_path / "build" / "graphcore-gpt2"
-    assert list((work / "tfrecord").rglob("*.tfrecord"))
-    assert list((work / "megatron").rglob("*.bin"))
+    kinds = {"tfrecord": "*.tfrecord", "megatron": "*.bin", "generated": "*.tfrecord"}
+    assert list((work / data).rglob(kinds[data]))
     summary = json.loads((work / "small" / "summary.json").read_text())
     assert summary["tasks"]["wikitext"]["stride"] == 32
     assert "accuracy" in summary["tasks"]["lambada"]
+
+
+def test_graphcore_interactive_generation(trained_run: Path, tmp_path: Path) -> None:
+    """On a terminal, by the script as a user runs it."""
+    script, small = "graphcore-gpt2/generate.sh", [f"run={trained_run}", "compile.mode=off"]
+    small.append("generate.tokens=3")
+    [words] = run_script(tmp_path, script, *small, PROMPT="It was a long story")
+    assert "generate.prompt=It was a long story" in words
+    ours, theirs = pty.openpty()
+    with os.fdopen(ours, "rb", buffering=0) as terminal:
+        process = subprocess.Popen(
+            ["sh", f"recipes/{script}", *small],
+            cwd=tmp_path,
+            env={**os.environ, "PATH": f"{Path(sys.executable).parent}{os.pathsep}/usr/bin:/bin"},
+            stdin=theirs,
+            stdout=theirs,
+            stderr=theirs,
+        )
+        os.close(theirs)
+        os.write(ours, b"The history of\nIt was\n\n")
+        shown = b""
+        with contextlib.suppress(OSError):  # the end of a terminal is an error
+            while part := terminal.read(4096):
+                shown += part
+    assert process.wait() == 0, shown
+    assert shown.count(b"tokens in") == 2, shown
+
+
+def test_graphcore_plans(tmp_path: Path) -> None:
     run_script(tmp_path, "graphcore-gpt2/plan.sh", "data.path=null")
-    assert (work / "plan-large" / "plan.json").is_file()
+    assert (tmp_path / "build" / "graphcore-gpt2" / "plan-large" / "plan.json").is_file()
 
 
-def test_habana_causal(test_data: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("job", "preset", "processes"),
+    [
+        ("clm-gpt2", None, 1),
+        ("clm-gptj", "gpt-j-tiny", 1),
+        ("clm-neox", "pythia-tiny", 1),
+        pytest.param(
+            "clm-gpt2-8x",
+            "gpt2-tiny",
+            2,
+            marks=[pytest.mark.slow, pytest.mark.distributed],
+        ),
+        pytest.param(
+            "clm-gptj", "gpt-j-tiny", 2, marks=[pytest.mark.slow, pytest.mark.distributed]
+        ),
+    ],
+)
+def test_habana_causal(
+    job: str, preset: str | None, processes: int, test_data: Path, tmp_path: Path
+) -> None:
     source = tmp_path / "text"
     source.mkdir()
     text = (test_data / "wikitext-2" / "valid.txt").read_text()
     for index in range(30):
         (source / f"{index}.txt").write_text(text[index * 4000 : (index + 1) * 4000])
-    small = (*SMALL, f"source.path={source}", "evaluate.stride=64")
-    scratch = ("model.family=gpt2", "model.layers=2", "model.hidden_size=48", "model.heads=3")
-    sizes = ("model.vocab_size=null", "model.max_positions=64")
-    run_script(tmp_path, "habana-lm/clm.sh", *small, *scratch, *sizes)
-    summary = tmp_path / "build" / "habana-lm" / "clm-gpt2" / "summary.json"
-    assert json.loads(summary.read_text())["evaluation"]["perplexity"] > 1
+    if preset is None:  # from scratch
+        model = ["model.family=gpt2", "model.layers=2", "model.hidden_size=48", "model.heads=3"]
+        model += ["model.vocab_size=null", "model.max_positions=64"]
+    else:
+        model = [f"model.preset={preset}"]
+    # ZeRO-2 as the job says it, where there is more than one process.
+    several = ["plan.shard=gradients"] if processes > 1 else []
     run_script(
-        tmp_path, "habana-lm/plan.sh", "data.path=null", "model.from=null", "model.preset=gpt-j-6b"
+        tmp_path,
+        "habana-lm/clm.sh",
+        *SMALL,
+        *model,
+        f"source.path={source}",
+        "evaluate.stride=64",
+        f"plan.replicas={processes}",
+        *several,
+        JOB=job,
+        **({"PROCESSES": str(processes)} if processes > 1 else {}),
     )
+    run = tmp_path / "build" / "habana-lm" / job
+    summary = json.loads((run / "summary.json").read_text())
+    assert summary["evaluation"]["perplexity"] > 1
+    assert summary["plan"]["replicas"] == processes
+
+
+def test_habana_plans(tmp_path: Path) -> None:
+    words = ["data.path=null", "model.from=null", "model.preset=gpt-j-6b"]
+    assert len(run_script(tmp_path, "habana-lm/plan.sh", *words)) == 3
 
 
 @pytest.mark.parametrize("by_line", [False, True])
@@ -235,7 +342,7 @@ def test_habana_deepspeed_streaming_and_evaluation_alone(
     assert json.loads((work / "clm-streamed" / "summary.json").read_text())["steps"] == 2
 
 
-def test_graphcore_benchmarks(corpus: Path, tmp_path: Path) -> None:
+def test_graphcore_benchmarks(tmp_path: Path) -> None:
     """The benchmark file as it is, but for sizes."""
     folder = tmp_path / "recipe"
     shutil.copytree(ROOT / "recipes" / "graphcore-gpt2", folder)
@@ -243,8 +350,10 @@ def test_graphcore_benchmarks(corpus: Path, tmp_path: Path) -> None:
     small = "model.preset=gpt2-tiny compile.mode=off data.sequence_length=64 train.steps=6"
     text = file.read_text().replace("train.steps=6", small)
     text = text.replace("data.sequence_length=1024", "data.sequence_length=64")
-    source = f"source.path={corpus} tokenizer.vocab_size=512"
-    file.write_text(text.replace("source.kind=stdlib", source))
+    assert "source.kind=generated tokenizer.train=true" in text
+    file.write_text(
+        text.replace("tokenizer.train=true", "tokenizer.train=true tokenizer.vocab_size=512")
+    )
     code = main(["bench", str(file), "--benchmark", "gpt2_small_pretraining", f"out={tmp_path}/o"])
     assert code == 0
     results = json.loads((tmp_path / "o" / "results.json").read_text())

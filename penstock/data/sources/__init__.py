@@ -10,6 +10,7 @@ from pathlib import Path
 
 from penstock.config.data import SourceSection
 from penstock.data.sources.files import SourceFile, list_files
+from penstock.data.sources.generated import list_generated, read_generated
 from penstock.data.sources.hub import list_hub, read_hub
 from penstock.data.sources.piece import Piece, Tally
 from penstock.data.sources.reading import cut_text, read_text
@@ -54,6 +55,7 @@ SOURCES: dict[str, Source] = {
     "parquet": Source(read_parquet, cut=_in_place(cut_parquet), records=True),
     "wikipedia": Source(read_articles, cut=cut_dump),
     "hub": Source(read_hub, files=list_hub, records=True),
+    "generated": Source(read_generated, files=lambda section: list_generated()),
 }
 """By source.kind."""
 

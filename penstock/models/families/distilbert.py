@@ -40,6 +40,7 @@ def from_hf_config(config: dict[str, Any]) -> dict[str, Any]:
         "max_positions": int(config.get("max_position_embeddings", 512)),
         "vocab_size": int(config.get("vocab_size", 30522)),
         "dropout": float(config.get("dropout") or 0.0),
+        "attention_dropout": float(config.get("attention_dropout") or 0.0),
         "activation": read_activation("activation", config.get("activation", "gelu")),
         "tie_embeddings": bool(config.get("tie_word_embeddings", True)),
     }
@@ -59,7 +60,7 @@ def to_hf_config(architecture: Architecture, end_of_text: int | None) -> dict[st
         "vocab_size": a.vocab_size,
         "activation": write_activation(a.activation),
         "dropout": a.dropout,
-        "attention_dropout": a.dropout,
+        "attention_dropout": a.attention_rate,
         "tie_word_embeddings": a.tie_embeddings,
         "pad_token_id": 0,
         "torch_dtype": "float32",
