@@ -54,8 +54,10 @@ def allowed(segments: Int[Tensor, "N T"], rows: slice, end: int, *, is_causal: b
 
 def _not_after(rows: slice, end: int, like: Tensor) -> Tensor:
     """Whether a key 0…end stands not after a query of `rows`, (rows, end) bool."""
-    places = torch.arange(rows.start, rows.stop, device=like.device).unsqueeze(1)
-    return torch.arange(end, device=like.device) <= places
+    # As float32, exact up to 2²⁴: scores are masked by vectors of their own width.
+    keys = torch.arange(end, dtype=torch.float32, device=like.device)
+    places = torch.arange(rows.start, rows.stop, dtype=torch.float32, device=like.device)
+    return keys <= places.unsqueeze(1)
 
 
 def _scores(

@@ -147,8 +147,7 @@ def _piece(
     normalizer = torch.logsumexp(logits, -1)
     nll = normalizer - logits.gather(1, targets.unsqueeze(1)).squeeze(1)
     probabilities = torch.exp(logits - normalizer.unsqueeze(1))
-    columns = torch.arange(projection.shape[0], device=rows.device)
-    hit = columns == targets.unsqueeze(1)
+    hit = _columns(projection) == targets.to(torch.float32).unsqueeze(1)
     scale = 1 + 2 * z_loss * normalizer.unsqueeze(1)
     gradient = (probabilities * scale - hit.float()) * weights.unsqueeze(1)
     return nll, normalizer, gradient.to(rows.dtype)
@@ -163,8 +162,14 @@ def _logits(
     """Float32 logits (n, Vpadded), minus infinity beyond the vocabulary."""
     logits = (rows @ projection.t()).float()
     logits = logits if bias is None else logits + bias.float()
-    columns = torch.arange(projection.shape[0], device=rows.device)
-    return torch.where(columns < vocab, logits, float("-inf"))
+    return torch.where(_columns(projection) < vocab, logits, float("-inf"))
+
+
+def _columns(projection: Float[Tensor, "V D"]) -> Float[Tensor, " V"]:
+    """Numbers of the tokens, as float32, exact up to 2²⁴: logits are masked by vectors of their own
+    width, integers have 64 bits.
+    """
+    return torch.arange(projection.shape[0], dtype=torch.float32, device=projection.device)
 
 
 def token_losses(
