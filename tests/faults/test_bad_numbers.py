@@ -5,9 +5,6 @@ The policy itself is tested in `tests/training/test_guard.py`.
 
 import json
 import math
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -15,6 +12,7 @@ import pytest
 from penstock.checkpoint import list_checkpoints, load_checkpoint
 from penstock.training.metrics import read_metrics
 from tests.parallel.test_replicas import job, state
+from tests.processes import torchrun
 
 CHILD = """
 import json, os, sys, torch, penstock
@@ -35,8 +33,8 @@ def infected(model, when, value):
     next(iter(model.parameters())).register_hook(spoil)
 
 for job, when, value in json.load(open(sys.argv[1])):
-    def new_model(*arguments):
-        model, masters = real(*arguments)
+    def new_model(*arguments, **named):
+        model, masters = real(*arguments, **named)
         if rank == int(os.environ.get("WORLD_SIZE", 1)) - 1:
             infected(model, when, float(value))
         return model, masters
@@ -44,7 +42,7 @@ for job, when, value in json.load(open(sys.argv[1])):
     try:
         penstock.train(**job)
     except UserError as error:
-        print(f"rank {rank}: {error}", flush=True)
+        print(error)
 """
 
 
@@ -66,28 +64,16 @@ def test_one_process_with_infinite_gradients_makes_all_skip_count_and_stop(
         # Two bad steps in a row, after the checkpoint of step 4 and one step more.
         (values("back", 5, rollback_after=2), [5, 6], "inf"),
     ]
-    (tmp_path / "jobs.json").write_text(json.dumps(jobs))
-    (tmp_path / "child.py").write_text(CHILD)
-    command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2"]
-    done = subprocess.run(
-        [*command, str(tmp_path / "child.py"), str(tmp_path / "jobs.json")],
-        check=False,
-        capture_output=True,
-        text=True,
-        timeout=300,
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
-    )
-    assert done.returncode == 0, done.stderr[-2000:]
+    processes = torchrun(CHILD, jobs, tmp_path)
     records = [r for r in read_metrics(tmp_path / "skipped" / "metrics.jsonl") if "loss" in r]
     assert [r["skipped"] for r in records] == [0, 0, 1, 1, 1, 2, 2, 2]
     assert [r["grad_norm"] is None for r in records] == [n in (2, 5) for n in range(8)]
     assert all(math.isfinite(r["loss"]) for r in records)
     assert all(bool(tensor.isfinite().all()) for tensor in state(tmp_path / "skipped").values())
     assert json.loads((tmp_path / "skipped" / "summary.json").read_bytes())["skipped_steps"] == 2
-    said = [line for line in done.stdout.splitlines() if line.startswith("rank")]
-    assert sorted(line[:6] for line in said) == ["rank 0", "rank 1"]
-    assert all("2 steps were skipped" in line for line in said)
-    assert done.stderr.count("step 23 (samples 176 to 183) skipped") == 2
+    assert all(process.out.count("2 steps were skipped") == 1 for process in processes)
+    assert processes[0].out == processes[1].out
+    assert all("step 23 (samples 176 to 183) skipped" in process.err for process in processes)
     assert_spikes_were_skipped(tmp_path / "spiked", factor=5.0, steps=[23, 26])
     # The last checkpoint is from before, and whole.
     newest = load_checkpoint(list_checkpoints(tmp_path / "stopped" / "checkpoints")[-1])
@@ -98,8 +84,9 @@ def test_one_process_with_infinite_gradients_makes_all_skip_count_and_stop(
     assert [r["loss"] for r in records[:3]] == pytest.approx(calm[:3], rel=0)
     assert records[4]["loss"] != calm[4]
     # The samples that did it are named, in what the run ends with too.
-    assert all("step 5, samples 32 to 39; train.bad_steps is 1" in line for line in said)
-    assert done.stderr.count("weights and optimizer are those of step 4 again") == 2
+    assert "step 5, samples 32 to 39; train.bad_steps is 1" in processes[0].out
+    again = "weights and optimizer are those of step 4 again"
+    assert all(process.err.count(again) == 1 for process in processes)
 
 
 def assert_spikes_were_skipped(run: Path, *, factor: float, steps: list[int]) -> None:

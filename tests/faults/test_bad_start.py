@@ -4,16 +4,14 @@ A plan for another number of processes is in `tests/parallel/test_replicas.py`.
 """
 
 import json
-import os
 import socket
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 
 from penstock.checkpoint import list_checkpoints
 from tests.parallel.test_replicas import job, start
+from tests.processes import torchrun
 
 CHILD = """
 import json, os, sys, torch, penstock
@@ -21,18 +19,18 @@ from penstock.hardware.process import prepare_process
 from penstock.errors import UserError
 prepare_process()
 rank = int(os.environ["RANK"])
-cases = json.load(open(sys.argv[1]))
-for name, jobs in cases.items():
+found = {}
+for name, jobs in json.load(open(sys.argv[1])).items():
     real = torch.__version__
     if name == "torch" and rank == 1:
         torch.__version__ = "2.99.0"
     try:
         penstock.train(**jobs[rank])
-        said = "trained"
+        found[name] = "trained"
     except UserError as error:
-        said = str(error)
+        found[name] = str(error)
     torch.__version__ = real
-    print(json.dumps({"rank": rank, "case": name, "said": said}), flush=True)
+print(json.dumps(found))
 """
 
 
@@ -47,22 +45,9 @@ def test_processes_that_would_train_different_jobs_refuse(
         for path in (tiny_executable, dropout_executable)
     ]
     cases = {"configuration": [same, other], "executable": kernels, "torch": [same, same]}
-    (tmp_path / "cases.json").write_text(json.dumps(cases))
-    (tmp_path / "child.py").write_text(CHILD)
-    command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2"]
-    done = subprocess.run(
-        [*command, str(tmp_path / "child.py"), str(tmp_path / "cases.json")],
-        check=False,
-        capture_output=True,
-        text=True,
-        timeout=200,
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
-    )
-    assert done.returncode == 0, done.stderr[-2000:]
-    said = [json.loads(line) for line in done.stdout.splitlines() if line.startswith("{")]
-    assert len(said) == 2 * len(cases)
+    said = [json.loads(rank.out) for rank in torchrun(CHILD, cases, tmp_path)]
     for name in cases:
-        one, two = (record["said"] for record in said if record["case"] == name)
+        one, two = (cases_of_rank[name] for cases_of_rank in said)
         assert one == two
         assert "the processes differ in their" in one
         assert "rank 1" in one

@@ -125,6 +125,8 @@ class Disk:
             self.at[result.strip()] = 0
         elif call == "close":
             self.open.pop(descriptor, None)
+        elif call == "lseek":
+            self.at[descriptor] = int(result)
         elif call in ("mkdir", "rename", "renameat", "renameat2", "link", "linkat"):
             self._name(call, texts)
         elif call in ("unlink", "unlinkat", "rmdir"):
@@ -145,6 +147,7 @@ class Disk:
             content[:] = content[:size].ljust(size, b"\0")
         elif call == "write":
             data, at = bytes.fromhex(texts[0].replace("\\x", "")), self.at[descriptor]
+            content.extend(bytes(max(0, at - len(content))))  # A hole, if it was sought past.
             content[at : at + len(data)] = data
             self.at[descriptor] = at + len(data)
         else:
@@ -213,7 +216,7 @@ def crashes_of(saver: Saver, folder: Path, *, careless: bool = False) -> int:
     for path in sorted(root.rglob("*"), key=lambda p: len(p.parts)):
         disk.add(str(path), None if path.is_dir() else path.read_bytes())
     trace = root.parent / f"{root.name}-trace"
-    options = ("-xx", "-s", "1000000", "-o", str(trace), "-e", f"trace={CALLS}")
+    options = ("-xx", "-s", "1000000", "-o", str(trace), "-e", f"trace={CALLS},lseek")
     assert saver.save(folder, 9, *options, careless=careless) == 0
     crashes = changed = 0
     for line in trace.read_text().splitlines():
