@@ -24,19 +24,22 @@ from penstock.errors import UserError
 rank = int(os.environ.get("RANK", 0))
 real = jobs.new_model
 
-def infected(model, when, value):
-    # The gradient one process's own data give one weight, in some micro-batches.
-    seen = {"micro-batches": 0}
-    def spoil(gradient):
-        seen["micro-batches"] += 1
-        return gradient * value if (seen["micro-batches"] - 1) // 2 in when else gradient
-    next(iter(model.parameters())).register_hook(spoil)
+def infected(model, what, when, value):
+    # The gradient one process's own data give one weight, or its loss, in some steps of two passes.
+    seen = {"passes": 0}
+    def spoil(figure):
+        seen["passes"] += 1
+        return figure * value if (seen["passes"] - 1) // 2 in when else figure
+    if what == "loss":
+        model.register_forward_hook(lambda model, given, loss: spoil(loss))
+    else:
+        next(iter(model.parameters())).register_hook(spoil)
 
-for job, when, value in json.load(open(sys.argv[1])):
+for job, what, when, value in json.load(open(sys.argv[1])):
     def new_model(*arguments, **named):
         model, masters = real(*arguments, **named)
         if rank == int(os.environ.get("WORLD_SIZE", 1)) - 1:
-            infected(model, when, float(value))
+            infected(model, what, when, float(value))
         return model, masters
     jobs.new_model = new_model
     try:
@@ -55,14 +58,15 @@ def test_one_process_with_infinite_gradients_makes_all_skip_count_and_stop(
         return job(dataset_folder, tmp_path / name, train=train, checkpoint=every)
 
     jobs = [
-        (values("skipped", 3), [2, 5], "inf"),
-        (values("stopped", 1), [2, 4, 6], "nan"),
-        (values("alone", 0), [], "1"),
+        (values("skipped", 3), "gradient", [2, 5], "inf"),
+        (values("stopped", 1), "gradient", [2, 4, 6], "nan"),
+        (values("alone", 0), "gradient", [], "1"),
         # Finite, but far above the running mean; before and after a restart.
-        (values("spiked", 3, steps=24, spike_factor=5.0), [22], "1000"),
-        (values("spiked", 3, steps=27, spike_factor=5.0), [1], "1000"),
+        (values("spiked", 3, steps=24, spike_factor=5.0), "gradient", [22], "1000"),
+        (values("spiked", 3, steps=27, spike_factor=5.0), "gradient", [1], "1000"),
+        (values("loss spiked", 3, steps=24, loss_spike_factor=1.5), "loss", [22], "9"),
         # Two bad steps in a row, after the checkpoint of step 4 and one step more.
-        (values("back", 5, rollback_after=2), [5, 6], "inf"),
+        (values("back", 5, rollback_after=2), "gradient", [5, 6], "inf"),
     ]
     processes = torchrun(CHILD, jobs, tmp_path)
     records = [r for r in read_metrics(tmp_path / "skipped" / "metrics.jsonl") if "loss" in r]
@@ -75,6 +79,11 @@ def test_one_process_with_infinite_gradients_makes_all_skip_count_and_stop(
     assert processes[0].out == processes[1].out
     assert all("step 23 (samples 176 to 183) skipped" in process.err for process in processes)
     assert_spikes_were_skipped(tmp_path / "spiked", factor=5.0, steps=[23, 26])
+    # By its loss, which the log has as it was; by its norm nothing is a spike in this run.
+    path = tmp_path / "loss spiked" / "metrics.jsonl"
+    spiked = [r for r in read_metrics(path) if "loss" in r]
+    assert [r["skipped"] for r in spiked] == [*[0] * 22, 1, 1]
+    assert spiked[22]["loss"] > 3 * spiked[23]["loss"]
     # The last checkpoint is from before, and whole.
     newest = load_checkpoint(list_checkpoints(tmp_path / "stopped" / "checkpoints")[-1])
     assert newest.step == 4
