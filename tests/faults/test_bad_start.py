@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+import penstock
 from penstock.checkpoint import list_checkpoints
 from tests.parallel.test_replicas import job, start
 from tests.processes import torchrun
@@ -34,7 +35,7 @@ print(json.dumps(found))
 """
 
 
-def test_processes_that_would_train_different_jobs_refuse(
+def test_processes_that_would_train_different_jobs_or_go_on_from_another_refuse(
     tiny_executable: Path, dropout_executable: Path, dataset_folder: Path, tmp_path: Path
 ) -> None:
     same = job(dataset_folder, tmp_path / "run")
@@ -45,7 +46,18 @@ def test_processes_that_would_train_different_jobs_refuse(
         for path in (tiny_executable, dropout_executable)
     ]
     cases = {"configuration": [same, other], "executable": kernels, "torch": [same, same]}
-    said = [json.loads(rank.out) for rank in torchrun(CHILD, cases, tmp_path)]
+    # And a run folder with the checkpoint of another model, read whole and by parts of blocks.
+    penstock.train(**job(dataset_folder, tmp_path / "other", train={"steps": 1}))
+    model = {"preset": "gpt2-tiny", "hidden_size": 32, "heads": 2}
+    wrong = {**job(dataset_folder, tmp_path / "other"), "model": model}
+    models = {"whole": [wrong] * 2, "parts": [{**wrong, "plan": {"tensor": 2}}] * 2}
+    said = [json.loads(rank.out) for rank in torchrun(CHILD, {**cases, **models}, tmp_path)]
+    for name in models:
+        one, two = (cases_of_rank[name] for cases_of_rank in said)
+        assert one == two
+        assert "another architecture: " in one
+        assert "hidden_size 64, here 32; heads 4, here 2" in one
+        assert "layers" not in one
     for name in cases:
         one, two = (cases_of_rank[name] for cases_of_rank in said)
         assert one == two
@@ -57,10 +69,11 @@ def test_processes_that_would_train_different_jobs_refuse(
 
 def refused(values: dict, folder: Path, *words: str) -> str:
     """The one line of a job that cannot start."""
-    process = start(values, folder, "--processes", "1", *words)
+    process = start(values, folder, "--quiet", "--processes", "1", *words)
     error = process.communicate(timeout=120)[1]
     assert process.returncode in (1, 2), error
-    [line] = [text for text in error.splitlines() if text.startswith("penstock")]
+    [line] = error.splitlines()
+    assert line.startswith("penstock: ")
     assert not Path(f"/proc/{process.pid}").exists()
     return line
 
@@ -78,6 +91,9 @@ def test_a_port_that_is_taken_and_hosts_that_are_not_there(
         assert "the hosts did not meet" in refused(values, tmp_path, *words)
     line = refused(values, tmp_path, "launch.hosts=2", "launch.address=no-such-host.invalid:29500")
     assert "no-such-host.invalid is not known" in line
+    # An address that no host has (RFC 5737): nothing answers, or there is no route.
+    line = refused(values, tmp_path, "launch.hosts=2", "launch.address=192.0.2.1:29500")
+    assert "the hosts did not meet at 192.0.2.1:29500 in 5 s" in line
     # A free port on this host, and the other host never comes.
     line = refused(values, tmp_path, "launch.hosts=2", f"launch.address={address}")
     assert "the hosts did not meet" in line
