@@ -47,7 +47,7 @@ def test_processes_that_would_train_different_jobs_or_go_on_from_another_refuse(
     ]
     cases = {"configuration": [same, other], "executable": kernels, "torch": [same, same]}
     # And a run folder with the checkpoint of another model, read whole and by parts of blocks.
-    penstock.train(**job(dataset_folder, tmp_path / "other", train={"steps": 1}))
+    penstock.train(**job(dataset_folder, tmp_path / "other", train={"steps": 4}))
     model = {"preset": "gpt2-tiny", "hidden_size": 32, "heads": 2}
     wrong = {**job(dataset_folder, tmp_path / "other"), "model": model}
     models = {"whole": [wrong] * 2, "parts": [{**wrong, "plan": {"tensor": 2}}] * 2}

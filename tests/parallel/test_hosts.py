@@ -93,7 +93,7 @@ def test_two_hosts_train_what_one_does(
         error = process.communicate(timeout=200)[1]
         assert process.returncode == 0, error
     one = start([], tmp_path / "one")
-    assert one.wait(timeout=100) == 0
+    assert one.wait(timeout=300) == 0
     found, expected = (
         [r["loss"] for r in read_metrics(tmp_path / run / "metrics.jsonl") if "loss" in r]
         for run in ("two", "one")
