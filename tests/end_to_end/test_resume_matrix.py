@@ -7,6 +7,7 @@ it ends with one. Kills whenever they come are in `test_resume.py`.
 import itertools
 import random
 import shutil
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
