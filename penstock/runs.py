@@ -138,11 +138,20 @@ def require_same_job(identity: dict[str, Any], state: CheckpointState) -> None:
     before = state.values.get("identity", {})
     for name, value in json.loads(json.dumps(identity)).items():
         if before.get(name) != value:
+            what = _unlike(before.get(name), value)
             raise CheckpointError(
-                f"the checkpoint has {name}={before.get(name)}, this job {name}={value}",
+                f"the checkpoint was trained with another {name}: {what}",
                 where="run",
                 do="give the same settings as before, or another run folder",
             )
+
+
+def _unlike(before: Any, now: Any) -> str:  # noqa: ANN401 - any JSON value
+    """What of two values differs, entry by entry where they have some."""
+    if not isinstance(before, dict) or not isinstance(now, dict):
+        return f"{json.dumps(before)}, here {json.dumps(now)}"
+    names = [n for n in {**before, **now} if before.get(n) != now.get(n)]
+    return "; ".join(f"{name} {_unlike(before.get(name), now.get(name))}" for name in names)
 
 
 def attach_for_evaluation(config: Config, loaded: LoadedRun, model: Transformer) -> int | None:

@@ -151,6 +151,9 @@ class TrainSection(Section):
     spike_factor: float | None = Field(default=None, gt=1)
     """Skip a step whose gradient norm exceeds this multiple of its running mean; null: only
     steps with NaN or infinity are skipped."""
+    loss_spike_factor: float | None = Field(default=None, gt=1)
+    """Skip a step whose loss exceeds this multiple of its running mean, such as 1.5; null: as for
+    the norm. Either counts from the 20th applied step on."""
     rollback_after: int | None = Field(default=None, ge=1)
     """Go back to the weights and optimizer state of the last checkpoint after this many skipped
     steps in a row; data and step count go on, past what was skipped. null: never."""

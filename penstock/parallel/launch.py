@@ -25,7 +25,7 @@ from penstock.config.schema import Config
 from penstock.console import get_console
 from penstock.errors import ConfigError, UserError
 from penstock.parallel.environment import CHILD_MARK, ORIGINS
-from penstock.parallel.network import is_this_host, own_address
+from penstock.parallel.network import is_this_host, own_address, wait_for_port
 
 _GRACE_SECONDS = 30
 """From SIGTERM to SIGKILL: what preemptible machines give."""
@@ -45,6 +45,7 @@ def launch(words: Sequence[str], section: LaunchSection, folder: str) -> None:
 
     Raises:
         ConfigError: several hosts without an address to meet at.
+        LaunchError: the hosts did not find each other.
         UserError: what the first process that failed says, where it is the user's to mend.
         LaunchError: a process was lost, more often than the job may start again.
     """
@@ -61,11 +62,8 @@ def launch(words: Sequence[str], section: LaunchSection, folder: str) -> None:
             get_console().warning(f"{name}: stopped; the same command goes on where it stood")
             return
         except RendezvousError as error:
-            raise LaunchError(
-                f"the hosts did not meet at {section.address}: {' '.join(str(error).split())}",
-                where="launch.address",
-                do="start the same command on every host; the port must be free on the first",
-            ) from None
+            reason = " ".join(str(error).split()) or "not all came in time"
+            raise _did_not_meet(section, reason) from None
         except ChildFailedError as error:
             failure = _cause(error.failures)
             if failure.exitcode == _MISTAKE:
@@ -79,6 +77,14 @@ def launch(words: Sequence[str], section: LaunchSection, folder: str) -> None:
             get_console().warning(
                 f"{_said(failure)}: all start again ({attempt + 1} of {section.restarts})"
             )
+
+
+def _did_not_meet(section: LaunchSection, reason: str) -> LaunchError:
+    return LaunchError(
+        f"the hosts did not meet at {section.address} in {section.timeout_seconds:g} s: {reason}",
+        where="launch.address",
+        do="start the same command on every host; the port must be free on the first, and open",
+    )
 
 
 def train_in_processes(config: Config, origins: Mapping[str, str]) -> None:
@@ -119,7 +125,10 @@ def _environment(section: LaunchSection, folder: str) -> Generator[None]:
 
 
 def _config(section: LaunchSection, attempt: int, logs: str) -> LaunchConfig:
-    """One start of all processes; hosts agree on which attempt it is by its name."""
+    """One start of all processes; hosts agree on which attempt it is by its name.
+
+    Waits for the first host to be there: the others know nothing to do without it.
+    """
     if section.hosts > 1 and section.address is None:
         raise ConfigError(
             f"launch.hosts={section.hosts} need a place to meet",
@@ -131,6 +140,9 @@ def _config(section: LaunchSection, attempt: int, logs: str) -> LaunchConfig:
     settings: dict[str, Any] = {"join_timeout": seconds, "read_timeout": seconds}
     if meeting is not None:
         settings["is_host"] = is_this_host(*meeting)
+        reason = None if settings["is_host"] else wait_for_port(*meeting, section.timeout_seconds)
+        if reason is not None:
+            raise _did_not_meet(section, reason)
     return LaunchConfig(
         min_nodes=section.hosts,
         max_nodes=section.hosts,

@@ -6,11 +6,15 @@ wrong card. It must never import torch.
 
 import contextlib
 import fcntl
+import os
 import socket
 import struct
+import time
 
 _GET_ADDRESS = 0x8915
 """SIOCGIFADDR of netdevice(7)."""
+_AGAIN_SECONDS = 0.5
+"""Between two looks whether a port answers."""
 
 
 def own_address(host: str, port: int) -> str | None:
@@ -28,6 +32,25 @@ def is_this_host(host: str, port: int) -> bool:
     with contextlib.suppress(OSError):
         return socket.gethostbyname(host) == own_address(host, port)
     return False
+
+
+def wait_for_port(host: str, port: int, seconds: float) -> str | None:
+    """Wait until something accepts connections there; None then, or why not after so many seconds.
+
+    Torch's own rendezvous waits as well, but writes a page for each time it is refused.
+    """
+    deadline = time.monotonic() + seconds
+    while True:
+        left = max(0.1, deadline - time.monotonic())
+        try:
+            socket.create_connection((host, port), timeout=left).close()
+        except OSError as error:
+            reason = os.strerror(error.errno) if error.errno else "it does not answer"
+        else:
+            return None
+        if time.monotonic() + _AGAIN_SECONDS >= deadline:
+            return reason
+        time.sleep(_AGAIN_SECONDS)
 
 
 def interface_of(address: str) -> str | None:

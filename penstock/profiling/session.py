@@ -7,7 +7,6 @@ and optimizer step; nothing of it is kept but the recording.
 import contextlib
 import dataclasses
 import json
-import math
 import os
 import tempfile
 from collections.abc import Callable, Generator, Mapping
@@ -29,6 +28,7 @@ from penstock.profiling.trace import Times, read_times
 from penstock.profiling.work import Work, generation_work, training_work
 from penstock.spans import recording, span
 from penstock.train_run import prepare_job
+from penstock.training.guard import NO_LIMITS
 from penstock.training.metrics import peak_memory_bytes
 from penstock.training.schedule import learning_rate
 from penstock.training.step import Passes, train_step
@@ -139,7 +139,7 @@ def _stepper(job: TrainingJob) -> Generator[None]:
                     step=step,
                     seed=job.seed,
                     lr=learning_rate(step, job.schedule, job.lr, job.total_steps),
-                    norm_limit=math.inf,
+                    limits=NO_LIMITS,
                     replicas=job.replicas,
                 )
                 float(result.loss)

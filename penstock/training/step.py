@@ -14,6 +14,7 @@ from penstock.models.transformer import Transformer
 from penstock.parallel.replicas import Replicas
 from penstock.spans import span
 from penstock.training.gradient_norm import global_norm
+from penstock.training.guard import Limits
 from penstock.training.optimizers import Optimizer
 
 if TYPE_CHECKING:  # It loads torch's pipelines.
@@ -28,7 +29,7 @@ class StepResult(NamedTuple):
     grad_norm: Tensor
     """() float32, before clipping."""
     skipped: Tensor
-    """() bool: nothing was updated, because a figure was not finite or the norm too large."""
+    """() bool: nothing was updated, because a figure was not finite or too large."""
 
 
 class Passes:
@@ -117,13 +118,13 @@ def train_step(
     step: int,
     seed: int,
     lr: float,
-    norm_limit: float,
+    limits: Limits,
     replicas: Replicas,
 ) -> StepResult:
     """Train on one global batch, of which `micro_batches` is this replica's share.
 
-    `step` and `seed` name the dropout streams; a step whose gradient norm is above `norm_limit`
-    or not finite changes nothing.
+    `step` and `seed` name the dropout streams; a step whose loss or gradient norm is above
+    `limits`, or not finite, changes nothing.
     """
     # 1. The global batch is already cut into micro-batches of the compiled shape.
     # 2. One weight for all: no average of averages, whatever the cut.
@@ -140,7 +141,8 @@ def train_step(
         counted = replicas.counted(gradients, names)
         norm = replicas.norm(global_norm(counted, passes.device))
     # 6. Finite? Decided on the device, without waiting for it.
-    skipped = ~(torch.isfinite(loss) & torch.isfinite(norm) & (norm <= norm_limit))
+    finite = torch.isfinite(loss) & torch.isfinite(norm)
+    skipped = ~(finite & (loss <= limits.loss) & (norm <= limits.grad_norm))
     # 7. Update.
     with span("phase/optimizer"):
         optimizer.step(lr, grad_norm=norm, skip=skipped, gradients=gradients)

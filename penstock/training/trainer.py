@@ -18,7 +18,7 @@ from penstock.data.loader import Loader
 from penstock.parallel.replicas import Replicas
 from penstock.parallel.world import World
 from penstock.saving import AsyncSaver
-from penstock.training.guard import Guard
+from penstock.training.guard import Guard, Limits, said
 from penstock.training.metrics import MetricsLog, Throughput, peak_memory_bytes
 from penstock.training.optimizers import Optimizer
 from penstock.training.rollback import load_optimizer, roll_back
@@ -73,8 +73,8 @@ class _Done(NamedTuple):
     tokens: int
     """Since the run began."""
     lr: float
-    limit: float
-    """Largest gradient norm it was allowed."""
+    limits: Limits
+    """What it was allowed."""
     result: StepResult
 
 
@@ -122,7 +122,7 @@ class Trainer:
                 loaded = next(steps)
                 self.throughput.data_ready()
                 lr = learning_rate(totals.step, job.schedule, job.lr, job.total_steps)
-                limit = self.guard.limit
+                limits = self.guard.limits
                 result = train_step(
                     job.passes,
                     loaded.batches,
@@ -130,14 +130,14 @@ class Trainer:
                     step=totals.step,
                     seed=job.seed,
                     lr=lr,
-                    norm_limit=limit,
+                    limits=limits,
                     replicas=job.replicas,
                 )
                 samples = f"samples {totals.position} to {loaded.position - 1}"
                 totals.step, totals.position = totals.step + 1, loaded.position
                 self._own_data_state = loaded.state
                 totals.tokens += loaded.tokens
-                done = _Done(totals.step, samples, totals.tokens, lr, limit, result)
+                done = _Done(totals.step, samples, totals.tokens, lr, limits, result)
                 self._pending.append(done)
                 self._read_results(self._lag)
                 if self.guard.asks_to_roll_back():
@@ -162,10 +162,10 @@ class Trainer:
             done = self._pending.popleft()
             loss, norm = float(done.result.loss), float(done.result.grad_norm)
             self._judged.append((done, loss, norm))
-            if self.guard.admit(done.step, loss, norm, limit=done.limit, samples=done.samples):
+            if self.guard.admit(done.step, loss, norm, limits=done.limits, samples=done.samples):
                 self.totals.last_loss = loss
                 continue
-            what = f"loss {loss:g}, gradient norm {norm:g} (limit {done.limit:g})"
+            what = said(done.limits, loss, norm)
             get_console().warning(f"step {done.step} ({done.samples}) skipped: {what}")
 
     def _log(self) -> None:

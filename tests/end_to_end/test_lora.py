@@ -157,7 +157,7 @@ def test_other_weights_under_an_adapter_are_refused(
     other.save_pretrained(tmp_path / "base")
     with pytest.raises(CheckpointError, match="have changed since"):
         penstock.generate(run=run, generate={"prompt": "a", "tokens": 1})
-    with pytest.raises(CheckpointError, match="the checkpoint has base="):
+    with pytest.raises(CheckpointError, match="trained with another base: "):
         penstock.train(**job(tmp_path / "base", dataset_folder, run, train={"steps": 9}))
     shutil.rmtree(tmp_path / "base")
     assert main(["generate", f"run={run}", "generate.prompt=a"]) == 2

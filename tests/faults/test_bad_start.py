@@ -4,16 +4,15 @@ A plan for another number of processes is in `tests/parallel/test_replicas.py`.
 """
 
 import json
-import os
 import socket
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 
+import penstock
 from penstock.checkpoint import list_checkpoints
 from tests.parallel.test_replicas import job, start
+from tests.processes import torchrun
 
 CHILD = """
 import json, os, sys, torch, penstock
@@ -21,22 +20,22 @@ from penstock.hardware.process import prepare_process
 from penstock.errors import UserError
 prepare_process()
 rank = int(os.environ["RANK"])
-cases = json.load(open(sys.argv[1]))
-for name, jobs in cases.items():
+found = {}
+for name, jobs in json.load(open(sys.argv[1])).items():
     real = torch.__version__
     if name == "torch" and rank == 1:
         torch.__version__ = "2.99.0"
     try:
         penstock.train(**jobs[rank])
-        said = "trained"
+        found[name] = "trained"
     except UserError as error:
-        said = str(error)
+        found[name] = str(error)
     torch.__version__ = real
-    print(json.dumps({"rank": rank, "case": name, "said": said}), flush=True)
+print(json.dumps(found))
 """
 
 
-def test_processes_that_would_train_different_jobs_refuse(
+def test_processes_that_would_train_different_jobs_or_go_on_from_another_refuse(
     tiny_executable: Path, dropout_executable: Path, dataset_folder: Path, tmp_path: Path
 ) -> None:
     same = job(dataset_folder, tmp_path / "run")
@@ -47,22 +46,20 @@ def test_processes_that_would_train_different_jobs_refuse(
         for path in (tiny_executable, dropout_executable)
     ]
     cases = {"configuration": [same, other], "executable": kernels, "torch": [same, same]}
-    (tmp_path / "cases.json").write_text(json.dumps(cases))
-    (tmp_path / "child.py").write_text(CHILD)
-    command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2"]
-    done = subprocess.run(
-        [*command, str(tmp_path / "child.py"), str(tmp_path / "cases.json")],
-        check=False,
-        capture_output=True,
-        text=True,
-        timeout=200,
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
-    )
-    assert done.returncode == 0, done.stderr[-2000:]
-    said = [json.loads(line) for line in done.stdout.splitlines() if line.startswith("{")]
-    assert len(said) == 2 * len(cases)
+    # And a run folder with the checkpoint of another model, read whole and by parts of blocks.
+    penstock.train(**job(dataset_folder, tmp_path / "other", train={"steps": 4}))
+    model = {"preset": "gpt2-tiny", "hidden_size": 32, "heads": 2}
+    wrong = {**job(dataset_folder, tmp_path / "other"), "model": model}
+    models = {"whole": [wrong] * 2, "parts": [{**wrong, "plan": {"tensor": 2}}] * 2}
+    said = [json.loads(rank.out) for rank in torchrun(CHILD, {**cases, **models}, tmp_path)]
+    for name in models:
+        one, two = (cases_of_rank[name] for cases_of_rank in said)
+        assert one == two
+        assert "another architecture: " in one
+        assert "hidden_size 64, here 32; heads 4, here 2" in one
+        assert "layers" not in one
     for name in cases:
-        one, two = (record["said"] for record in said if record["case"] == name)
+        one, two = (cases_of_rank[name] for cases_of_rank in said)
         assert one == two
         assert "the processes differ in their" in one
         assert "rank 1" in one
@@ -72,10 +69,11 @@ def test_processes_that_would_train_different_jobs_refuse(
 
 def refused(values: dict, folder: Path, *words: str) -> str:
     """The one line of a job that cannot start."""
-    process = start(values, folder, "--processes", "1", *words)
+    process = start(values, folder, "--quiet", "--processes", "1", *words)
     error = process.communicate(timeout=120)[1]
     assert process.returncode in (1, 2), error
-    [line] = [text for text in error.splitlines() if text.startswith("penstock")]
+    [line] = error.splitlines()
+    assert line.startswith("penstock: ")
     assert not Path(f"/proc/{process.pid}").exists()
     return line
 
@@ -93,6 +91,9 @@ def test_a_port_that_is_taken_and_hosts_that_are_not_there(
         assert "the hosts did not meet" in refused(values, tmp_path, *words)
     line = refused(values, tmp_path, "launch.hosts=2", "launch.address=no-such-host.invalid:29500")
     assert "no-such-host.invalid is not known" in line
+    # An address that no host has (RFC 5737): nothing answers, or there is no route.
+    line = refused(values, tmp_path, "launch.hosts=2", "launch.address=192.0.2.1:29500")
+    assert "the hosts did not meet at 192.0.2.1:29500 in 5 s" in line
     # A free port on this host, and the other host never comes.
     line = refused(values, tmp_path, "launch.hosts=2", f"launch.address={address}")
     assert "the hosts did not meet" in line

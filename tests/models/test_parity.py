@@ -153,7 +153,7 @@ def test_pickled_code_is_not_run(tmp_path: Path) -> None:
             return (Path.touch, (tmp_path / "exploded",))
 
     torch.save({"wte.weight": Bomb()}, tmp_path / "pytorch_model.bin")
-    with pytest.raises(CheckpointError, match="cannot be read"):
+    with pytest.raises(CheckpointError, match="is damaged, or holds more than weights"):
         load_weights(tmp_path, Transformer(architecture()))
     assert not (tmp_path / "exploded").exists()
 

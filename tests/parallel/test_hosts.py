@@ -3,14 +3,16 @@
 import json
 import os
 import shutil
+import socket
 import subprocess
 import sys
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
-from penstock.parallel.network import interface_of, own_address
+from penstock.parallel.network import interface_of, own_address, wait_for_port
 from penstock.training.metrics import read_metrics
 
 ADDRESSES = ("192.0.2.1", "192.0.2.2")
@@ -22,6 +24,15 @@ def test_the_way_to_this_host_is_its_loopback() -> None:
     assert interface_of("127.0.0.1") == "lo"
     assert interface_of("192.0.2.77") is None
     assert own_address("no-such-host.invalid", 9) is None
+
+
+def test_a_port_is_waited_for_and_why_it_does_not_answer_is_known() -> None:
+    with socket.socket() as later:
+        later.bind(("127.0.0.1", 0))
+        port = later.getsockname()[1]
+        assert wait_for_port("127.0.0.1", port, 0.2) == "Connection refused"
+        threading.Timer(0.7, later.listen).start()
+        assert wait_for_port("127.0.0.1", port, 20) is None
 
 
 def ip(*words: str) -> None:
@@ -82,7 +93,7 @@ def test_two_hosts_train_what_one_does(
         error = process.communicate(timeout=200)[1]
         assert process.returncode == 0, error
     one = start([], tmp_path / "one")
-    assert one.wait(timeout=100) == 0
+    assert one.wait(timeout=300) == 0
     found, expected = (
         [r["loss"] for r in read_metrics(tmp_path / run / "metrics.jsonl") if "loss" in r]
         for run in ("two", "one")

@@ -14,10 +14,11 @@ import torch
 import penstock
 from penstock.checkpoint import list_checkpoints, load_checkpoint
 from penstock.training.metrics import read_metrics
+from tests.processes import torchrun
 
 STEPS = 12
 CHILD = """
-import json, os, sys, penstock
+import json, sys, penstock
 from penstock.hardware.process import prepare_process
 prepare_process()
 for job in json.load(open(sys.argv[1])):
@@ -50,15 +51,7 @@ def job(dataset: Path, run: Path, **more: object) -> dict:
 
 def run_jobs(jobs: list[dict], folder: Path, processes: int = 2, timeout: float = 400) -> None:
     """As a user of torchrun would: the jobs one after the other in the same processes."""
-    (folder / "jobs.json").write_text(json.dumps(jobs))
-    (folder / "child.py").write_text(CHILD)
-    command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", str(processes)]
-    command += [str(folder / "child.py"), str(folder / "jobs.json")]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    done = subprocess.run(
-        command, check=False, capture_output=True, text=True, env=environment, timeout=timeout
-    )
-    assert done.returncode == 0, done.stderr[-3000:]
+    torchrun(CHILD, jobs, folder, processes, timeout)
 
 
 def figures(run: Path) -> list[float]:

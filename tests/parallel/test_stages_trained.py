@@ -19,6 +19,7 @@ from penstock.training.metrics import read_metrics
 from tests.parallel.test_replicas import STEPS, assert_close, figures, job, run_jobs, state
 
 MODEL = {"preset": "gpt2-tiny", "dropout": 0.1, "layers": 4}
+WAYS = ("none", "optimizer", "gradients", "weights")
 SCHEDULES = ("gpipe", "1f1b", "interleaved", "zero-bubble")
 
 
@@ -87,29 +88,47 @@ def test_stages_run_through_kernels_and_are_exported_whole(
     assert names[0] == names[1] != []
 
 
-@pytest.mark.slow
+def fifty(dataset: Path, run: Path, *, is_small: bool, **more: object) -> dict:
+    """Fifty steps at a learning rate at which training is smooth, as `losses` says."""
+    short = {"evaluate_every": 25, "steps": 50} if is_small else {"steps": 50}
+    values = job(dataset, run, train=short, optimizer={"lr": 5e-4}, model=MODEL, **more)
+    if is_small:
+        small = {**MODEL, "hidden_size": 32, "heads": 2}
+        data = {**values["data"], "sequence_length": 32}
+        values |= {"model": small, "data": data, "checkpoint": {"every": None}}
+    return values
+
+
+@pytest.mark.parametrize(
+    "is_small", [pytest.param(True, id="small"), pytest.param(False, marks=pytest.mark.slow)]
+)
+@pytest.mark.timeout(3600)
 def test_fifty_steps_by_every_mesh_are_those_of_one_process(
-    dataset_folder: Path, tmp_path: Path
+    is_small: bool, dataset_folder: Path, tmp_path: Path
 ) -> None:
-    long = {"train": {"steps": 50}, "optimizer": {"lr": 5e-4}}
-    penstock.train(**{**job(dataset_folder, tmp_path / "alone", **long), "model": MODEL})
-    jobs = [staged(dataset_folder, tmp_path / name, name, **long) for name in SCHEDULES]
-    for way in ("none", "optimizer", "gradients", "weights"):
-        values = job(dataset_folder, tmp_path / way, plan={"shard": way}, **long)
-        jobs.append({**values, "model": MODEL})
-    parts = job(dataset_folder, tmp_path / "parts", plan={"tensor": 2}, **long)
-    jobs.append({**parts, "model": MODEL})
-    run_jobs(jobs, tmp_path, timeout=1800)
-    ways = {"none": {"replicas": 2}, "divided": {"replicas": 2, "shard": "weights"}}
-    meshes = [
-        staged(dataset_folder, tmp_path / f"mesh-{name}", "1f1b", plan=plan, **long)
-        for name, plan in ways.items()
-    ]
-    run_jobs(meshes, tmp_path, processes=4, timeout=1800)
-    for values in (*jobs, *meshes):
-        run = Path(values["run"])
-        assert len(losses(run)) == len(losses(tmp_path / "alone")) == 50 + 9
-        assert losses(run) == pytest.approx(losses(tmp_path / "alone"), rel=1e-5)
+    # Small: as many micro-batches as have to be, since it is these that take the time.
+    size, staged_micro, divided_micro = (4, 1, 2) if is_small else (8, 2, 2)
+
+    def values(run: str, micro: int, **plan: object) -> dict:
+        batch = {"micro": micro, "size": size}
+        return fifty(dataset_folder, tmp_path / run, is_small=is_small, plan=plan, batch=batch)
+
+    penstock.train(**values("alone", divided_micro))
+    stages = {"layers_per_stage": [2, 2]}
+    two = [values(name, staged_micro, schedule=name, **stages) for name in SCHEDULES]
+    two += [values(way, divided_micro, shard=way) for way in WAYS]
+    two.append(values("parts", 2 * divided_micro, tensor=2))
+    run_jobs(two, tmp_path, timeout=1800)
+    mesh = {**stages, "schedule": "1f1b", "replicas": 2}
+    four = [values("mesh", staged_micro, **mesh)]
+    if not is_small:
+        four.append(values("divided mesh", staged_micro, **mesh, shard="weights"))
+    run_jobs(four, tmp_path, processes=4, timeout=1800)
+    expected = losses(tmp_path / "alone")
+    assert len(expected) == 50 + (2 if is_small else 9)
+    assert expected[49] < expected[0] - 0.1
+    for done in (*two, *four):
+        assert losses(Path(done["run"])) == pytest.approx(expected, rel=1e-5), done["run"]
 
 
 def test_pieces_of_the_depth_make_up_the_model() -> None:
