@@ -36,6 +36,15 @@ MOMENTS = {"first": 1, "validation": 2, "inside": 3, "edge": 5}
 """Steps after which a run is taken up again."""
 
 
+@pytest.fixture(scope="module", autouse=True)
+def one_thread() -> Iterator[None]:
+    """Models so small lose time to a second one, most of all where others want the core."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
 WORDS = [
     "the",
     "run",
