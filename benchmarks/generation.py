@@ -147,6 +147,23 @@ def run_apart(name: str) -> dict | None:
     return None if output.returncode else json.loads(output.stdout.splitlines()[-1])
 
 
+def show(medians: dict[str, dict[str, float]]) -> None:
+    """Print the tables."""
+    print("\n| job | contender | tokens/s |\n|---|---|---|")
+    for job in JOBS:
+        for name in medians:
+            print(f"| {job} | {name} | {medians[name][job]:.1f} |")
+    print("\n| job | | ratio |\n|---|---|---|")
+    for job in JOBS:
+        for ours, theirs in PAIRS:
+            if ours in medians and theirs in medians:
+                ratio = medians[ours][job] / medians[theirs][job]
+                print(f"| {job} | {ours} to {theirs} | {ratio:.2f}× |")
+    for name in ("penstock bf16", "penstock int8"):
+        share = medians[name]["share of the reading bandwidth"]
+        print(f"\n{name}, one prompt: {share:.0%} of the reading bandwidth measured beside it")
+
+
 def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("--one")
@@ -172,19 +189,7 @@ def main() -> None:
         name: {k: statistics.median(run[k] for run in runs) for k in runs[0]}
         for name, runs in results.items()
     }
-    print("\n| job | contender | tokens/s |\n|---|---|---|")
-    for job in JOBS:
-        for name in medians:
-            print(f"| {job} | {name} | {medians[name][job]:.1f} |")
-    print("\n| job | | ratio |\n|---|---|---|")
-    for job in JOBS:
-        for ours, theirs in PAIRS:
-            if ours in medians and theirs in medians:
-                ratio = medians[ours][job] / medians[theirs][job]
-                print(f"| {job} | {ours} to {theirs} | {ratio:.2f}× |")
-    for name in ("penstock bf16", "penstock int8"):
-        share = medians[name]["share of the reading bandwidth"]
-        print(f"\n{name}, one prompt: {share:.0%} of the reading bandwidth measured beside it")
+    show(medians)
     (FOLDER / "generation.json").write_text(
         json.dumps({"medians": medians, "runs": results}, indent=1)
     )
