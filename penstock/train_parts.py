@@ -3,7 +3,7 @@
 `train_run.py` calls it once model and plan are there. Like it, this module sees a `Setting`.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from typing import TYPE_CHECKING, NamedTuple
 
 from torch import Tensor
@@ -53,8 +53,10 @@ def _pieces(chosen: Plan) -> list[range]:
     return layers_of_pieces(chosen.layers_per_stage, count)
 
 
-def divide(setting: Setting, model: Transformer, masters: Mapping[str, Tensor]) -> Parts:
-    """Leave this process its part of the model; `masters` are float32 weights by name."""
+def divide(setting: Setting, model: Transformer, masters: dict[str, Tensor]) -> Parts:
+    """Leave this process its part of the model; `masters` are float32 weights by name, and given
+    up: afterwards there are none.
+    """
     c, chosen, world = setting.config, setting.plan, setting.world
     timeout = c.launch.timeout_seconds
     mesh = Mesh.of(world, chosen.stages, timeout, chosen.tensor)
@@ -63,9 +65,9 @@ def divide(setting: Setting, model: Transformer, masters: Mapping[str, Tensor]) 
     if chosen.stages > 1:
         return _stages(setting, model, masters, mesh)
     replicas = Replicas([model], mesh.replicas, chosen.shard)
-    optimizer = make_optimizer(
-        model.named_parameters(), c.optimizer, masters=replicas.rows_of(masters)
-    )
+    own = replicas.rows_of(masters)
+    masters.clear()
+    optimizer = make_optimizer(model.named_parameters(), c.optimizer, masters=own)
     replicas = _with_parts(setting, replicas, mesh)
     passes = Passes(
         model, optimizer, replicas, z_loss=c.train.z_loss, accumulation=chosen.accumulation
@@ -73,9 +75,7 @@ def divide(setting: Setting, model: Transformer, masters: Mapping[str, Tensor]) 
     return Parts(passes, optimizer, replicas, _saver(setting, replicas, mesh))
 
 
-def _stages(
-    setting: Setting, model: Transformer, masters: Mapping[str, Tensor], mesh: Mesh
-) -> Parts:
+def _stages(setting: Setting, model: Transformer, masters: dict[str, Tensor], mesh: Mesh) -> Parts:
     """The same for one stage of several."""
     # Torch's pipelines take half a second to load.
     from penstock.parallel.pipeline import Pipeline  # noqa: PLC0415
@@ -89,10 +89,12 @@ def _stages(
         for index in range(line.rank, len(pieces), line.size)
     ]
     replicas = StageReplicas(mesh, own, chosen.shard, is_tied=chosen.architecture.tie_embeddings)
+    exact = replicas.rows_of(masters)
+    masters.clear()
     optimizer = make_optimizer(
         named_parameters(own),
         c.optimizer,
-        masters=replicas.rows_of(masters),
+        masters=exact,
         layers=chosen.architecture.layers,
     )
     passes = Pipeline(

@@ -16,7 +16,7 @@ from penstock.compiler.activations import (
 from penstock.compiler.sizes import ELEMENT_BYTES, LIBRARY_BYTES, OPTIMIZER_BYTES, PROCESS_BYTES
 from penstock.config.recompute import count_recomputed, is_recomputed, kept_values
 from penstock.models.adapter import HELD_BYTES, held_base
-from penstock.models.architecture import WEIGHT_GROUP, Architecture
+from penstock.models.architecture import Architecture
 from penstock.models.parameters import Frozen
 
 
@@ -42,7 +42,8 @@ class MemoryModel:
     - logits: one piece of the loss, and the float32 sum of the pieces' gradients;
     - workspace: the process itself, and the largest block's temporaries;
     - checkpoint: the copy that is written while training goes on, or, where there is none, what
-      reading a checkpoint to resume from needs beyond a step.
+      reading a checkpoint to resume from needs beyond a step, or the largest master while the
+      last one is written.
     """
 
     architecture: Architecture
@@ -95,7 +96,7 @@ class MemoryModel:
                 # Before the first step: what is read is there, what a step makes is not.
                 step = sum(held[kind] for kind in ("gradients", "activations", "logits"))
                 copy = max(copy, state - step)
-            held["checkpoint"] = copy
+            held["checkpoint"] = max(copy, self._written(table=embedding or head))
         elif copy:
             outside["checkpoint"] = copy
         return StageMemory({**held, "total": sum(held.values())}, outside)
@@ -168,6 +169,17 @@ class MemoryModel:
             by_adamw = {"adamw": trained, "muon": max(0, trained - self._matrices(layers))}
             size = 2 * by_adamw.get(self.optimizer, 0)
         return size // self._optimizer_share()
+
+    def _written(self, *, table: bool) -> int:
+        """Of masters in two halves the largest, whole while a checkpoint is written: nothing that a
+        step has left free is sure to be of its size.
+        """
+        a = self.architecture
+        is_split = self.compute == "bf16" and self.optimizer in ("adamw", "muon")
+        if a.adapter is not None or not is_split:
+            return 0
+        elements = a.table_elements(padded=True) if table else a.mlp_size * a.hidden_size
+        return 4 * elements // self._optimizer_share()
 
     def _matrices(self, layers: int) -> int:
         """Parameters that Muon updates: the blocks' matrices, or their adapters."""
@@ -265,33 +277,3 @@ class MemoryModel:
         kinds = 2 if self.shard == "weights" else 1
         block = part_parameters(a, self.tensor)
         return kinds * ELEMENT_BYTES[self.compute] * max(table, block)
-
-
-def generation_memory(
-    architecture: Architecture,
-    *,
-    rows: int,
-    capacity: int,
-    compute: str,
-    weights: str | None,
-    device: str,
-) -> dict[str, int]:
-    """Peak bytes of generating `rows` texts of `capacity` tokens: weights (of blocks and head),
-    embeddings, key-value cache, logits, workspace, and total.
-
-    A head tied to the embeddings is counted apart from them: it is kept in another layout.
-    """
-    a, element = architecture, ELEMENT_BYTES[compute]
-    table = a.table_elements(padded=True)
-    matrices = a.layers * a.block_matrix_elements() + table
-    others = a.layers * a.block_parameters() + a.head_parameters(padded=True) - matrices
-    # Scales in float32, one for each group of a row.
-    each = element if weights is None else 1 + 4 / WEIGHT_GROUP
-    memory = {
-        "weights": int(each * matrices) + 4 * others,
-        "embeddings": element * a.embedding_parameters(padded=True),
-        "cache": 2 * element * architecture.layers * rows * capacity * architecture.kv_size,
-        "logits": 4 * rows * architecture.padded_vocab_size,
-        "workspace": PROCESS_BYTES[device],
-    }
-    return {**memory, "total": sum(memory.values())}

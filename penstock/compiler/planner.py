@@ -11,8 +11,9 @@ from typing import Any
 
 from penstock.compiler.cost import CostModel
 from penstock.compiler.demands import check_length, check_shapes, require_stages, with_devices
+from penstock.compiler.generation_memory import generation_memory
 from penstock.compiler.layout import DevicePlan, Layout, Layouter
-from penstock.compiler.memory import MemoryModel, generation_memory
+from penstock.compiler.memory import MemoryModel
 from penstock.compiler.plan import Plan
 from penstock.compiler.search import advise
 from penstock.compiler.sizes import ELEMENT_BYTES

@@ -39,7 +39,7 @@ class AdamW8bit(AdamW):
         named_parameters: Iterable[tuple[str, Parameter]],
         section: OptimizerSection,
         *,
-        masters: Mapping[str, Tensor] | None = None,
+        masters: dict[str, Tensor] | None = None,
         layers: int | None = None,
     ) -> None:
         """Make the state; arguments as for `optimizer.AdamW`.

@@ -37,7 +37,7 @@ class Muon(Trained):
         named_parameters: Iterable[tuple[str, Parameter]],
         section: OptimizerSection,
         *,
-        masters: Mapping[str, Tensor] | None = None,
+        masters: dict[str, Tensor] | None = None,
         layers: int | None = None,
     ) -> None:
         """Make the state; `masters` and `layers` as for `AdamW`."""

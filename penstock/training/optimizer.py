@@ -68,7 +68,7 @@ class AdamW(Trained):
         named_parameters: Iterable[tuple[str, Parameter]],
         section: OptimizerSection,
         *,
-        masters: Mapping[str, Tensor] | None = None,
+        masters: dict[str, Tensor] | None = None,
         layers: int | None = None,
         group_bytes: int | None = None,
     ) -> None:
@@ -79,7 +79,8 @@ class AdamW(Trained):
                 alone. Of those that replicas divided, all state is of this process's rows.
             section: the user's `optimizer` settings.
             masters: float32 values more exact than the parameters hold, by parameter name; they
-                become part of the state, and the parameters are set to them, rounded.
+                become part of the state, and the parameters are set to them, rounded. Those that
+                are split are taken out of it, so that their memory serves the moments.
             layers: the model's, where the parameters are not of all of them.
             group_bytes: bound on the transient fp32 gradients; chosen by device when not given.
         """
@@ -99,8 +100,6 @@ class AdamW(Trained):
                 self._rests[name] = torch.zeros_like(weight, dtype=torch.int16)
             else:
                 self._masters[name] = make_master(weight, (masters or {}).get(name))
-            self._exp_avgs[name] = torch.zeros_like(weight, dtype=torch.float32)
-            self._exp_avg_sqs[name] = torch.zeros_like(weight, dtype=torch.float32)
         device = next((p.device for _, p in named), torch.device("cpu"))
         self._count = torch.zeros((), dtype=torch.float32, device=device)
         limit = (group_bytes or _GROUP_BYTES.get(device.type, 256 << 20)) // 4
@@ -108,9 +107,15 @@ class AdamW(Trained):
         space = min(limit, copied)
         self._scratch = torch.empty(space, dtype=torch.float32, device=device)
         self._whole = torch.empty(space if self._rests else 0, dtype=torch.float32, device=device)
+        for name in self._rests:
+            if masters and name in masters:
+                self._split_master(name, masters.pop(name))
+        for name, weight in self._weights.items():
+            self._exp_avgs[name] = torch.zeros_like(weight, dtype=torch.float32)
+            self._exp_avg_sqs[name] = torch.zeros_like(weight, dtype=torch.float32)
         self._groups = self._divide(range(len(decayed)), section.weight_decay, limit)
         self._groups += self._divide(range(len(decayed), len(self._parameters)), 0.0, limit)
-        self._round_masters(masters or {})
+        self._round_masters()
 
     @property
     def steps(self) -> int:
@@ -224,7 +229,9 @@ class AdamW(Trained):
         for kind, kept in zip(_KINDS, self._kept(), strict=True):
             for name, own in kept.items():
                 own.copy_(tensors[f"{kind}.{name}"])
-        self._round_masters({name: tensors[f"master.{name}"] for name in self._weights})
+        for name in self._rests:
+            self._split_master(name, tensors[f"master.{name}"])
+        self._round_masters()
 
     def _divide(self, indices: range, weight_decay: float, limit: int) -> list[_Group]:
         """Cut these parameters into pieces and gather them into groups of `limit` elements."""
@@ -272,19 +279,23 @@ class AdamW(Trained):
         )
 
     @torch.no_grad()
-    def _round_masters(self, exact: Mapping[str, Tensor]) -> None:
-        """Set every parameter in the compute format from its master; split ones from `exact`,
-        where that has them.
-        """
-        names = list(self._weights)
+    def _split_master(self, name: str, exact: Tensor) -> None:
+        """Set a split parameter and its rest from its float32 value, which stays as it is."""
+        weight, rest = self._weights[name].view(-1), self._rests[name].view(-1)
+        size = len(self._whole)
+        pieces = zip(
+            exact.reshape(-1).split(size), weight.split(size), rest.split(size), strict=True
+        )
+        for whole, of_weight, of_rest in pieces:
+            space = self._whole[: len(whole)]
+            split([space.copy_(whole)], [of_weight], [of_rest])
+
+    @torch.no_grad()
+    def _round_masters(self) -> None:
+        """Set every parameter in the compute format from its master; split ones are."""
         for group in self._groups:
-            for (index, start, end), master, weight in zip(
-                group.places, group.masters, group.weights, strict=False
-            ):
-                if group.rests:
-                    whole = exact.get(names[index])
-                    master.copy_(weight if whole is None else whole.reshape(-1)[start:end])
-            _round(group)
+            if not group.rests:
+                _round(group)
 
 
 def _cut(space: Tensor, sizes: list[int]) -> list[Tensor]:

@@ -3,7 +3,7 @@
 `train_run.py` makes one, the trainer and the train step use it. It must never know a model.
 """
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 
 from torch import Tensor
 from torch.nn import Parameter
@@ -24,7 +24,7 @@ def make_optimizer(
     named_parameters: Iterable[tuple[str, Parameter]],
     section: OptimizerSection,
     *,
-    masters: Mapping[str, Tensor] | None = None,
+    masters: dict[str, Tensor] | None = None,
     layers: int | None = None,
 ) -> Optimizer:
     """The optimizer `section` names, with its state; see `AdamW`.

@@ -45,7 +45,7 @@ class TorchOptimizer(Trained):
         named_parameters: Iterable[tuple[str, Parameter]],
         section: OptimizerSection,
         *,
-        masters: Mapping[str, Tensor] | None = None,
+        masters: dict[str, Tensor] | None = None,
         layers: int | None = None,
     ) -> None:
         """Make the masters; torch makes the rest at the first step. Arguments as for `AdamW`."""

@@ -230,7 +230,9 @@ def test_state_of_another_architecture_is_refused_and_nothing_changes() -> None:
 def test_masters_more_exact_than_the_parameters_are_taken() -> None:
     parameters = make_parameters(torch.bfloat16)
     exact = {name: torch.full(shape, 1 / 3) for name, shape in SHAPES.items()}
-    optimizer = AdamW(parameters.items(), OptimizerSection(), masters=exact)
+    given = dict(exact)
+    optimizer = AdamW(parameters.items(), OptimizerSection(), masters=given)
+    assert not given  # their memory is the moments' now
     for name, value in exact.items():
         assert torch.equal(optimizer.state_tensors()[f"master.{name}"], value)
         assert torch.equal(parameters[name].detach(), value.bfloat16())
