@@ -159,7 +159,8 @@ class Executable:
         self, made: Mapping[str, Any], wanted: Mapping[str, Any], section: str, plan: Plan
     ) -> None:
         made, wanted = _flatten(made), _flatten(wanted)
-        for name in sorted({*made, *wanted}):
+        # Another mode explains whatever else differs.
+        for name in sorted({*made, *wanted}, key=lambda name: (name != "mode", name)):
             if made.get(name) != wanted.get(name):
                 raise ExecutableError(
                     f"{self.path} was compiled for {name}={_short(made.get(name))}, but this job "
