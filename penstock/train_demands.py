@@ -14,7 +14,6 @@ def require_parts_here(config: Config, plan: Plan) -> None:
         return
     # Of each key: whether it is in the way, and how.
     asked: dict[str, tuple[bool, str]] = {
-        "lora": (plan.architecture.adapter is not None, "adapters train in whole blocks"),
         "optimizer.name": (
             config.optimizer.name != "adamw",
             f"{config.optimizer.name} needs whole matrices",

@@ -22,6 +22,14 @@ class Cut:
     sections: tuple[int, ...]
     """Sizes of the whole tensor's sections, in order."""
 
+    def within(self, start: int, count: int) -> "Cut":
+        """That of a tensor which stands beside `count` of the elements from `start` on."""
+        end, kept = 0, list[int]()
+        for size in self.sections:
+            begin, end = end, end + size
+            kept.append(min(end, start + count) - max(begin, start))
+        return Cut(self.dimension, tuple(size for size in kept if size > 0))
+
     def own(self, whole: Tensor, part: int, parts: int) -> Tensor:
         """The elements of one part of several, a copy of their own."""
         sections = whole.split(self.sections, self.dimension)

@@ -15,7 +15,13 @@ from torch import Tensor
 from penstock.models.architecture import Architecture
 from penstock.models.cut import Cut
 from penstock.models.parameters import parameter_sizes
-from penstock.models.split_block import SplitBlock, cut_of, has_partial_gradient
+from penstock.models.split_block import (
+    SplitBlock,
+    adapter_names,
+    cut_of,
+    has_partial_gradient,
+    own_tensors,
+)
 from penstock.models.transformer import Transformer
 from penstock.parallel.mesh import Line
 from penstock.parallel.replicas import Replicas
@@ -76,7 +82,8 @@ def connect(model: Transformer, line: Line) -> None:
 
 def cuts_of(architecture: Architecture) -> dict[str, list[int]]:
     """How parameters are cut, by name, for `parts.Part`."""
-    cuts = {name: cut_of(architecture, name) for name in parameter_sizes(architecture)}
+    names = [*parameter_sizes(architecture), *adapter_names(architecture)]
+    cuts = {name: cut_of(architecture, name) for name in names}
     return {name: cut.to_json() for name, cut in cuts.items() if cut is not None}
 
 
@@ -136,10 +143,8 @@ class TensorReplicas(Replicas):
 
     def rows_of(self, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """This part's of a whole model's tensors, named by a parameter or KIND.PARAMETER."""
-        line, own = self._line, dict[str, Tensor]()
-        for name, tensor in tensors.items():
-            cut = self._cut(name)
-            own[name] = tensor if cut is None else cut.own(tensor, line.rank, line.size)
+        line = self._line
+        own = own_tensors(self._architecture, tensors, line.rank, line.size)
         return self._inner.rows_of(own)
 
     def _is_own(self, name: str) -> bool:
