@@ -15,7 +15,8 @@ from torch import Tensor
 @dataclasses.dataclass(frozen=True)
 class Cut:
     """Along one dimension, in sections of which each part has an equal share: of attention's rows
-    those for some heads' queries, their keys and their values.
+    those for some heads' queries, their keys and their values. A single number, which an optimizer
+    keeps of a whole tensor, all parts have.
     """
 
     dimension: int
@@ -32,6 +33,8 @@ class Cut:
 
     def own(self, whole: Tensor, part: int, parts: int) -> Tensor:
         """The elements of one part of several, a copy of their own."""
+        if whole.ndim == 0:
+            return whole
         sections = whole.split(self.sections, self.dimension)
         return torch.cat([s.chunk(parts, self.dimension)[part] for s in sections], self.dimension)
 
@@ -41,6 +44,8 @@ class Cut:
         Raises:
             ValueError: they do not make it up.
         """
+        if all(part.ndim == 0 for part in parts):
+            return parts[0]
         sizes = [size // len(parts) for size in self.sections]
         if any(part.shape[self.dimension] != sum(sizes) for part in parts):
             raise ValueError("parts of a tensor have not the size they should have")

@@ -87,6 +87,28 @@ def cuts_of(architecture: Architecture) -> dict[str, list[int]]:
     return {name: cut.to_json() for name, cut in cuts.items() if cut is not None}
 
 
+class SharedMatrices:
+    """Whole matrices for an optimizer that looks at such."""
+
+    def __init__(self, line: Line, architecture: Architecture) -> None:
+        """`line`: the processes with the parts."""
+        self._line, self._architecture = line, architecture
+
+    def whole(self, name: str, own: Tensor) -> Tensor:
+        """See `muon.Shares`: the sum of what each part has, in its place among zeros."""
+        cut = cut_of(self._architecture, name)
+        if cut is None:
+            return own
+        nothing = torch.zeros_like(own)
+        parts = [own if part == self._line.rank else nothing for part in range(self._line.size)]
+        return self._line.sum(cut.joined(parts))
+
+    def own(self, name: str, whole: Tensor) -> Tensor:
+        """See `muon.Shares`."""
+        cut = cut_of(self._architecture, name)
+        return whole if cut is None else cut.own(whole, self._line.rank, self._line.size)
+
+
 class TensorReplicas(Replicas):
     """What a process with a part of each block does with the others; with replicas, and other
     stages, what `inner` does.

@@ -199,7 +199,10 @@ def test_parts_stand_next_to_each_other() -> None:
             "lora.base=nf4 has a scale for every 64 weights of a row, of which plan.tensor=2 would "
             "divide some: model.hidden_size=64",
         ),
-        ({"optimizer": {"name": "muon"}}, "optimizer.name does not go with plan.tensor=2"),
+        (
+            {"optimizer": {"name": "adafactor"}},
+            "optimizer.name=adafactor does not go with plan.tensor=2: it needs whole matrices",
+        ),
     ],
 )
 def test_what_cannot_be_divided_is_refused_by_its_key(given: dict, line: str) -> None:
