@@ -38,7 +38,7 @@ from penstock.models.initialization import (
 from penstock.models.parameters import frozen_names
 from penstock.models.peft_format import read_adapter
 from penstock.models.projection import is_trained
-from penstock.models.split_block import split_blocks
+from penstock.models.split_block import own_tensors, split_blocks
 from penstock.models.transformer import Transformer
 from penstock.models.weight_files import weight_files
 from penstock.training.run_folder import RunFolder
@@ -140,6 +140,7 @@ def new_model(
             named[name].requires_grad_(False)
     if plan.tensor > 1:
         split_blocks(model, part, plan.tensor)
+        masters = own_tensors(plan.architecture, masters, part, plan.tensor)
     if plan.compute != "fp32":
         trained = ((n, p) for n, p in held_parameters(model) if p.requires_grad)
         masters = masters or {name: value.detach() for name, value in trained}

@@ -4,6 +4,7 @@
 """
 
 from penstock.compiler.plan import Plan
+from penstock.config.optimizer import WHOLE_MATRICES
 from penstock.config.schema import Config
 from penstock.errors import ConfigError
 
@@ -12,19 +13,13 @@ def require_parts_here(config: Config, plan: Plan) -> None:
     """Refuse what does not go with blocks divided among processes."""
     if plan.tensor == 1:
         return
-    # Of each key: whether it is in the way, and how.
-    asked: dict[str, tuple[bool, str]] = {
-        "lora": (plan.architecture.adapter is not None, "adapters train in whole blocks"),
-        "optimizer.name": (
-            config.optimizer.name != "adamw",
-            f"{config.optimizer.name} needs whole matrices",
-        ),
-    }
-    for key in (key for key, (is_asked, _) in asked.items() if is_asked):
+    name = config.optimizer.name
+    if name in WHOLE_MATRICES:
         raise ConfigError(
-            f"{key} does not go with plan.tensor={plan.tensor}: {asked[key][1]}",
-            where=key,
-            do="change it, or leave plan.tensor out",
+            f"optimizer.name={name} does not go with plan.tensor={plan.tensor}: it needs whole "
+            "matrices",
+            where="optimizer.name",
+            do="use another, or leave plan.tensor out",
         )
 
 

@@ -16,7 +16,7 @@ from penstock.parallel.mesh import Mesh, coordinates
 from penstock.parallel.parts import WHOLE, Part
 from penstock.parallel.replicas import Replicas
 from penstock.parallel.stage import Stage, holds, layers_of_pieces, named_parameters
-from penstock.parallel.tensor import TensorReplicas, connect, cuts_of
+from penstock.parallel.tensor import SharedMatrices, TensorReplicas, connect, cuts_of
 from penstock.saving import AsyncSaver
 from penstock.train_setting import Setting
 from penstock.training.optimizers import Optimizer, make_optimizer
@@ -67,7 +67,8 @@ def divide(setting: Setting, model: Transformer, masters: dict[str, Tensor]) -> 
     replicas = Replicas([model], mesh.replicas, chosen.shard)
     own = replicas.rows_of(masters)
     masters.clear()
-    optimizer = make_optimizer(model.named_parameters(), c.optimizer, masters=own)
+    shares = _shares(setting, mesh)
+    optimizer = make_optimizer(model.named_parameters(), c.optimizer, masters=own, shares=shares)
     replicas = _with_parts(setting, replicas, mesh)
     passes = Passes(
         model, optimizer, replicas, z_loss=c.train.z_loss, accumulation=chosen.accumulation
@@ -96,6 +97,7 @@ def _stages(setting: Setting, model: Transformer, masters: dict[str, Tensor], me
         c.optimizer,
         masters=exact,
         layers=chosen.architecture.layers,
+        shares=_shares(setting, mesh),
     )
     passes = Pipeline(
         own,
@@ -107,6 +109,13 @@ def _stages(setting: Setting, model: Transformer, masters: dict[str, Tensor], me
     )
     replicas = _with_parts(setting, replicas, mesh)
     return Parts(passes, optimizer, replicas, _saver(setting, replicas, mesh))
+
+
+def _shares(setting: Setting, mesh: Mesh) -> SharedMatrices | None:
+    """How an optimizer comes by whole matrices, where blocks are divided."""
+    if setting.plan.tensor == 1:
+        return None
+    return SharedMatrices(mesh.parts, setting.plan.architecture)
 
 
 def _with_parts(setting: Setting, replicas: Replicas, mesh: Mesh) -> Replicas:

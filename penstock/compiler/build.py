@@ -79,6 +79,8 @@ def kernel_names(plan: Plan, toolchain: str) -> tuple[str, ...]:
         names.remove("embed_backward")  # nothing there is trained
     if plan.architecture.has_dropout:
         names += [f"{regions[0]}_evaluate", "embed_evaluate"]
+    if plan.architecture.adapter_rate > 0 and plan.tensor > 1:
+        names.append("feed_evaluate")
     if plan.architecture.dropout > 0 and plan.tensor > 1:
         names += [
             f"{name}_{part}" for name in ("attended", "fed") for part in ("backward", "forward")

@@ -103,9 +103,9 @@ class CostModel:
         """
         a = self.architecture
         parameters = part_parameters(a, self.tensor)
-        flops = self._rows * 2 * (parameters + a.adapter_parameters())
+        flops = self._rows * 2 * (parameters + a.adapter_parameters(self.tensor))
         # Frozen weights have no gradient: one product of two, in a backward pass.
-        frozen = 0 if a.adapter is None else 2 * self._rows * a.block_parameters()
+        frozen = 0 if a.adapter is None else 2 * self._rows * parameters
         traffic = self._activations * self._rows * a.hidden_size * self._element
         traffic *= _WHOLE_TRAFFIC + (1 - _WHOLE_TRAFFIC) / self.tensor
         attention, attention_back = self._attention()

@@ -10,7 +10,8 @@ from penstock.config.planning import PlanSection
 from penstock.config.schema import BatchSection
 from penstock.errors import ConfigError
 from penstock.hardware.target import Target
-from penstock.models.architecture import Architecture
+from penstock.models.adapter import NF4_GROUP, held_base
+from penstock.models.architecture import WEIGHT_GROUP, Architecture
 
 
 def check_shapes(
@@ -46,6 +47,23 @@ def check_parts(architecture: Architecture, plan: PlanSection) -> None:
                 f"model.{name}={size} cannot be divided by plan.tensor={plan.tensor}",
                 where="plan.tensor",
                 do=f"use a divisor of {math.gcd(*sizes.values())}",
+            )
+    base = held_base(a.adapter)
+    if base is not None and plan.tensor > 1:
+        _check_groups(a, plan.tensor, base)
+
+
+def _check_groups(architecture: Architecture, parts: int, base: str) -> None:
+    """Refuse to divide weights in few bits that share a scale."""
+    group = {"int8": WEIGHT_GROUP, "nf4": NF4_GROUP}[base]
+    for name in ("hidden_size", "mlp_size"):
+        size = getattr(architecture, name)
+        if size % (parts * group):
+            raise ConfigError(
+                f"lora.base={base} has a scale for every {group} weights of a row, of which "
+                f"plan.tensor={parts} would divide some: model.{name}={size}",
+                where="lora.base",
+                do=f"leave it out, or use a model.{name} that {parts * group} divides",
             )
 
 

@@ -106,7 +106,7 @@ class MemoryModel:
         a = self.architecture
         if a.generic is not None:  # never cut into stages
             return a.parameter_count()
-        block = part_parameters(a, self.tensor) + a.adapter_parameters()
+        block = part_parameters(a, self.tensor) + a.adapter_parameters(self.tensor)
         count = a.distinct_blocks(layers) * block
         count += a.embedding_parameters(padded=True) if embedding else 0
         if head:
@@ -120,7 +120,7 @@ class MemoryModel:
         """
         if self.architecture.adapter is not None:
             a = self.architecture
-            return a.distinct_blocks(layers) * a.adapter_parameters()
+            return a.distinct_blocks(layers) * a.adapter_parameters(self.tensor)
         count = self.parameters(layers, embedding=embedding, head=head)
         count -= self.frozen.embedding * embedding + self.frozen.head * head
         return count - self.frozen.blocks * layers // (self.architecture.layers * self.tensor)
@@ -153,7 +153,7 @@ class MemoryModel:
         """Bytes less for the blocks' matrices where they are held in few bits under adapters."""
         a = self.architecture
         base = held_base(a.adapter)
-        matrices = a.distinct_blocks(layers) * a.block_matrix_elements()
+        matrices = a.distinct_blocks(layers) * a.block_matrix_elements() // self.tensor
         return 0 if base is None else int((element - HELD_BYTES[base]) * matrices)
 
     def _has_sums(self, addends: int) -> bool:
@@ -184,7 +184,7 @@ class MemoryModel:
     def _matrices(self, layers: int) -> int:
         """Parameters that Muon updates: the blocks' matrices, or their adapters."""
         a = self.architecture
-        each = a.block_matrix_elements() if a.adapter is None else a.adapter_parameters()
+        each = a.adapter_parameters(self.tensor) if a.adapter else a.block_matrix_elements()
         return a.distinct_blocks(layers) * each
 
     def _optimizer_share(self) -> int:

@@ -15,12 +15,19 @@ from penstock.compiler.kernels import RegionContract
 from penstock.compiler.plan import Plan
 from penstock.compiler.regions import COMPUTE_DTYPES, TracedKernel
 from penstock.config.recompute import kept_values
+from penstock.models.projection import is_trained
 from penstock.models.rotary import rotation
 from penstock.models.split_block import SplitBlock
 
 _PARAMETERS = {
-    "attend": ("attention_norm.", "attention.query_key_value.", "attention.output.weight"),
-    "feed": ("attention_norm.", "mlp_norm.", "mlp.up.", "mlp.gate.", "mlp.down.weight"),
+    "attend": (
+        *("attention_norm.", "attention.query_key_value."),
+        *("attention.output.weight", "attention.output.adapters."),
+    ),
+    "feed": (
+        *("attention_norm.", "mlp_norm.", "mlp.up.", "mlp.gate."),
+        *("mlp.down.weight", "mlp.down.adapters."),
+    ),
     "attended": ("attention.output.bias",),
     "fed": ("mlp.down.bias",),
 }
@@ -80,7 +87,8 @@ def trace_part(plan: Plan, kernel: str) -> TracedKernel:
         names = tuple(parameters)
         if part == "evaluate":
             return TracedKernel(trace(function, inputs), RegionContract(names, 1))
-        differentiable = range(len(names) + 1)
+        trained = [i for i, name in enumerate(names) if is_trained(a, name)]
+        differentiable = (*trained, len(names))
         pair = trace_joint(function, inputs, differentiable, 1, kept_values(plan.recompute))
     contract = RegionContract(names, pair.output_count, pair.kept_inputs, pair.differentiable)
     return TracedKernel(pair.forward if part == "forward" else pair.backward, contract)
@@ -98,11 +106,9 @@ def _used(block: SplitBlock, method: str) -> set[str]:
 
 def _after(plan: Plan, method: str, *, in_training: bool) -> tuple[Tensor | None, ...]:
     """Keys, rotation and segments, where the method takes them and this plan's blocks have them."""
-    if method == "feed":
-        return ()
     a, shape = plan.architecture, (plan.micro, plan.sequence_length)
     keys = None
-    if in_training and a.has_dropout:
+    if in_training and (a.has_dropout if method != "feed" else a.adapter_rate > 0):
         keys = torch.empty(plan.micro, a.dropout_sites, dtype=torch.int64, device=plan.device)
     if method != "attend":
         return (keys,)

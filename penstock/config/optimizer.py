@@ -9,6 +9,10 @@ from pydantic import Field
 
 from penstock.config.section import Probability, Section
 
+WHOLE_MATRICES = ("adamw_8bit", "adafactor")
+"""Optimizers that change a weight by its neighbours' gradients too: those of the 256 whose moments
+share a scale, those of its row and column. Muon comes by whole matrices itself."""
+
 
 class OptimizerSection(Section):
     """The optimizer."""

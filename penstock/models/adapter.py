@@ -11,6 +11,9 @@ NF4_GROUP = 64
 """Weights that share a scale in 4 bits (QLoRA, arXiv 2305.14314, §3)."""
 HELD_BYTES = {"int8": 1 + 4 / 128, "nf4": 0.5 + 4 / NF4_GROUP}
 """Bytes of one weight of a held matrix, its share of a float32 scale counted."""
+SUMMED = ("attention.output", "mlp.down")
+"""Layers of which parts of a block have columns each, and add up their products; of all others they
+have rows each."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -54,6 +57,16 @@ class Adapter:
     def parameters(self) -> int:
         """Of one block's adapters."""
         return sum(self.rank * (site.rows + site.columns) for site in self.sites)
+
+    def part(self, parts: int) -> "Adapter":
+        """That of each of so many parts of a block: beside its rows or columns of every layer."""
+        sites = [
+            dataclasses.replace(site, columns=site.columns // parts)
+            if site.linear in SUMMED
+            else dataclasses.replace(site, start=site.start // parts, rows=site.rows // parts)
+            for site in self.sites
+        ]
+        return dataclasses.replace(self, sites=tuple(sites))
 
     @staticmethod
     def from_json(value: dict[str, Any]) -> "Adapter":

@@ -268,9 +268,9 @@ class Architecture(DropoutRates):
         ends = self.embedding_parameters(padded=padded) + self.head_parameters(padded=padded)
         return ends - tied + self.distinct_blocks(self.layers) * self.block_parameters()
 
-    def adapter_parameters(self) -> int:
-        """Of one block's adapters."""
-        return 0 if self.adapter is None else self.adapter.parameters()
+    def adapter_parameters(self, parts: int = 1) -> int:
+        """Of one block's adapters, or of those of one of its parts."""
+        return 0 if self.adapter is None else self.adapter.part(parts).parameters()
 
     def trained_parameters(self) -> int:
         """All that training changes."""

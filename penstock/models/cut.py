@@ -15,15 +15,26 @@ from torch import Tensor
 @dataclasses.dataclass(frozen=True)
 class Cut:
     """Along one dimension, in sections of which each part has an equal share: of attention's rows
-    those for some heads' queries, their keys and their values.
+    those for some heads' queries, their keys and their values. A single number, which an optimizer
+    keeps of a whole tensor, all parts have.
     """
 
     dimension: int
     sections: tuple[int, ...]
     """Sizes of the whole tensor's sections, in order."""
 
+    def within(self, start: int, count: int) -> "Cut":
+        """That of a tensor which stands beside `count` of the elements from `start` on."""
+        end, kept = 0, list[int]()
+        for size in self.sections:
+            begin, end = end, end + size
+            kept.append(min(end, start + count) - max(begin, start))
+        return Cut(self.dimension, tuple(size for size in kept if size > 0))
+
     def own(self, whole: Tensor, part: int, parts: int) -> Tensor:
         """The elements of one part of several, a copy of their own."""
+        if whole.ndim == 0:
+            return whole
         sections = whole.split(self.sections, self.dimension)
         return torch.cat([s.chunk(parts, self.dimension)[part] for s in sections], self.dimension)
 
@@ -33,6 +44,8 @@ class Cut:
         Raises:
             ValueError: they do not make it up.
         """
+        if all(part.ndim == 0 for part in parts):
+            return parts[0]
         sizes = [size // len(parts) for size in self.sections]
         if any(part.shape[self.dimension] != sum(sizes) for part in parts):
             raise ValueError("parts of a tensor have not the size they should have")

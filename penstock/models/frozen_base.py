@@ -16,6 +16,7 @@ from jaxtyping import Float, Int8, UInt8
 from torch import Tensor, nn
 
 from penstock.models.adapter import NF4_GROUP
+from penstock.models.cut import Cut
 from penstock.models.projection import Projection
 from penstock.models.quantization import dequantize, quantize
 from penstock.models.transformer import Transformer
@@ -78,11 +79,35 @@ class HeldLinear(nn.Linear):
 
     def forward(self, x: Float[Tensor, "... I"]) -> Float[Tensor, "... O"]:  # pyright: ignore[reportIncompatibleMethodOverride] - x is our word for it
         """X (..., inputs) → (..., outputs)."""
-        return _HeldProduct.apply(x, self, self.bias)
+        return held_product(x, self, self.bias)
+
+    def take_part(self, whole: "HeldLinear", cut: Cut, part: int, parts: int) -> None:
+        """Hold one part's share of a weight, as the bits it has there: `cut` divides no group of
+        weights that share a scale (`compiler/demands.py`).
+        """
+        shares: list[Tensor] = []
+        for kept in (whole.codes, whole.scales):
+            rows = kept.view(whole.out_features, -1)
+            # Of several weights in a row there is one byte, or scale.
+            sections = cut.sections
+            if cut.dimension == 1:
+                sections = tuple(size * rows.shape[1] // whole.in_features for size in sections)
+            shares.append(Cut(cut.dimension, sections).own(rows, part, parts))
+        self.codes, self.scales = (
+            share if share.ndim == kept.ndim else share.flatten()
+            for share, kept in zip(shares, (whole.codes, whole.scales), strict=True)
+        )
 
 
 class HeldProjection(Projection, HeldLinear):
     """A `Projection` whose own product is a `HeldLinear`'s: its `super().forward` is that."""
+
+
+def held_product(
+    x: Float[Tensor, "... I"], layer: HeldLinear, bias: Float[Tensor, " O"] | None
+) -> Float[Tensor, "... O"]:
+    """X (..., inputs) by a layer's weight, plus a bias: (..., outputs)."""
+    return _HeldProduct.apply(x, layer, bias)
 
 
 class _HeldProduct(torch.autograd.Function):
@@ -99,6 +124,24 @@ class _HeldProduct(torch.autograd.Function):
         return grad @ ctx.layer.whole().to(grad.dtype), None, None
 
 
+def become_held(
+    module: Projection, kind: str, held: type[HeldLinear] = HeldProjection
+) -> HeldLinear:
+    """Have a projection hold its weight in few bits, empty until it is filled, as the class
+    `held`.
+    """
+    is_elsewhere = module.weight.is_meta
+    del module.weight
+    plain: Any = module
+    plain.__class__ = held
+    made: HeldLinear = plain
+    made.is_elsewhere = is_elsewhere
+    made.kind = kind
+    for buffer in ("codes", "scales"):
+        made.register_buffer(buffer, None, persistent=False)
+    return made
+
+
 def make_held(model: Transformer, kind: str) -> dict[str, HeldLinear]:
     """Have every matrix of the blocks be held in few bits, empty until it is filled; by the names
     of their weights.
@@ -106,15 +149,7 @@ def make_held(model: Transformer, kind: str) -> dict[str, HeldLinear]:
     found: dict[str, HeldLinear] = {}
     for name, module in model.named_modules():
         if isinstance(module, Projection):
-            is_elsewhere = module.weight.is_meta
-            del module.weight
-            module.__class__ = HeldProjection
-            assert isinstance(module, HeldProjection)  # noqa: S101 - so it is now
-            module.is_elsewhere = is_elsewhere
-            module.kind = kind
-            for buffer in ("codes", "scales"):
-                module.register_buffer(buffer, None, persistent=False)
-            found[f"{name}.weight"] = module
+            found[f"{name}.weight"] = become_held(module, kind)
     return found
 
 

@@ -66,18 +66,23 @@ def activate(x: Float[Tensor, "... F"], name: str) -> Float[Tensor, "... F"]:
 
 
 def dropout(
-    x: Float[Tensor, "B ..."], key: Int[Tensor, " B"], rate: float
+    x: Float[Tensor, "B ..."], key: Int[Tensor, " B"], rate: float, width: int | None = None
 ) -> Float[Tensor, "B ..."]:
     """Zero each element of x (B, ...) with probability `rate`, scaling the rest by 1/(1-rate).
 
     key (B,) int64 names each sequence's stream; the mask depends on the key and the element's
-    place within its sequence only, so any split of a batch drops the same elements. Bits are
-    lowbias32 (Chris Wellons, "Prospecting for hash functions", 2018) of a counter.
+    place within its sequence only, so any split of a batch drops the same elements. Where x is
+    some columns of a tensor, that one has `width` of them, and the key says which come before x's
+    (`split_block.SplitBlock.own_keys`). Bits are lowbias32 (Chris Wellons, "Prospecting for hash
+    functions", 2018) of a counter.
     """
     if rate == 0:
         return x
     size = x[0].numel()
     counter = torch.arange(size, device=x.device, dtype=torch.int64).view(1, *x.shape[1:])
+    if width is not None and width != x.shape[-1]:
+        rows = torch.arange(size // x.shape[-1], device=x.device, dtype=torch.int64)
+        counter = counter + rows.view(*x.shape[1:-1], 1) * (width - x.shape[-1])
     seed = key.view(-1, *(1 for _ in x.shape[1:]))
     bits = _hash32((counter * _SITE_STRIDE + (seed & _MASK32)) & _MASK32) ^ ((seed >> 32) & _MASK32)
     keep = _hash32(bits) >= int(rate * 2**32)

@@ -40,6 +40,8 @@ class Projection(nn.Linear):
         super().__init__(inputs, outputs, bias=bias)
         adapter = architecture.adapter
         sites = () if adapter is None else adapter.sites
+        self.whole_inputs = inputs
+        """Of the layer that this is, or is a part of."""
         self._placed = [(p, site) for p, site in enumerate(sites) if site.linear == name]
         self.adapters = nn.ModuleDict()
         if adapter is not None:
@@ -50,12 +52,16 @@ class Projection(nn.Linear):
         self, x: Float[Tensor, "... I"], keys: Int[Tensor, "B sites"] | None = None
     ) -> Float[Tensor, "... O"]:
         """X (..., inputs) → (..., outputs); keys (B, sites) int64: a block's dropout keys."""
-        y = super().forward(x)
+        y = self.own_product(x)
         if not self._placed:
             return y
         low = self._low(x, keys).flatten(0, -2)
         # One product that adds: of Wx and BAx only the sum is kept for the backward pass.
         return torch.addmm(y.flatten(0, -2), low, self._up().t(), alpha=self.scale).view_as(y)
+
+    def own_product(self, x: Float[Tensor, "... I"]) -> Float[Tensor, "... O"]:
+        """The layer's own, without adapters: (..., outputs)."""
+        return super().forward(x)
 
     def _low(
         self, x: Float[Tensor, "... I"], keys: Int[Tensor, "B sites"] | None
@@ -65,7 +71,8 @@ class Projection(nn.Linear):
         if keys is None or self.rate == 0:
             return F.linear(x, torch.cat(downs))
         given = [
-            dropout(x, keys[:, BLOCK_DROPOUT_SITES + place], self.rate) for place, _ in self._placed
+            dropout(x, keys[:, BLOCK_DROPOUT_SITES + place], self.rate, self.whole_inputs)
+            for place, _ in self._placed
         ]
         parts = [F.linear(one, down) for one, down in zip(given, downs, strict=True)]
         return torch.cat(parts, -1)

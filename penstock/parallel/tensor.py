@@ -15,7 +15,13 @@ from torch import Tensor
 from penstock.models.architecture import Architecture
 from penstock.models.cut import Cut
 from penstock.models.parameters import parameter_sizes
-from penstock.models.split_block import SplitBlock, cut_of, has_partial_gradient
+from penstock.models.split_block import (
+    SplitBlock,
+    adapter_names,
+    cut_of,
+    has_partial_gradient,
+    own_tensors,
+)
 from penstock.models.transformer import Transformer
 from penstock.parallel.mesh import Line
 from penstock.parallel.replicas import Replicas
@@ -76,8 +82,31 @@ def connect(model: Transformer, line: Line) -> None:
 
 def cuts_of(architecture: Architecture) -> dict[str, list[int]]:
     """How parameters are cut, by name, for `parts.Part`."""
-    cuts = {name: cut_of(architecture, name) for name in parameter_sizes(architecture)}
+    names = [*parameter_sizes(architecture), *adapter_names(architecture)]
+    cuts = {name: cut_of(architecture, name) for name in names}
     return {name: cut.to_json() for name, cut in cuts.items() if cut is not None}
+
+
+class SharedMatrices:
+    """Whole matrices for an optimizer that looks at such."""
+
+    def __init__(self, line: Line, architecture: Architecture) -> None:
+        """`line`: the processes with the parts."""
+        self._line, self._architecture = line, architecture
+
+    def whole(self, name: str, own: Tensor) -> Tensor:
+        """See `muon.Shares`: the sum of what each part has, in its place among zeros."""
+        cut = cut_of(self._architecture, name)
+        if cut is None:
+            return own
+        nothing = torch.zeros_like(own)
+        parts = [own if part == self._line.rank else nothing for part in range(self._line.size)]
+        return self._line.sum(cut.joined(parts))
+
+    def own(self, name: str, whole: Tensor) -> Tensor:
+        """See `muon.Shares`."""
+        cut = cut_of(self._architecture, name)
+        return whole if cut is None else cut.own(whole, self._line.rank, self._line.size)
 
 
 class TensorReplicas(Replicas):
@@ -136,10 +165,8 @@ class TensorReplicas(Replicas):
 
     def rows_of(self, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """This part's of a whole model's tensors, named by a parameter or KIND.PARAMETER."""
-        line, own = self._line, dict[str, Tensor]()
-        for name, tensor in tensors.items():
-            cut = self._cut(name)
-            own[name] = tensor if cut is None else cut.own(tensor, line.rank, line.size)
+        line = self._line
+        own = own_tensors(self._architecture, tensors, line.rank, line.size)
         return self._inner.rows_of(own)
 
     def _is_own(self, name: str) -> bool:

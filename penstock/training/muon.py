@@ -4,6 +4,7 @@ The train step uses it like `AdamW`. It must never know the model's structure be
 """
 
 from collections.abc import Iterable, Mapping, Sequence
+from typing import Protocol
 
 import torch
 from jaxtyping import Float
@@ -25,6 +26,18 @@ _RMS = 0.2
 one learning rate serves both."""
 
 
+class Shares(Protocol):
+    """What one process knows of matrices of which it holds a share; see `parallel/tensor.py`."""
+
+    def whole(self, name: str, own: Tensor) -> Tensor:
+        """The whole matrix of a name, from this process's and the others' shares of it."""
+        ...
+
+    def own(self, name: str, whole: Tensor) -> Tensor:
+        """This process's share of a whole matrix."""
+        ...
+
+
 class Muon(Trained):
     """Momentum, orthogonalized by Newton–Schulz, for matrices; AdamW for the other parameters.
 
@@ -39,8 +52,12 @@ class Muon(Trained):
         *,
         masters: dict[str, Tensor] | None = None,
         layers: int | None = None,
+        shares: Shares | None = None,
     ) -> None:
-        """Make the state; `masters` and `layers` as for `AdamW`."""
+        """Make the state; `masters` and `layers` as for `AdamW`; `shares`: where blocks are
+        divided, so that whole matrices are orthogonalized.
+        """
+        self._divided = shares
         named = dict(named_parameters)
         self._section = section
         self._shares = learning_rate_shares(named, section.layer_decay, layers)
@@ -93,9 +110,17 @@ class Muon(Trained):
         stacked = torch.nan_to_num(torch.stack([g.float() for g in gradients]))
         momenta = torch.stack([self._momenta[name] for name in names])
         momenta = torch.lerp(momenta, momenta * beta + stacked * (1 - beta), keep)
-        update = orthogonalize(stacked * (1 - beta) + momenta * beta)
-        scale = _RMS * max(update.shape[-2:]) ** 0.5
-        for name, momentum, change in zip(names, momenta, update, strict=True):
+        ahead = stacked * (1 - beta) + momenta * beta
+        if self._divided is None:
+            updates = orthogonalize(ahead)
+            scale = _RMS * max(updates.shape[-2:]) ** 0.5
+        else:
+            pairs = zip(names, ahead, strict=True)
+            whole = orthogonalize(torch.stack([self._divided.whole(*pair) for pair in pairs]))
+            scale = _RMS * max(whole.shape[-2:]) ** 0.5
+            pairs = zip(names, whole, strict=True)
+            updates = torch.stack([self._divided.own(*pair) for pair in pairs])
+        for name, momentum, change in zip(names, momenta, updates, strict=True):
             master, rate = self._masters[name], lr * self._shares[name]
             master.mul_(1 - keep * rate * self._section.weight_decay)
             master.sub_(change.float() * (keep * rate * scale))
@@ -136,9 +161,11 @@ class Muon(Trained):
 
     def _by_shape(self) -> list[list[str]]:
         """Names of the matrices, those of one shape together."""
-        groups: dict[tuple[int, ...], list[str]] = {}
+        groups: dict[tuple[int | str, ...], list[str]] = {}
         for name, parameter in self._matrices.items():
-            groups.setdefault(tuple(parameter.shape), []).append(name)
+            # Shares of one shape may be of matrices of several.
+            place = name.split(".", 2)[2] if self._divided is not None else ""
+            groups.setdefault((*parameter.shape, place), []).append(name)
         return list(groups.values())
 
 

@@ -11,13 +11,13 @@ from torch.nn import Parameter
 from penstock.config.schema import OptimizerSection
 from penstock.errors import ConfigError
 from penstock.training.adamw_8bit import AdamW8bit
-from penstock.training.muon import Muon
+from penstock.training.muon import Muon, Shares
 from penstock.training.optimizer import AdamW
 from penstock.training.torch_optimizer import TorchOptimizer
 
 Optimizer = AdamW | Muon | TorchOptimizer
 
-_OWN = {"adamw": AdamW, "adamw_8bit": AdamW8bit, "muon": Muon}
+_OWN = {"adamw": AdamW, "adamw_8bit": AdamW8bit}
 
 
 def make_optimizer(
@@ -26,8 +26,9 @@ def make_optimizer(
     *,
     masters: dict[str, Tensor] | None = None,
     layers: int | None = None,
+    shares: Shares | None = None,
 ) -> Optimizer:
-    """The optimizer `section` names, with its state; see `AdamW`.
+    """The optimizer `section` names, with its state; see `AdamW`, and for `shares` `Muon`.
 
     Raises:
         ConfigError: it needs a library that is not installed, or cannot do what is asked.
@@ -38,5 +39,7 @@ def make_optimizer(
             where="optimizer.layer_decay",
             do="leave it out, or use optimizer.name=adamw",
         )
+    if section.name == "muon":
+        return Muon(named_parameters, section, masters=masters, layers=layers, shares=shares)
     make = _OWN.get(section.name, TorchOptimizer)
     return make(named_parameters, section, masters=masters, layers=layers)

@@ -18,7 +18,8 @@ from penstock.config.lora import LoraSection
 from penstock.data.dataset import Dataset
 from penstock.models.adapter import HELD_BYTES
 from penstock.models.architecture import Architecture
-from penstock.models.frozen_base import hold, make_whole, pack_nf4, unpack_nf4
+from penstock.models.cut import Cut
+from penstock.models.frozen_base import HeldLinear, hold, make_whole, pack_nf4, unpack_nf4
 from penstock.models.huggingface import load_model
 from penstock.models.initialization import initialize
 from penstock.models.lora import adapted
@@ -47,6 +48,28 @@ def test_four_bits_are_those_of_bitsandbytes() -> None:
     assert (unpack_nf4(packed, scale, 24, 192) - expected).abs().max() < 1e-6
     odd = torch.randn(3, 7)
     assert unpack_nf4(*pack_nf4(odd), 3, 7).shape == (3, 7)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("cut", [Cut(0, (48, 16, 16)), Cut(1, (256,))])
+def test_a_part_holds_the_bits_that_the_whole_has_of_it(kind: str, cut: Cut) -> None:
+    weight = torch.randn(80, 256, generator=torch.Generator().manual_seed(2))
+    whole = HeldLinear(256, 80)
+    whole.kind = kind
+    whole.fill(weight)
+    parts: list[torch.Tensor] = []
+    for part in range(2):
+        shape = [80, 256]
+        shape[cut.dimension] //= 2
+        own = HeldLinear(shape[1], shape[0])
+        own.kind = kind
+        own.take_part(whole, cut, part, 2)
+        assert own.codes.ndim == whole.codes.ndim
+        assert own.codes.numel() * 2 == whole.codes.numel()
+        assert own.scales.numel() * 2 == whole.scales.numel()
+        assert torch.equal(own.whole(), cut.own(whole.whole(), part, 2))
+        parts.append(own.whole())
+    assert torch.equal(cut.joined(parts), whole.whole())
 
 
 def architecture(kind: str | None) -> Architecture:
