@@ -20,6 +20,9 @@ WAIT = "wait"
 MACHINE_CODE = "machine code (not split further)"
 """A compiled kernel without the operations that torch's profiler sees inside."""
 _PYTHON = "Python and dispatch"
+_REGIONS = {"embed": "embedding", **dict.fromkeys(("attend", "attended", "feed", "fed"), "block")}
+"""What kernels' names begin with → region, where it is another; a divided block has several
+(`compiler/split_regions.py`)."""
 _DIVIDED = ("FSDP::", "fsdp::")
 """How torch's FSDP2 names what it does around collectives: copies into their buffers and out."""
 
@@ -71,7 +74,7 @@ class Within:
 def region_of_kernel(kernel: str, phase: str) -> str:
     """The region a compiled kernel belongs to; a forward kernel in the backward pass recomputes."""
     part, _, rest = kernel.partition("_")
-    name = {"embed": "embedding"}.get(part, part)
+    name = _REGIONS.get(part, part)
     if kernel == "head_train":
         return HEAD
     kind = rest.split("_")[0]

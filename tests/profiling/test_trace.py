@@ -94,6 +94,8 @@ def test_a_trace_without_a_step_is_refused() -> None:
         ("block_decode_1x256", "block decode"),
         ("block_prefill_16x64", "block prefill"),
         ("head_logits_1", "head"),
+        ("attend_backward", "block backward"),
+        ("fed_forward", "block forward"),
     ],
 )
 def test_kernels_belong_to_regions(kernel: str, region: str) -> None:
