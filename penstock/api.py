@@ -284,13 +284,12 @@ def bench(
     return run_file(Path(spec), as_config(config, **sections).out, benchmarks, compare)
 
 
-def profile(config: ConfigLike = None, **sections: Any) -> "ProfileResult":  # noqa: ANN401 - sections of any kind
-    """Record some steps of training or generation, as `mode` says, and report them in `out`."""
+def profile(config: ConfigLike = None, **sections: Any) -> "ProfileResult | None":  # noqa: ANN401 - sections of any kind
+    """Record some steps of training or generation, as `mode` says, and report them in `out`; None
+    in a process of several that another reports for.
+    """
     c = as_config(config, **sections)
-    if c.out is None:
-        raise ConfigError("no folder to write", where="out", do="set out=FOLDER")
     quiet_profiler()
-    from penstock.profiling.report import write_profile
-    from penstock.profiling.session import record
+    from penstock.profiling.verb import profile_run
 
-    return write_profile(record(c), Path(c.out))
+    return profile_run(c)

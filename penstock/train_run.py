@@ -44,10 +44,10 @@ def train_run(config: Config, origins: Mapping[str, str]) -> RunSummary:
     place, wanted = find_place(), config.launch.processes * config.launch.hosts
     if place.size == 1 and wanted > 1:
         # Torch's launcher takes half a second to load.
-        from penstock.parallel.launch import train_in_processes  # noqa: PLC0415
+        from penstock.parallel.launch import run_in_processes  # noqa: PLC0415
 
         run = jobs.run_folder(config)
-        train_in_processes(config, origins)
+        run_in_processes("train", config, origins)
         return RunSummary.read(run.path)
     world = World(place)
     config = planning.with_replicas(config, world.size)
@@ -94,12 +94,15 @@ def _train(setting: Setting, origins: Mapping[str, str]) -> RunSummary:
     return summary
 
 
-def prepare_job(config: Config) -> tuple[Plan, TrainingJob, bool]:
+def prepare_job(config: Config, world: World) -> tuple[Plan, TrainingJob, bool]:
     """A plan and a job from fresh weights, before its first step, and whether it has kernels.
 
-    For whoever makes steps without a trainer, in one process; the run folder must be new.
+    For whoever makes steps without a trainer; the run folder must be new, and each process has one
+    of its own.
     """
-    setting = settle(config, World(find_place()))
+    setting = settle(config, world)
+    alike = setting.config.model_copy(update={"run": None})
+    require_same(dataclasses.replace(setting, config=alike), None)
     chosen, run = setting.plan, setting.run
     kernels = jobs.training_kernels(setting.config, chosen, setting.executable, run, None)
     return chosen, _job(setting, kernels, None), kernels is not None

@@ -152,6 +152,7 @@ VERBS: dict[str, Verb] = {
             "generate",
             "optimizer",
             "train",
+            "launch",
             "compile",
             "executable",
             "run",
@@ -161,6 +162,7 @@ VERBS: dict[str, Verb] = {
             "out",
             "trust",
         ),
+        (("--processes N", "launch.processes=N: each recorded, as train divides the job"),),
     ),
     "doctor": Verb(
         "What this machine is and how fast, and whether everything is in place.",

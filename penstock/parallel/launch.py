@@ -30,6 +30,7 @@ from penstock.parallel.network import is_this_host, own_address, wait_for_port
 _GRACE_SECONDS = 30
 """From SIGTERM to SIGKILL: what preemptible machines give."""
 _MISTAKE = UserError.exit_code
+_GOES_ON = "the same command goes on from the last checkpoint"
 
 
 class LaunchError(UserError):
@@ -38,10 +39,14 @@ class LaunchError(UserError):
     exit_code = 1
 
 
-def launch(words: Sequence[str], section: LaunchSection, folder: str) -> None:
-    """Run `penstock WORDS` in the section's processes until all are done, or told to stop.
+def launch(
+    words: Sequence[str], section: LaunchSection, folder: str, again: str = _GOES_ON
+) -> bool:
+    """Run `penstock WORDS` in the section's processes until all are done, or told to stop; whether
+    they are done.
 
-    `folder` is told to the processes: what they inherit besides the words lies there.
+    `folder` is told to the processes: what they inherit besides the words lies there. `again`: what
+    the same command does after it was stopped.
 
     Raises:
         ConfigError: several hosts without an address to meet at.
@@ -56,11 +61,11 @@ def launch(words: Sequence[str], section: LaunchSection, folder: str) -> None:
         try:
             with _environment(section, folder), tempfile.TemporaryDirectory() as logs:
                 elastic_launch(_config(section, attempt, logs), command[0])(*command[1:])
-            return
+            return True
         except SignalException as stop:
             name = signal.Signals(stop.sigval).name
-            get_console().warning(f"{name}: stopped; the same command goes on where it stood")
-            return
+            get_console().warning(f"{name}: stopped; {again}")
+            return False
         except RendezvousError as error:
             reason = " ".join(str(error).split()) or "not all came in time"
             raise _did_not_meet(section, reason) from None
@@ -72,11 +77,12 @@ def launch(words: Sequence[str], section: LaunchSection, folder: str) -> None:
                 raise LaunchError(
                     f"the job was given up after {section.restarts} restarts: {_said(failure)}",
                     where="launch.restarts",
-                    do="mend that; the same command goes on from the last checkpoint",
+                    do=f"mend that; {again}",
                 ) from None
             get_console().warning(
                 f"{_said(failure)}: all start again ({attempt + 1} of {section.restarts})"
             )
+    return False
 
 
 def _did_not_meet(section: LaunchSection, reason: str) -> LaunchError:
@@ -87,10 +93,11 @@ def _did_not_meet(section: LaunchSection, reason: str) -> LaunchError:
     )
 
 
-def train_in_processes(config: Config, origins: Mapping[str, str]) -> None:
-    """`penstock train` in several processes, with this config and where its settings came from.
-
-    Raises as `launch` does.
+def run_in_processes(
+    verb: str, config: Config, origins: Mapping[str, str], again: str = _GOES_ON
+) -> bool:
+    """`penstock VERB` in several processes, with this config and where its settings came from;
+    whether they are done. For the rest see `launch`.
     """
     # Only what was set: the rest follows an executable.
     values = config.model_dump(mode="json", by_alias=True, exclude_unset=True)
@@ -99,7 +106,8 @@ def train_in_processes(config: Config, origins: Mapping[str, str]) -> None:
         file = Path(folder, "config.yaml")
         file.write_text(json.dumps(values), encoding="utf-8")
         Path(folder, ORIGINS).write_text(json.dumps(dict(origins)), encoding="utf-8")
-        launch(["train", "--config", str(file), *words], config.launch, folder)
+        words = [verb, "--config", str(file), *words]
+        return launch(words, config.launch, folder, again)
 
 
 @contextlib.contextmanager

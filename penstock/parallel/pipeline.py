@@ -25,6 +25,7 @@ from penstock.parallel.divided_stage import DividedStage
 from penstock.parallel.mesh import Line
 from penstock.parallel.replicas import local
 from penstock.parallel.stage import Stage
+from penstock.spans import span
 
 _SCHEDULES: dict[str, Any] = {
     "gpipe": ScheduleGPipe,
@@ -75,7 +76,8 @@ class _TorchStage(PipelineStage):
     ) -> Any:  # noqa: ANN401 - as torch's
         if self._divided is not None:
             self._divided.begin(backward_type)
-        found = super().backward_maybe_with_nosync(backward_type, bwd_kwargs, last_backward)
+        with span("phase/backward"):
+            found = super().backward_maybe_with_nosync(backward_type, bwd_kwargs, last_backward)
         if self._divided is not None:
             self._divided.end(backward_type)
         self._take()
@@ -161,6 +163,11 @@ class Pipeline:
             scale_grads=False,
         )
         return made, schedule
+
+    @property
+    def models(self) -> Sequence[Stage]:
+        """What runs here: this process's stages."""
+        return self._stages
 
     @property
     def device(self) -> torch.device:

@@ -14,6 +14,7 @@ from torch.nn import Parameter
 
 from penstock.models.rotary import positions_within, rotation
 from penstock.models.transformer import Transformer
+from penstock.spans import span
 
 TABLE = "embed.tokens.weight"
 """Name of the token embeddings, also where the head projects with them."""
@@ -113,7 +114,8 @@ def _loss_at_once(head: nn.Module, x: Tensor, *rest: Tensor) -> Tensor:
     """
     first = x.detach().requires_grad_()
     loss: Tensor = head(first, *rest)
-    loss.backward()
+    with span("phase/backward"):
+        loss.backward()
     return _Loss.apply(x, loss.detach(), first.grad)
 
 

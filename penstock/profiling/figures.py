@@ -4,7 +4,8 @@
 """
 
 import io
-from collections.abc import Sequence
+import itertools
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 from matplotlib.axes import Axes
@@ -44,21 +45,25 @@ def draw_roofline(
     return _svg(figure)
 
 
-def draw_memory(line: Sequence[tuple[float, int]]) -> str:
+def draw_memory(lines: Mapping[str, Sequence[tuple[float, int]]]) -> str:
     """What tensors hold over time, beyond what they held when recording began.
 
-    `line`: (seconds, bytes).
+    `lines`: (seconds, bytes) of each process, by its name; "" where there is one.
     """
     figure, axes = _axes("Memory of tensors over time", "seconds", "MiB beyond the start")
-    if line:
+    for (name, line), color in zip(lines.items(), itertools.cycle(_COLORS), strict=False):
+        if not line:
+            continue
         # The largest of each stretch: a peak is what matters and may last for an instant.
         chunk = -(-len(line) // _MOST_POINTS)
         parts = [line[i : i + chunk] for i in range(0, len(line), chunk)]
         highest = [max(part, key=lambda point: point[1]) for part in parts]
         seconds, sizes = np.array(highest, np.float64).T
-        axes.fill_between(seconds, sizes / 2**20, step="post", color=LIGHT.train, alpha=0.25)
-        axes.step(seconds, sizes / 2**20, where="post", color=LIGHT.train, linewidth=1)
-    else:
+        axes.fill_between(seconds, sizes / 2**20, step="post", color=color, alpha=0.25)
+        axes.step(seconds, sizes / 2**20, where="post", color=color, linewidth=1, label=name)
+    if len(lines) > 1:
+        axes.legend(frameon=False, fontsize=9, loc="upper right")
+    if not any(lines.values()):
         axes.text(0.5, 0.5, "nothing recorded", ha="center", transform=axes.transAxes)
     return _svg(figure)
 

@@ -1,22 +1,17 @@
 """Run a job for a few steps under torch's profiler, and read off where its time went.
 
-`api.profile` calls it. The job is what `train` or `generate` would run: same model, kernels, data
-and optimizer step; nothing of it is kept but the recording.
+`profiling/verb.py` calls it. The job is what `train` or `generate` would run: same model, kernels,
+data and optimizer step; nothing of it is kept but the recording.
 """
 
 import contextlib
 import dataclasses
-import json
-import os
 import tempfile
-from collections.abc import Callable, Generator, Mapping
+from collections.abc import Generator, Sequence
 from pathlib import Path
-from typing import Any
 
-from torch import nn
-from torch.profiler import ProfilerActivity, profile, record_function
-
-from penstock import planning, runs
+from penstock import runs
+from penstock.compiler.plan import Plan
 from penstock.compiler.probe import Speeds, measured_speeds
 from penstock.config.schema import Config
 from penstock.console import get_console
@@ -24,14 +19,21 @@ from penstock.errors import ConfigError
 from penstock.inference.prompts import read_prompts
 from penstock.models.architecture import Architecture
 from penstock.models.transformer import Transformer
-from penstock.profiling.trace import Times, read_times
-from penstock.profiling.work import Work, generation_work, training_work
-from penstock.spans import recording, span
+from penstock.parallel.environment import Place
+from penstock.parallel.replicas import local
+from penstock.parallel.stage import Stage
+from penstock.parallel.world import World
+from penstock.profiling.marks import mark_modules, mark_passes
+from penstock.profiling.processes import ProcessRecording
+from penstock.profiling.recorder import recorded
+from penstock.profiling.trace import Times
+from penstock.profiling.work import Held, Work, generation_work, training_work
+from penstock.spans import span
 from penstock.train_run import prepare_job
 from penstock.training.guard import NO_LIMITS
 from penstock.training.metrics import peak_memory_bytes
 from penstock.training.schedule import learning_rate
-from penstock.training.step import Passes, train_step
+from penstock.training.step import train_step
 from penstock.training.trainer import TrainingJob
 
 _TRAINING_STEPS, _GENERATION_TOKENS = 4, 32
@@ -48,30 +50,27 @@ class Recording:
     work: dict[str, Work]
     """By region, of one step."""
     compute: str
+    device: str
     speeds: Speeds
+    """Of the part of the machine that one process has."""
     predicted_seconds: float | None
     """The plan's, of one step."""
     peak_memory_bytes: int
     trace: bytes
     """Chrome's trace event format, as JSON."""
+    processes: list[ProcessRecording] = dataclasses.field(default_factory=list[ProcessRecording])
+    """All of them by rank, where there are several; `times` and `work` are the first's."""
 
 
 def record(config: Config) -> Recording:
-    """Record the job of a config, training or generation as `mode` says.
+    """Record the job of a config in this process, training or generation as `mode` says.
 
     Raises:
-        UserError: what `train` and `generate` refuse; a device or mode that is not profiled.
+        UserError: what `train` and `generate` refuse; a mode that is not profiled.
     """
-    if planning.device_of(config) != "cpu":
-        raise ConfigError(
-            "profile books time to regions on CPUs only so far", where="device", do="set device=cpu"
-        )
-    if config.launch.processes * config.launch.hosts > 1:
-        raise ConfigError(
-            "profile records one process", where="launch.processes", do="leave launch out"
-        )
     if config.mode == "train":
-        return _record_training(config)
+        with tempfile.TemporaryDirectory(prefix="penstock-profile-") as folder:
+            return record_training(config, World(Place()), Path(folder))[0]
     if config.mode == "generate":
         return _record_generation(config)
     raise ConfigError(
@@ -79,49 +78,70 @@ def record(config: Config) -> Recording:
     )
 
 
-def _record_training(config: Config) -> Recording:
-    """Some optimizer steps from fresh weights, after some to warm up."""
+def record_training(config: Config, world: World, folder: Path) -> tuple[Recording, Plan]:
+    """Some optimizer steps from fresh weights, after some to warm up; `folder` is given up."""
     section, steps = config.profile, config.profile.steps or _TRAINING_STEPS
-    with tempfile.TemporaryDirectory(prefix="penstock-profile-") as folder:
-        total = {"steps": section.warmup_steps + steps, "epochs": None, "tokens": None}
-        train = config.train.model_copy(update={**total, "tensorboard": False})
-        schedule = config.schedule.model_copy(update={"warmup": 0, "decay": None})
-        run = str(Path(folder, "run"))
-        update = {"run": run, "train": train, "schedule": schedule}
-        plan, job, compiled = prepare_job(config.model_copy(update=update))
-        if not isinstance(job.passes, Passes):
-            raise AssertionError("one process has no stages")
-        _mark(job.passes.model, {"forward": "forward"})
-        get_console().info(f"recording {steps} steps after {section.warmup_steps} to warm up")
-        with (
-            contextlib.closing(job.saver) if job.saver else contextlib.nullcontext(),
-            job.metrics or contextlib.nullcontext(),
-            contextlib.closing(_stepper(job)) as run_steps,
-        ):
-            for _ in range(section.warmup_steps):
+    plan, job, compiled = prepare_job(_shortened(config, steps, folder), world)
+    models = job.passes.models
+    for model in models:
+        mark_modules(model, {"forward": "forward"})
+    get_console().info(f"recording {steps} steps after {section.warmup_steps} to warm up")
+    with (
+        contextlib.closing(job.saver) if job.saver else contextlib.nullcontext(),
+        job.metrics or contextlib.nullcontext(),
+        contextlib.closing(_stepper(job)) as run_steps,
+    ):
+        for _ in range(section.warmup_steps):
+            next(run_steps)
+        with recorded(folder / "trace.json", plan.device) as finish:
+            world.end_step(False)  # All begin together.
+            for _ in range(steps):
                 next(run_steps)
-            with _recorder(Path(folder, "trace.json")) as finish:
-                for _ in range(steps):
-                    next(run_steps)
-            times, trace = finish()
-        facts = {
-            "model": _describe(plan.architecture),
-            "step": f"{plan.accumulation} × {plan.micro} × {plan.sequence_length} tokens",
-            "compute": plan.compute,
-            "kernels": "compiled" if compiled else "none: operations run one by one",
-            "recorded": f"{steps} steps",
-        }
-        return Recording(
-            f"training, {plan.tokens_per_step:,} tokens a step",
-            facts,
-            times,
-            training_work(plan, compiled=compiled),
-            plan.compute,
-            measured_speeds("cpu"),
-            plan.step_seconds,
-            peak_memory_bytes(job.passes.device),
-            trace,
-        )
+        times, trace = finish()
+    facts = {
+        "model": _describe(plan.architecture),
+        "step": f"{plan.accumulation} × {plan.micro} × {plan.sequence_length} tokens",
+        "compute": plan.compute,
+        "kernels": "compiled" if compiled else "none: operations run one by one",
+        "recorded": f"{steps} steps",
+    }
+    found = Recording(
+        title=f"training, {plan.tokens_per_step:,} tokens a step",
+        facts=facts,
+        times=times,
+        work=training_work(plan, compiled=compiled, held=_held(models, world.size)),
+        compute=plan.compute,
+        device=plan.device,
+        speeds=measured_speeds(plan.device),
+        predicted_seconds=plan.step_seconds,
+        peak_memory_bytes=peak_memory_bytes(job.passes.device),
+        trace=trace,
+    )
+    return found, plan
+
+
+def _shortened(config: Config, steps: int, folder: Path) -> Config:
+    """The same job over the steps of a recording, with a run folder that nobody keeps."""
+    total = {"steps": config.profile.warmup_steps + steps, "epochs": None, "tokens": None}
+    train = config.train.model_copy(update={**total, "tensorboard": False})
+    schedule = config.schedule.model_copy(update={"warmup": 0, "decay": None})
+    update = {"run": str(folder / "run"), "train": train, "schedule": schedule}
+    return config.model_copy(update=update)
+
+
+def _held(models: Sequence[Transformer], processes: int) -> Held | None:
+    """What this process has of the model, where others have some of it too."""
+    if processes == 1:
+        return None
+    blocks = [block for model in models for block in model.blocks]
+    trained = {id(p): p for model in models for p in model.parameters() if p.requires_grad}
+    ends = [(m.index == 0, m.is_last) if isinstance(m, Stage) else (True, True) for m in models]
+    return Held(
+        layers=sum(any(True for _ in block.parameters()) for block in blocks),
+        has_embedding=any(first for first, _ in ends),
+        has_head=any(last for _, last in ends),
+        parameters=sum(local(p).numel() for p in trained.values()),
+    )
 
 
 def _stepper(job: TrainingJob) -> Generator[None]:
@@ -143,6 +163,7 @@ def _stepper(job: TrainingJob) -> Generator[None]:
                     replicas=job.replicas,
                 )
                 float(result.loss)
+                job.world.end_step(False)
             step += 1
             yield
 
@@ -159,16 +180,17 @@ def _record_generation(config: Config) -> Recording:
             "there is no prompt", where="generate", do="set generate.prompt or generate.input"
         )
     engine = runs.open_engine(config)
+    device = next(engine.model.parameters()).device
     tokens = config.profile.steps or _GENERATION_TOKENS
     passes: list[tuple[int, int, int]] = []
-    _mark(engine.model, {"forward": "", "decode": "decode", "logits": ""})
-    _mark_passes(engine.decoder, passes)
+    mark_modules(engine.model, {"forward": "", "decode": "decode", "logits": ""})
+    mark_passes(engine.decoder, passes)
     warm = section.model_copy(update={"tokens": max(2, config.profile.warmup_steps)})
     wanted = section.model_copy(update={"tokens": tokens, "stop": []})
     with tempfile.TemporaryDirectory(prefix="penstock-profile-") as folder:
         engine.generate(prompts, warm, config.seed)
         passes.clear()
-        with _recorder(Path(folder, "trace.json")) as finish, span("phase/step"):
+        with recorded(Path(folder, "trace.json"), device.type) as finish, span("phase/step"):
             engine.generate(prompts, wanted, config.seed)
         times, trace = finish()
     model = engine.model
@@ -181,91 +203,18 @@ def _record_generation(config: Config) -> Recording:
         "compute": compute,
     }
     return Recording(
-        f"generation, {len(prompts)} texts of up to {tokens} new tokens",
-        facts,
-        times,
-        generation_work(a, compute, passes),
-        compute,
-        measured_speeds("cpu"),
-        None,
-        peak_memory_bytes(next(model.parameters()).device),
-        trace,
+        title=f"generation, {len(prompts)} texts of up to {tokens} new tokens",
+        facts=facts,
+        times=times,
+        work=generation_work(a, compute, passes),
+        compute=compute,
+        device=device.type,
+        speeds=measured_speeds(device.type),
+        predicted_seconds=None,
+        peak_memory_bytes=peak_memory_bytes(device),
+        trace=trace,
     )
-
-
-@contextlib.contextmanager
-def _recorder(path: Path) -> Generator[Callable[[], tuple[Times, bytes]]]:
-    """Record everything inside; what it gives then reads the recording."""
-    profiler = profile(activities=[ProfilerActivity.CPU], profile_memory=True)
-
-    def finish() -> tuple[Times, bytes]:
-        profiler.export_chrome_trace(str(path))
-        trace = path.read_bytes()
-        return read_times(json.loads(trace)), trace
-
-    with _silenced():
-        profiler.__enter__()
-    try:
-        with recording(record_function):
-            yield finish
-    finally:
-        with _silenced():
-            profiler.__exit__(None, None, None)
-
-
-@contextlib.contextmanager
-def _silenced() -> Generator[None]:
-    """Without standard error: torch's profiler announces itself there, past every setting."""
-    kept, nowhere = os.dup(2), os.open(os.devnull, os.O_WRONLY)
-    os.dup2(nowhere, 2)
-    try:
-        yield
-    finally:
-        os.dup2(kept, 2)
-        os.close(kept)
-        os.close(nowhere)
 
 
 def _describe(a: Architecture) -> str:
     return f"{a.layers} layers × {a.hidden_size} wide, {a.parameter_count():,} parameters"
-
-
-def _mark(model: Transformer, methods: Mapping[str, str]) -> None:
-    """Name the stretches in which modules work: method → what its stretches are called."""
-    parts: list[tuple[nn.Module, str]] = [(model.embed, "embedding"), (model.head, "head")]
-    parts += [(block, "block") for block in model.blocks]
-    for module, part in parts:
-        for method, kind in methods.items():
-            work = getattr(module, method, None)
-            if work is not None:
-                setattr(module, method, _named(work, f"region/{part} {kind}".strip()))
-
-
-def _mark_passes(decoder: Any, passes: list[tuple[int, int, int]]) -> None:  # noqa: ANN401 - any decoder
-    """Note the shape of every pass: rows, new positions, cached positions."""
-    extend, begin, start = decoder.extend, decoder.begin, 0
-
-    def begin_again(*given: Any) -> Any:  # noqa: ANN401 - as the method
-        nonlocal start
-        start = 0
-        return begin(*given)
-
-    def extend_noting(tokens: Any) -> Any:  # noqa: ANN401 - as the method
-        nonlocal start
-        rows, count = tokens.shape
-        passes.append((rows, count, start))
-        start += count
-        return extend(tokens)
-
-    decoder.begin, decoder.extend = begin_again, extend_noting
-
-
-def _named(work: Callable[..., Any], name: str) -> Callable[..., Any]:
-    """The same, inside a span; what many tokens go through at once is a prefill."""
-
-    def named(*given: Any, **more: Any) -> Any:  # noqa: ANN401 - as the method
-        is_prefill = name.endswith("decode") and given[0].shape[1] > 1
-        with span(name.replace("decode", "prefill") if is_prefill else name):
-            return work(*given, **more)
-
-    return named

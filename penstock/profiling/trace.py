@@ -2,49 +2,31 @@
 
 `profiling/session.py` hands over the trace that torch wrote (Chrome's trace event format); it must
 never import torch. Time is self time: of an operation without those inside it, so that all rows
-add up to the recorded steps.
+add up to the recorded steps. Where a GPU worked it is the GPU's (`profiling/device.py`).
 """
 
 import dataclasses
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
-BACKWARD_NODE = "autograd::engine::evaluate_function: "
-_STEP = "phase/step"
-ELSE = "everything else"
-HEAD = "head, forward and backward"
-"""One region, with kernels and without: its gradients are computed with the loss."""
-MACHINE_CODE = "machine code (not split further)"
-"""A compiled kernel without the operations that torch's profiler sees inside."""
-_PYTHON = "Python and dispatch"
+from penstock.profiling.communication import is_course
+from penstock.profiling.device import WAITING, Host, book_device, device_work, has_device
+from penstock.profiling.intervals import Interval, common, length
+from penstock.profiling.places import (
+    COMMUNICATION,
+    STEP,
+    WAIT,
+    Node,
+    Place,
+    Within,
+    placed,
+    regions_by_sequence,
+    steps_of,
+    tree,
+)
 
-
-@dataclasses.dataclass
-class Node:
-    """One event and those inside it. Times in microseconds."""
-
-    name: str
-    start: float
-    seconds: float
-    """Duration, in seconds."""
-    sequence: int
-    """Autograd's number that a forward operation and its backward node share; -1 without one."""
-    children: list["Node"] = dataclasses.field(default_factory=list["Node"])
-
-    @property
-    def own_seconds(self) -> float:
-        """Without what is inside."""
-        return max(0.0, self.seconds - sum(child.seconds for child in self.children))
-
-
-@dataclasses.dataclass(frozen=True)
-class Place:
-    """What time is booked under."""
-
-    region: str
-    kernel: str
-    """Compiled kernel; empty where operations run one by one."""
-    operation: str
+_OF_THREADS = ("cpu_op", "user_annotation", "cuda_runtime", "cuda_driver")
+"""Categories of what threads do, as Kineto writes them."""
 
 
 @dataclasses.dataclass
@@ -62,6 +44,10 @@ class Times:
     """How often each region and each kernel ran."""
     memory: list[tuple[float, int]] = dataclasses.field(default_factory=list[tuple[float, int]])
     """(seconds since the first step, bytes that tensors hold beyond what they held before)."""
+    windows: list[Interval] = dataclasses.field(default_factory=list[Interval])
+    """Start and end of each recorded step, microseconds of the trace."""
+    stood: list[Interval] = dataclasses.field(default_factory=list[Interval])
+    """In which communication was all that went on, likewise."""
 
     @property
     def steps(self) -> int:
@@ -81,126 +67,105 @@ class Times:
         """Seconds of each compiled kernel, most first."""
         return _sorted_sums((p.kernel, s) for p, s in self.seconds.items() if p.kernel)
 
+    def book(self, place: Place, seconds: float, operations: int = 1) -> None:
+        """Add an operation's time."""
+        self.seconds[place] = self.seconds.get(place, 0.0) + seconds
+        self.operations[place] = self.operations.get(place, 0) + operations
 
-def read_times(trace: dict[str, Any]) -> Times:
-    """Add up a trace; ValueError when it holds no step."""
+
+def read_times(trace: dict[str, Any], late: Sequence[Interval] = ()) -> Times:
+    """Add up a trace; ValueError when it holds no step.
+
+    `late`: microseconds of the trace in which another process was waited for.
+    """
     events = [e for e in trace["traceEvents"] if "ts" in e]
-    steps = [e for e in events if e.get("name") == _STEP and e.get("ph") == "X"]
+    steps = [e for e in events if e.get("name") == STEP and e.get("cat") == "user_annotation"]
     if not steps:
         raise ValueError("the trace holds no step")
-    thread = steps[0]["tid"]
-    roots = _tree(
+    thread, on_device = steps[0]["tid"], has_device(events)
+    times = Times()
+    for step in steps_of(_roots(events, thread)):
+        times.step_seconds.append(step.seconds)
+        times.windows.append((step.start, step.end))
+        before = times.by_region()
+        if on_device:
+            _book_device(step, events, thread, late, times)
+        else:
+            _book(step, late, times)
+        for region, seconds in times.by_region().items():
+            times.region_steps.setdefault(region, []).append(seconds - before.get(region, 0.0))
+    times.memory = _memory(events, times.windows[0][0], on_device=on_device)
+    return times
+
+
+def _roots(events: Sequence[dict[str, Any]], thread: object) -> list[Node]:
+    """What one thread did. The course of an exchange may be told on it, beside what it does."""
+    return tree(
         e
         for e in events
         if e.get("ph") == "X"
         and e.get("tid") == thread
-        and e.get("cat") in ("cpu_op", "user_annotation")
+        and e.get("cat") in _OF_THREADS
+        and not is_course(e)
     )
-    times = Times()
-    for root in _steps(roots):
-        times.step_seconds.append(root.seconds)
-        before = times.by_region()
-        _book(root, "", "", "", _regions_by_sequence(root), times)
-        for region, seconds in times.by_region().items():
-            times.region_steps.setdefault(region, []).append(seconds - before.get(region, 0.0))
-    times.memory = _memory(events, min(float(step["ts"]) for step in steps))
-    return times
 
 
-def region_of_kernel(kernel: str, phase: str) -> str:
-    """The region a compiled kernel belongs to; a forward kernel in the backward pass recomputes."""
-    part, _, rest = kernel.partition("_")
-    name = {"embed": "embedding"}.get(part, part)
-    if kernel == "head_train":
-        return HEAD
-    kind = rest.split("_")[0]
-    if kind == "forward" and phase == "backward":
-        kind = "backward"
-    return name if part == "head" else f"{name} {kind}"
+def _book(step: Node, late: Sequence[Interval], times: Times) -> None:
+    """Book every node's own time under its place."""
+    for node, place, called in placed(step, regions_by_sequence(step)):
+        seconds = node.own_seconds
+        if called:
+            times.calls[called] = times.calls.get(called, 0) + 1
+        if place.region == COMMUNICATION:
+            times.stood.append((node.start, node.end))
+        if place.region == COMMUNICATION and place.operation == WAIT:
+            waited = min(seconds, length(common([(node.start, node.end)], late)) / 1e6)
+            if waited > 0:
+                times.book(Place(WAITING, "", WAIT), waited)
+            seconds -= waited
+        times.book(place, seconds)
 
 
-def _tree(events: Iterator[dict[str, Any]]) -> list[Node]:
-    """Events nested by time."""
-    roots: list[Node] = []
-    open_nodes: list[Node] = []
-    for event in sorted(events, key=lambda e: (float(e["ts"]), -float(e["dur"]))):
-        start, duration = float(event["ts"]), float(event["dur"])
-        number = event.get("args", {}).get("Sequence number", -1)
-        node = Node(str(event["name"]), start, duration / 1e6, int(number))
-        while open_nodes and start >= open_nodes[-1].start + open_nodes[-1].seconds * 1e6:
-            open_nodes.pop()
-        (open_nodes[-1].children if open_nodes else roots).append(node)
-        open_nodes.append(node)
-    return roots
-
-
-def _steps(nodes: list[Node]) -> Iterator[Node]:
-    for node in nodes:
-        if node.name == _STEP:
-            yield node
-        else:
-            yield from _steps(node.children)
-
-
-def _regions_by_sequence(step: Node) -> dict[int, str]:
-    """Autograd's number → region whose forward pass made the node.
-
-    The last operation of a number counts: those before it only looked at the number to come.
-    """
-    found: dict[int, str] = {}
-
-    def visit(node: Node, region: str) -> None:
-        if node.name == "phase/backward":
-            return
-        if node.name.startswith("region/"):
-            region = node.name.removeprefix("region/").removesuffix(" forward")
-        if node.sequence >= 0:
-            found[node.sequence] = region
-        for child in node.children:
-            visit(child, region)
-
-    visit(step, "")
-    return found
-
-
-def _book(
-    node: Node, region: str, kernel: str, phase: str, forward: dict[int, str], times: Times
+def _book_device(
+    step: Node, events: Sequence[dict[str, Any]], thread: object, late: Sequence[Interval], t: Times
 ) -> None:
-    """Book a node's own time, and what is inside, under its region and kernel."""
-    kind, _, name = node.name.partition("/")
-    operation = node.name
-    if kind == "phase":
-        phase, region, operation = name, name, _PYTHON
-        times.calls[name] = times.calls.get(name, 0) + 1
-        if name in ("step", "forward", "backward"):
-            region = ELSE
-    elif kind == "region":
-        region, operation = name, _PYTHON
-        if phase == "backward":  # recomputed
-            region = name.replace(" forward", " backward")
-        region = HEAD if name == "head forward" else region
-        times.calls[region] = times.calls.get(region, 0) + 1
-    elif kind == "kernel":
-        region, kernel, operation = region_of_kernel(name, phase), name, MACHINE_CODE
-        times.calls[kernel] = times.calls.get(kernel, 0) + 1
-    elif node.name.startswith(BACKWARD_NODE):
-        operation = node.name.removeprefix(BACKWARD_NODE)
-        source = forward.get(node.sequence, "")
-        region = f"{source} backward" if source else ELSE
-        region = HEAD if source == "head" else region
-    place = Place(region or ELSE, kernel, operation)
-    times.seconds[place] = times.seconds.get(place, 0.0) + node.own_seconds
-    times.operations[place] = times.operations.get(place, 0) + 1
-    for child in node.children:
-        _book(child, region, kernel, phase, forward, times)
+    """Book the device's time. A GPU's backward pass is launched by a thread of its own."""
+    forward, launched = regions_by_sequence(step), dict[int, Place]()
+    data, communication = list[Interval](), list[Interval]()
+    others = {e["tid"] for e in events if e.get("cat") == "cuda_runtime"} - {thread}
+    roots = [(step, Within())]
+    for other in others:
+        inside = [n for n in _roots(events, other) if step.start <= n.start < step.end]
+        roots += [(node, Within(phase="backward")) for node in inside]
+    for root, within in roots:
+        for node, place, called in placed(root, forward, within):
+            if called:
+                t.calls[called] = t.calls.get(called, 0) + 1
+            if node.correlation is not None:
+                launched[node.correlation] = place
+            if root is step and place.region == COMMUNICATION:
+                communication.append((node.start, node.end))
+            elif root is step and place.region == "data":
+                data.append((node.start, node.end))
+    window = (step.start, step.end)
+    work = [w for w in device_work(events, launched) if window[0] <= w.start < window[1]]
+    booked, stood = book_device(window, work, Host(data, communication, late))
+    t.stood += stood
+    for place, microseconds in booked.items():
+        t.book(place, microseconds / 1e6, sum(w.place == place for w in work) or 1)
 
 
-def _memory(events: list[dict[str, Any]], start: float) -> list[tuple[float, int]]:
-    """What tensors hold over time, as torch's allocator reported it."""
+def _memory(
+    events: list[dict[str, Any]], start: float, *, on_device: bool
+) -> list[tuple[float, int]]:
+    """What tensors hold over time, as torch's allocator of the device reported it."""
     found: list[tuple[float, int]] = []
     for event in events:
-        total = event.get("args", {}).get("Total Allocated")
-        if event.get("name") == "[memory]" and total is not None:
+        given = event.get("args", {})
+        total = given.get("Total Allocated")
+        # c10::DeviceType: 0 is the CPU, 1 CUDA.
+        is_here = given.get("Device Type", 0) == int(on_device)
+        if event.get("name") == "[memory]" and total is not None and is_here:
             found.append(((float(event["ts"]) - start) / 1e6, int(total)))
     return sorted(found)
 

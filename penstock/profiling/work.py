@@ -7,6 +7,7 @@ never import torch.
 import dataclasses
 from collections.abc import Sequence
 
+from penstock.compiler.activations import part_parameters
 from penstock.compiler.cost import CostModel, Seconds
 from penstock.compiler.plan import Plan
 from penstock.compiler.sizes import ELEMENT_BYTES
@@ -29,9 +30,21 @@ class Work:
         return self.flops / self.bytes if self.bytes else 0.0
 
 
-def training_work(plan: Plan, *, compiled: bool) -> dict[str, Work]:
-    """Work of one optimizer step by region."""
+@dataclasses.dataclass(frozen=True)
+class Held:
+    """What a process has of a model."""
+
+    layers: int
+    has_embedding: bool
+    has_head: bool
+    parameters: int
+    """That it updates: its own, and of divided ones its rows."""
+
+
+def training_work(plan: Plan, *, compiled: bool, held: Held | None = None) -> dict[str, Work]:
+    """Work of one optimizer step by region, in a process that has `held`; None: the whole model."""
     a, element = plan.architecture, ELEMENT_BYTES[plan.compute]
+    held = held or Held(a.layers, True, True, a.parameter_count(padded=True))
     # On a machine of one FLOP and one byte a second, seconds are FLOPs and bytes.
     unit = Target("unit", plan.device, 1, {plan.compute: 1.0}, 1.0, fast_bf16=True)
     model = CostModel(
@@ -41,26 +54,28 @@ def training_work(plan: Plan, *, compiled: bool) -> dict[str, Work]:
         sequence_length=plan.sequence_length,
         compute=plan.compute,
         recompute=plan.recompute,
+        tensor=plan.tensor,
         compiled=compiled,
     )
     block, head, embedding = model.block(), model.head(), model.embedding()
-    weights = a.block_parameters() * element
+    weights = part_parameters(a, plan.tensor) * element
     table = a.padded_vocab_size * a.hidden_size * element
     found = {
-        "block forward": _work(block[0], weights, a.layers),
-        "block backward": _work(block[1], 2 * weights, a.layers),
-        "embedding forward": _work(embedding[0], 0),
-        # The gradient of the whole table is written, whatever few rows are not zero.
-        "embedding backward": _work(embedding[1], table),
+        "block forward": _work(block[0], weights, held.layers),
+        "block backward": _work(block[1], 2 * weights, held.layers),
     }
-    found["head, forward and backward"] = _work(head[0] + head[1], 3 * table)
+    if held.has_embedding:
+        found["embedding forward"] = _work(embedding[0], 0)
+        # The gradient of the whole table is written, whatever few rows are not zero.
+        found["embedding backward"] = _work(embedding[1], table)
+    if held.has_head:
+        found["head, forward and backward"] = _work(head[0] + head[1], 3 * table)
     found = {
         name: Work(work.flops * plan.accumulation, work.bytes * plan.accumulation)
         for name, work in found.items()
     }
-    parameters = a.parameter_count(padded=True)
-    found["optimizer"] = _work(model.update(parameters), 0)
-    found["gradient norm"] = Work(2.0 * parameters, float(parameters * element))
+    found["optimizer"] = _work(model.update(held.parameters), 0)
+    found["gradient norm"] = Work(2.0 * held.parameters, float(held.parameters * element))
     return found
 
 

@@ -60,6 +60,11 @@ class Passes:
         self._needs_sums = replicas.needs_sums(accumulation)
         self._sums: list[Tensor] | None = None
 
+    @property
+    def models(self) -> Sequence[Transformer]:
+        """What runs here: the one model."""
+        return [self.model]
+
     def train(self, batches: Sequence[Batch], total: Tensor, *, seed: int, step: int) -> Tensor:
         """Leave the gradients of this replica's share of a step; its loss () float32.
 

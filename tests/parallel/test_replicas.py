@@ -207,7 +207,7 @@ def test_a_stopped_launcher_leaves_a_checkpoint_and_nobody_behind(
     process.send_signal(signal.SIGTERM)
     error = process.communicate(timeout=60)[1]
     assert process.returncode == 0, error
-    assert "goes on where it stood" in error
+    assert "goes on from the last checkpoint" in error
     last = read_metrics(run / "metrics.jsonl")[-1]["step"]
     assert list_checkpoints(run / "checkpoints")[-1].name == f"step-{last:08}"
     assert not any(Path(f"/proc/{child}").exists() for child in children)

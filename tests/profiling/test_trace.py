@@ -1,14 +1,16 @@
 """Time is booked under the right region and adds up; work is what the shape says."""
 
 import contextlib
+import dataclasses
 
 import pytest
 
 from penstock.compiler.plan import Plan
 from penstock.config.load import as_config
 from penstock.planning import plan_of
-from penstock.profiling.trace import BACKWARD_NODE, ELSE, HEAD, Place, read_times, region_of_kernel
-from penstock.profiling.work import generation_work, training_work
+from penstock.profiling.places import BACKWARD_NODE, ELSE, HEAD, Place, region_of_kernel
+from penstock.profiling.trace import read_times
+from penstock.profiling.work import Held, generation_work, training_work
 from penstock.spans import recording, span
 
 
@@ -92,6 +94,8 @@ def test_a_trace_without_a_step_is_refused() -> None:
         ("block_decode_1x256", "block decode"),
         ("block_prefill_16x64", "block prefill"),
         ("head_logits_1", "head"),
+        ("attend_backward", "block backward"),
+        ("fed_forward", "block forward"),
     ],
 )
 def test_kernels_belong_to_regions(kernel: str, region: str) -> None:
@@ -149,3 +153,17 @@ def test_spans_cost_nothing_and_say_nothing_until_recorded() -> None:
     with span("after"):
         pass
     assert seen == ["during"]
+
+
+def test_stages_and_parts_do_the_whole_model_s_work_together() -> None:
+    plan = gpt2_plan()
+    a = plan.architecture
+    total = a.parameter_count(padded=True)
+    first = training_work(plan, compiled=True, held=Held(7, True, False, total // 2))
+    last = training_work(plan, compiled=True, held=Held(a.layers - 7, False, True, total // 2))
+    whole = training_work(plan, compiled=True)
+    for region, work in whole.items():
+        shares = [part[region].flops for part in (first, last) if region in part]
+        assert sum(shares) == pytest.approx(work.flops)
+    part = training_work(dataclasses.replace(plan, tensor=2), compiled=True)
+    assert part["block forward"].flops == pytest.approx(whole["block forward"].flops / 2, rel=1e-2)
