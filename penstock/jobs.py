@@ -14,9 +14,10 @@ from torch import Tensor
 
 from penstock.compiler.build import build_kernels
 from penstock.compiler.eager_recompute import recompute_eagerly
-from penstock.compiler.executable import Executable, load_built, write_executable
+from penstock.compiler.executable import Executable, write_executable
+from penstock.compiler.kernels import CompiledKernel, load_built
 from penstock.compiler.plan import Plan
-from penstock.compiler.runtime import CompiledKernel, attach
+from penstock.compiler.runtime import attach
 from penstock.compiler.toolchains import find_toolchain, toolchain_for
 from penstock.config.checksums import remembered_sha256
 from penstock.config.lora import LoraSection

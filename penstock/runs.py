@@ -158,7 +158,8 @@ def attach_for_evaluation(config: Config, loaded: LoadedRun, model: Transformer)
     """Give a loaded model kernels where there are any; returns the rows it then takes at a time,
     each of the plan's sequence length, or None where there are no kernels: any number.
     """
-    plan = dataclasses.replace(loaded.plan, tensor=1)  # Blocks are whole again.
+    # Blocks are whole again, and there are no stages.
+    plan = dataclasses.replace(loaded.plan, tensor=1, layers_per_stage=())
     if plan.device != "cpu" or (config.precision.compute or plan.compute) != plan.compute:
         return None
     executable = _executable_for(config, "evaluate", ("train", "evaluate"))

@@ -23,7 +23,7 @@ def require_parts_here(config: Config, plan: Plan) -> None:
         )
 
 
-def require_stages_here(config: Config, plan: Plan) -> None:
+def require_stages_here(plan: Plan) -> None:
     """Refuse what does not go with a pipeline, or with its schedule."""
     if plan.stages == 1:
         return
@@ -39,16 +39,10 @@ def require_stages_here(config: Config, plan: Plan) -> None:
             schedule == "interleaved" and shortest < 2,
             f"interleaved needs two blocks on every stage, one has {shortest}",
         ),
-        "compile.mode": (
-            schedule == "zero-bubble" and config.compile.mode != "off",
-            "kernels give both gradients at once, plan.schedule=zero-bubble wants them apart",
-        ),
     }
     for key in (key for key, (is_asked, _) in asked.items() if is_asked):
         raise ConfigError(
             f"{key} does not go with plan.stages={plan.stages}: {asked[key][1]}",
             where=key,
-            do="set compile.mode=off, or another plan.schedule"
-            if key == "compile.mode"
-            else "change it, or leave plan.stages out",
+            do="change it, or leave plan.stages out",
         )

@@ -14,9 +14,9 @@ from typing import Any
 
 from penstock import jobs, planning, runs
 from penstock.checkpoint import CheckpointState, load_newest
+from penstock.compiler.kernels import CompiledKernel
 from penstock.compiler.plan import Plan
 from penstock.compiler.probe import measured_speeds
-from penstock.compiler.runtime import CompiledKernel
 from penstock.config.load import dump_config
 from penstock.config.schema import Config
 from penstock.console import get_console

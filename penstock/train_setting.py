@@ -76,7 +76,7 @@ def settle(config: Config, world: World) -> Setting:
     planning.require_tokenizer_of_model(config, data)
     config = started_from(config)
     planning.require_here(config, chosen, world.size)
-    require_stages_here(config, chosen)
+    require_stages_here(chosen)
     require_parts_here(config, chosen)
     planning.require_fit(chosen)
     samples = data.training(config.data.split, chosen.sequence_length, config.seed)

@@ -55,6 +55,20 @@ def product_outputs(architecture: Architecture, parts: int = 1) -> int:
     return 3 * a.hidden_size + (a.hidden_size + 2 * a.kv_size + inner) // parts
 
 
+def handed_over(architecture: Architecture, rows: int, element: int, parts: int = 1) -> int:
+    """Bytes one block holds besides between the gradient of its input and those of its weights:
+    gradients at the outputs of norms, of the block and its two projections back, and of the MLP's
+    inner width (`compiler/backward_parts.py`). That at the queries, keys and values takes the place
+    of these. A block's gradient is also that of what it adds, if nothing is dropped there.
+    """
+    a = architecture
+    norms = 1 if a.residual == "parallel_one_norm" else 2
+    drops = a.dropout > 0 and a.norm_position == "before"
+    added = 2 if drops else int(a.residual == "sequential")
+    inner = (2 if a.gated_mlp else 1) * a.mlp_size
+    return rows * element * ((norms + 1 + added) * a.hidden_size + inner // parts)
+
+
 def unpacked_bytes(architecture: Architecture, element: int, *, compiled: bool) -> int:
     """Bytes of matrices held in few bits while they are computed with: one in float32 twice as it
     is unpacked, and in the compute format it alone, or, for kernels, all of its block.

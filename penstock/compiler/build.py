@@ -75,6 +75,9 @@ def kernel_names(plan: Plan, toolchain: str) -> tuple[str, ...]:
     names = ["head_train", *(f"{region}_backward" for region in regions)]
     names += [*(f"{region}_forward" for region in regions), "head_evaluate"]
     names += ["embed_backward", "embed_forward"]
+    if plan.schedule == "zero-bubble":
+        parts = ("weights", "input")
+        names[2:2] = [f"{region}_backward_{part}" for region in regions for part in parts]
     if plan.architecture.adapter is not None:
         names.remove("embed_backward")  # nothing there is trained
     if plan.architecture.has_dropout:

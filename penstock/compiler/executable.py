@@ -15,9 +15,14 @@ from typing import Any
 
 from penstock.compiler import signing
 from penstock.compiler.fingerprint import toolchain_fingerprint
-from penstock.compiler.kernels import BuiltKernel, Kernel, KernelSpec, RegionContract
+from penstock.compiler.kernels import (
+    BuiltKernel,
+    CompiledKernel,
+    Kernel,
+    KernelSpec,
+    RegionContract,
+)
 from penstock.compiler.plan import Plan
-from penstock.compiler.runtime import CompiledKernel
 from penstock.compiler.toolchains import PORTABLE, find_toolchain
 from penstock.errors import ExecutableError
 from penstock.files import atomic_write, canonical_json, sha256_file
@@ -154,6 +159,15 @@ class Executable:
         """Refuse when the job's regions differ from those compiled; depth may differ."""
         wanted = json.loads(canonical_json(plan.region_fields()))
         self._require_equal(self.manifest["regions"], wanted, "regions", plan)
+        kernels: Mapping[str, Any] = self.manifest["kernels"]
+        is_apart = any(name.endswith("_weights") for name in kernels)
+        if plan.stages > 1 and plan.schedule == "zero-bubble" and not is_apart:
+            raise ExecutableError(
+                f"{self.path} gives the gradients of inputs and weights at once, "
+                f"plan.schedule={plan.schedule} wants them apart",
+                where="plan.schedule",
+                do=self.rebuild_command(plan),
+            )
 
     def _require_equal(
         self, made: Mapping[str, Any], wanted: Mapping[str, Any], section: str, plan: Plan
@@ -186,15 +200,6 @@ class Executable:
             )
             for name, entry in self.manifest["kernels"].items()
         }
-
-
-def load_built(kernels: Mapping[str, BuiltKernel], toolchain: str) -> dict[str, CompiledKernel]:
-    """Load kernels straight from the compiler or its cache, without a file between."""
-    loader = find_toolchain(toolchain)
-    return {
-        name: CompiledKernel(Kernel(kernel.spec, kernel.code, loader), kernel.contract)
-        for name, kernel in kernels.items()
-    }
 
 
 def _code(kernel: str) -> str:

@@ -35,7 +35,15 @@ _SOURCES = (
     ),
     (
         penstock.compiler,
-        ("gelu.py", "generation.py", "graphs.py", "portable.py", "regions.py", "thin.py"),
+        (
+            "backward_parts.py",
+            "gelu.py",
+            "generation.py",
+            "graphs.py",
+            "portable.py",
+            "regions.py",
+            "thin.py",
+        ),
     ),
 )
 """Files whose meaning is baked into the kernels."""

@@ -35,7 +35,7 @@ is element-wise or a short reduction, which the backward kernels recompute in re
 _PRODUCTS = ("mm", "addmm", "bmm", "baddbmm")
 _STATISTICS = ("native_layer_norm", "rsqrt")
 """Operators of norms whose small results are kept when nothing is to be computed twice."""
-_VIEWS = (
+VIEWS = (
     "view",
     "_unsafe_view",
     "reshape",
@@ -138,9 +138,9 @@ def leave_rows(graph: Graph, output: int) -> Graph:
     end = graph.module.graph.output_node()
     outputs = list(end.args[0])  # type: ignore[arg-type]
     table = outputs[output]
-    while _operator_name(table.target) == "_to_copy":
+    while operator_name(table.target) == "_to_copy":
         table = table.args[0]
-    if _operator_name(table.target) != "index_put":
+    if operator_name(table.target) != "index_put":
         raise ValueError(f"{table.target} adds up no rows")
     with graph.module.graph.inserting_before(end):
         rows = graph.module.graph.call_function(torch.ops.aten.clone.default, (table.args[2],))
@@ -156,12 +156,12 @@ def _decompositions() -> dict[Any, Callable[..., Any]]:
     kept = {
         operator: rule
         for operator, rule in table.items()
-        if _operator_name(operator) not in _UNDECOMPOSED
+        if operator_name(operator) not in _UNDECOMPOSED
     }
     return kept | GELU_BY_EXPONENTIAL
 
 
-def _operator_name(target: object) -> str:
+def operator_name(target: object) -> str:
     """The operator's name without namespace and overload, such as "mm"."""
     packet = getattr(target, "overloadpacket", None)
     return getattr(packet, "__name__", "")
@@ -181,14 +181,14 @@ def _cut(
     results = list(graph.output_node().args[0])  # type: ignore[arg-type]
     outputs, gradients = results[:output_count], results[output_count:]
 
-    forward_nodes = _ancestors(outputs)
+    forward_nodes = ancestors(outputs)
     kept = [node for node in graph.nodes if _is_kept(node, forward_nodes, keeps)]
-    needed = _frontier(gradients, {*primals, *tangents, *kept})
+    needed = frontier(gradients, {*primals, *tangents, *kept})
     kept_inputs = [node for node in primals if node in needed]
     saved = [node for node in kept if node in needed]
 
-    forward = _extract(joint, primals, [*outputs, *saved])
-    backward = _extract(joint, [*kept_inputs, *saved, *tangents], gradients)
+    forward = extract(joint, primals, [*outputs, *saved])
+    backward = extract(joint, [*kept_inputs, *saved, *tangents], gradients)
     return ForwardBackward(
         forward=forward,
         backward=backward,
@@ -211,10 +211,10 @@ def _is_kept(node: fx.Node, forward_nodes: set[fx.Node], keeps: Kept) -> bool:
         producer = node.all_input_nodes[0]
     if producer not in forward_nodes:
         return False
-    name = _operator_name(producer.target)
+    name = operator_name(producer.target)
     if name in _KEPT_OPERATORS or keeps == "products":
         return name in _KEPT_OPERATORS
-    return name in _STATISTICS or (name not in _VIEWS and _feeds_a_product(node, forward_nodes))
+    return name in _STATISTICS or (name not in VIEWS and _feeds_a_product(node, forward_nodes))
 
 
 def _feeds_a_product(node: fx.Node, forward_nodes: set[fx.Node]) -> bool:
@@ -222,14 +222,14 @@ def _feeds_a_product(node: fx.Node, forward_nodes: set[fx.Node]) -> bool:
     return any(
         user in forward_nodes
         and (
-            _operator_name(user.target) in _PRODUCTS
-            or (_operator_name(user.target) in _VIEWS and _feeds_a_product(user, forward_nodes))
+            operator_name(user.target) in _PRODUCTS
+            or (operator_name(user.target) in VIEWS and _feeds_a_product(user, forward_nodes))
         )
         for user in node.users
     )
 
 
-def _ancestors(nodes: Sequence[fx.Node]) -> set[fx.Node]:
+def ancestors(nodes: Sequence[fx.Node]) -> set[fx.Node]:
     """All nodes that `nodes` are computed from, themselves included."""
     found: set[fx.Node] = set()
     pending = list(nodes)
@@ -241,7 +241,7 @@ def _ancestors(nodes: Sequence[fx.Node]) -> set[fx.Node]:
     return found
 
 
-def _frontier(nodes: Sequence[fx.Node], given: set[fx.Node]) -> set[fx.Node]:
+def frontier(nodes: Sequence[fx.Node], given: set[fx.Node]) -> set[fx.Node]:
     """Members of `given` that computing `nodes` reads when it stops at `given`."""
     reached: set[fx.Node] = set()
     seen: set[fx.Node] = set()
@@ -258,7 +258,7 @@ def _frontier(nodes: Sequence[fx.Node], given: set[fx.Node]) -> set[fx.Node]:
     return reached
 
 
-def _extract(joint: fx.GraphModule, inputs: Sequence[fx.Node], outputs: Sequence[fx.Node]) -> Graph:
+def extract(joint: fx.GraphModule, inputs: Sequence[fx.Node], outputs: Sequence[fx.Node]) -> Graph:
     """Copy the part of `joint` that computes `outputs` from `inputs` into a graph of its own."""
     graph = fx.Graph()
     copies: dict[fx.Node, fx.Node] = {}

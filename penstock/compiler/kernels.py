@@ -6,13 +6,13 @@
 
 import dataclasses
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from penstock.compiler.toolchains import Toolchain
+from penstock.compiler.toolchains import Toolchain, find_toolchain
 from penstock.errors import ExecutableError
 from penstock.spans import span
 
@@ -93,7 +93,9 @@ class RegionContract:
 
     A forward kernel takes the region's inputs and gives `output_count` outputs, then what is
     saved. A backward kernel takes the inputs at `kept_inputs`, then the saved, then the gradients
-    of the outputs, and gives the gradients of the inputs at `differentiable`.
+    of the outputs, and gives the gradients of the inputs at `differentiable`. Where that is done in
+    two, the kernel of the input takes those of these that are `taken`, and gives besides what it
+    hands over; the kernel of the weights takes from the same row, with what is handed over behind.
     """
 
     parameters: tuple[str, ...]
@@ -101,6 +103,7 @@ class RegionContract:
     output_count: int
     kept_inputs: tuple[int, ...] = ()
     differentiable: tuple[int, ...] = ()
+    taken: tuple[int, ...] = ()
 
     def to_json(self) -> dict[str, Any]:
         """Plain JSON; `from_json` reads it back."""
@@ -114,6 +117,7 @@ class RegionContract:
             output_count=int(value["output_count"]),
             kept_inputs=tuple(int(index) for index in value["kept_inputs"]),
             differentiable=tuple(int(index) for index in value["differentiable"]),
+            taken=tuple(int(index) for index in value.get("taken", ())),
         )
 
 
@@ -165,6 +169,23 @@ class Kernel:
             arguments.append(tensor if tensor.stride() == stride else _restride(tensor, stride))
         with span(self._span):
             return list(self._run(arguments))
+
+
+@dataclasses.dataclass(frozen=True)
+class CompiledKernel:
+    """A loaded kernel and how its tensors map to its region's."""
+
+    run: Kernel
+    contract: RegionContract
+
+
+def load_built(kernels: Mapping[str, BuiltKernel], toolchain: str) -> dict[str, CompiledKernel]:
+    """Load kernels straight from the compiler or its cache, without a file between."""
+    loader = find_toolchain(toolchain)
+    return {
+        name: CompiledKernel(Kernel(kernel.spec, kernel.code, loader), kernel.contract)
+        for name, kernel in kernels.items()
+    }
 
 
 def _restride(tensor: Tensor, stride: tuple[int, ...]) -> Tensor:

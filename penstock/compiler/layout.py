@@ -158,7 +158,11 @@ class Layouter:
         """A device's regions and memory."""
         embedding, head = self._ends(stage)
         found = self.memory.stage(
-            layers, embedding=embedding, head=head, block_passes=self._block_passes(stage, layers)
+            layers,
+            embedding=embedding,
+            head=head,
+            block_passes=self._block_passes(stage, layers),
+            weight_passes=self._waiting[stage] * layers,
         )
         return DevicePlan(layers, embedding, head, found.device, found.outside)
 
@@ -185,6 +189,12 @@ class Layouter:
         """Forward passes of its pieces that wait at each stage's peak."""
         schedule, count = self._empty_schedule, self.memory.accumulation
         return tuple(schedule.most_under_way(stage, count) for stage in range(self.stages))
+
+    @functools.cached_property
+    def _waiting(self) -> tuple[int, ...]:
+        """Passes of each stage that wait only for the gradients of weights."""
+        schedule, count = self._empty_schedule, self.memory.accumulation
+        return tuple(schedule.most_apart(stage, count) for stage in range(self.stages))
 
     @functools.cached_property
     def _empty_schedule(self) -> Schedule:

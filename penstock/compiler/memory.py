@@ -9,6 +9,7 @@ import dataclasses
 from penstock.compiler.activations import (
     also_kept,
     block_activations,
+    handed_over,
     part_parameters,
     product_outputs,
     unpacked_bytes,
@@ -73,16 +74,19 @@ class MemoryModel:
     sums: str = "fp32"
     """Format in which gradients are summed over micro-batches and pieces of the loss."""
 
-    def stage(self, layers: int, *, embedding: bool, head: bool, block_passes: int) -> StageMemory:
+    def stage(
+        self, layers: int, *, embedding: bool, head: bool, block_passes: int, weight_passes: int = 0
+    ) -> StageMemory:
         """One device with these regions; at its peak so many passes of single blocks wait for
-        their backward.
+        their backward, of which so many only for the gradients of weights.
         """
         parameters = self.parameters(layers, embedding=embedding, head=head)
         trained = self.trained(layers, embedding=embedding, head=head)
         held = self._kinds_by_parameter(parameters, trained, layers)
         element = ELEMENT_BYTES[self.compute]
         rows = self.micro * self.sequence_length
-        held["activations"] = self._activations(block_passes, rows, element)
+        held["activations"] = self._activations(block_passes - weight_passes, rows, element)
+        held["activations"] += weight_passes * self._waiting(rows, element)
         held["logits"] = self._logits(rows, element) if head else 0
         held["workspace"] = PROCESS_BYTES.get(self.device, 0)
         held["workspace"] += LIBRARY_BYTES.get(self.optimizer, 0) if held["workspace"] else 0
@@ -135,6 +139,19 @@ class MemoryModel:
         last = block_passes > 0 and is_recomputed(self.recompute, block_passes - 1)
         now = read if last else read - kept if block_passes else 0
         return (block_passes - again) * kept + again * inputs + now
+
+    def _waiting(self, rows: int, element: int) -> int:
+        """What one block holds of one micro-batch while only gradients of weights are to come: of
+        what kernels have kept nothing of attention's scores.
+        """
+        a, parts = self.architecture, self.tensor
+        held = self._block(rows, element)[0] + handed_over(a, rows, element, parts)
+        if not self.compiled:
+            return held
+        scores = a.heads * self.micro * self.sequence_length**2 // parts
+        kinds = 2 if kept_values(self.recompute) == "everything" else 1
+        sums = kinds * element * scores if a.attention_rate > 0 else 4 * rows * a.heads // parts
+        return held - sums
 
     def _kinds_by_parameter(self, parameters: int, trained: int, layers: int) -> dict[str, int]:
         """Weights, gradients, optimizer: replicas may divide them."""

@@ -109,9 +109,12 @@ class Schedule:
     def most_under_way(self, device: int, micro_batches: int) -> int:
         """Forward passes that wait for their backward at a device's peak, over its pieces."""
         passes = len(self.blocks(device)) * micro_batches
-        # Activations wait for the gradients of weights, too.
-        apart = device if self.name == "zero-bubble" else 0
-        return min(passes, self.ahead(device, micro_batches) + 1 + apart)
+        waiting = self.ahead(device, micro_batches) + 1 + self.most_apart(device, micro_batches)
+        return min(passes, waiting)
+
+    def most_apart(self, device: int, micro_batches: int) -> int:
+        """Those of them whose input's gradient is computed, and of weights not yet."""
+        return min(device, micro_batches - 1) if self.name == "zero-bubble" else 0
 
     def simulate(self, micro_batches: int) -> Timeline:
         """Every device's slots, micro-batch by micro-batch."""

@@ -102,8 +102,7 @@ class Plan:
     @property
     def tokens_per_second(self) -> float:
         """Predicted tokens trained on, or generated."""
-        tokens = self.size if self.mode == "generate" else self.tokens_per_step
-        return tokens / self.step_seconds
+        return (self.size if self.mode == "generate" else self.tokens_per_step) / self.step_seconds
 
     def region_fields(self) -> dict[str, Any]:
         """Exactly what the compiled kernels depend on. Depth is not in it, nor how frozen matrices
@@ -182,6 +181,7 @@ class Plan:
             *([f"plan.tensor={self.tensor}"] if self.tensor > 1 else []),
             *([] if self.attention == "full" else [f"data.attention={self.attention}"]),
             *([f"plan.recompute={self.recompute}"] if self.mode == "train" else []),
+            *(["plan.schedule=zero-bubble"] if self.schedule == "zero-bubble" else []),
         ]
 
     def to_json(self) -> dict[str, Any]:

@@ -13,7 +13,8 @@ import torch
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 
-from penstock.compiler.graphs import Graph, leave_rows, trace, trace_joint
+from penstock.compiler.backward_parts import Part, backward_part
+from penstock.compiler.graphs import ForwardBackward, Graph, leave_rows, trace, trace_joint
 from penstock.compiler.kernels import TABLE, RegionContract
 from penstock.compiler.plan import Plan
 from penstock.config.recompute import kept_values
@@ -27,6 +28,9 @@ from penstock.models.transformer import Block
 
 COMPUTE_DTYPES = {"bf16": torch.bfloat16, "fp32": torch.float32}
 """Dtype of weights and activations by the plan's `compute`."""
+
+BACKWARD_PARTS: dict[str, Part] = {"backward_input": "input", "backward_weights": "weights"}
+"""What of the gradients kernels give by themselves, by the end of their names."""
 
 _EMBED_SITES = 1
 
@@ -116,7 +120,9 @@ def _function(
 
 
 def _trace_region(part: str, region: str, plan: Plan) -> TracedKernel:
-    """Trace the forward, backward or evaluate kernel of Embed or Block."""
+    """Trace the forward, backward or evaluate kernel of Embed or Block, or a part of a block's
+    backward kernel.
+    """
     kind, activations, sites, skipped = {
         "embed": (Embed, [_tokens(plan)], _EMBED_SITES, 1),
         "block": (Block, [_activations(plan)], plan.architecture.dropout_sites, 0),
@@ -142,10 +148,21 @@ def _trace_region(part: str, region: str, plan: Plan) -> TracedKernel:
     contract = RegionContract(names, pair.output_count, pair.kept_inputs, pair.differentiable)
     if part == "forward":
         return TracedKernel(pair.forward, contract)
+    if part in BACKWARD_PARTS:
+        return trace_backward_part(pair, names, BACKWARD_PARTS[part])
     backward = pair.backward
     if region == "embed" and names.index(TABLE) in pair.differentiable:
         backward = leave_rows(backward, pair.differentiable.index(names.index(TABLE)))
     return TracedKernel(backward, contract)
+
+
+def trace_backward_part(pair: ForwardBackward, names: tuple[str, ...], part: Part) -> TracedKernel:
+    """The kernel of the gradient of x, the one input behind the parameters `names` that has one, or
+    of the parameters' gradients.
+    """
+    found = backward_part(pair, part, len(names))
+    contract = RegionContract(names, 1, (), found.differentiable, found.taken)
+    return TracedKernel(found.graph, contract)
 
 
 def _trace_head(part: str, plan: Plan) -> TracedKernel:
@@ -210,6 +227,7 @@ _TRACERS: dict[str, Callable[[Plan], TracedKernel]] = {
         for region in ("embed", "block")
         for part in ("forward", "backward", "evaluate")
     },
+    **{f"block_{part}": functools.partial(_trace_region, part, "block") for part in BACKWARD_PARTS},
     "head_train": functools.partial(_trace_head, "train"),
     "head_evaluate": functools.partial(_trace_head, "evaluate"),
 }

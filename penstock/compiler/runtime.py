@@ -5,7 +5,6 @@ stay ordinary, so everything of PyTorch composes. It must never import a tracer 
 """
 
 import contextlib
-import dataclasses
 import functools
 from collections.abc import Generator, Mapping
 from typing import Any
@@ -14,28 +13,20 @@ import torch
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
-from penstock.compiler.kernels import TABLE, Kernel, RegionContract
+from penstock.compiler.apart import ApartKernels
+from penstock.compiler.kernels import TABLE, CompiledKernel
 from penstock.compiler.region_inputs import Held, parameters_of, region_inputs
 from penstock.config.recompute import is_recomputed
 from penstock.errors import ExecutableError
 from penstock.models.split_block import SplitBlock
 from penstock.models.transformer import Transformer
 
-
-@dataclasses.dataclass(frozen=True)
-class CompiledKernel:
-    """A loaded kernel and how its tensors map to its region's."""
-
-    run: Kernel
-    contract: RegionContract
+_Kernels = Mapping[str, CompiledKernel]
+"""By name."""
 
 
 def attach(
-    model: Transformer,
-    kernels: Mapping[str, CompiledKernel],
-    *,
-    recompute: str = "selective",
-    stages: int = 1,
+    model: Transformer, kernels: _Kernels, *, recompute: str = "selective", stages: int = 1
 ) -> None:
     """Make `model` compute through `kernels` from now on, whole or cut into so many `stages`.
 
@@ -49,9 +40,11 @@ def attach(
     embed.is_tied = a.tie_embeddings and stages == 1
     model.embed.forward = functools.partial(embed, model.embed)  # pyright: ignore[reportAttributeAccessIssue] - the point of attaching
     if any(isinstance(block, SplitBlock) for block in model.blocks):
-        _attach_parts(model, kernels, recompute)
+        _attach_parts(model, kernels, recompute, stages)
     else:
-        blocks = {again: _Region(kernels, "block", recompute=again) for again in (False, True)}
+        blocks = [
+            _Region(kernels, "block", recompute=again, stages=stages) for again in (False, True)
+        ]
         for index, module in enumerate(model.blocks):
             module.forward = functools.partial(blocks[is_recomputed(recompute, index)], module)
     head = _Head(kernels)
@@ -59,14 +52,15 @@ def attach(
     model.head.token_losses = functools.partial(head.token_losses, model.head)  # type: ignore[method-assign]
 
 
-def _attach_parts(
-    model: Transformer, kernels: Mapping[str, CompiledKernel], recompute: str
-) -> None:
+def _attach_parts(model: Transformer, kernels: _Kernels, recompute: str, stages: int) -> None:
     """Make divided blocks compute through kernels what lies between their meetings, from which
     recomputing one starts: no sum is taken twice.
     """
     halves = [
-        {name: _Region(kernels, name, recompute=again) for name in ("attend", "feed")}
+        {
+            name: _Region(kernels, name, recompute=again, stages=stages)
+            for name in ("attend", "feed")
+        }
         for again in (False, True)
     ]
     names = [name for name in ("attended", "fed") if f"{name}_forward" in kernels]
@@ -81,14 +75,14 @@ def _attach_parts(
 class _Region:
     """Embed or Block: the kernels every layer of that kind shares."""
 
-    def __init__(
-        self, kernels: Mapping[str, CompiledKernel], name: str, *, recompute: bool
-    ) -> None:
+    def __init__(self, kernels: _Kernels, name: str, *, recompute: bool, stages: int = 1) -> None:
         self.evaluate = kernels.get(f"{name}_evaluate") or kernels[f"{name}_forward"]
         # An executable for evaluation has no other kernels.
         self.forward = kernels.get(f"{name}_forward", self.evaluate)
         self.backward = kernels.get(f"{name}_backward")
         self.recompute = recompute
+        # Only a pipeline's schedule asks for gradients of inputs alone.
+        self.apart = ApartKernels.find(kernels, name, recompute=recompute) if stages > 1 else None
         # What only training computes drops.
         self.has_dropout = self.forward is not self.evaluate or name in ("attended", "fed")
         # Equal positions add to one row of the embedding's gradient; torch's parallel sum of them
@@ -119,6 +113,8 @@ class _Region:
                     "the executable trains with dropout, but no dropout keys were given",
                     do="give keys, or compile with model.dropout=0",
                 )
+            if self.apart is not None:
+                return self.apart(held, inputs)
             return _RegionFunction.apply(self, self.backward, held, *inputs)
         kernel = self.forward if keys is not None else self.evaluate
         return kernel.run(held.unpacked(inputs, range(len(inputs))))[0]
@@ -206,7 +202,7 @@ class _RegionFunction(torch.autograd.Function):
 class _Head:
     """The head: loss with gradients in one kernel, and losses per token; both piece by piece."""
 
-    def __init__(self, kernels: Mapping[str, CompiledKernel]) -> None:
+    def __init__(self, kernels: _Kernels) -> None:
         self.train = kernels.get("head_train")
         self.evaluate = kernels["head_evaluate"]
 

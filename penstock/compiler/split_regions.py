@@ -13,7 +13,12 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from penstock.compiler.graphs import trace, trace_joint
 from penstock.compiler.kernels import RegionContract
 from penstock.compiler.plan import Plan
-from penstock.compiler.regions import COMPUTE_DTYPES, TracedKernel
+from penstock.compiler.regions import (
+    BACKWARD_PARTS,
+    COMPUTE_DTYPES,
+    TracedKernel,
+    trace_backward_part,
+)
 from penstock.config.recompute import kept_values
 from penstock.models.projection import is_trained
 from penstock.models.rotary import rotation
@@ -67,7 +72,9 @@ class _Method(torch.nn.Module):
 
 
 def trace_part(plan: Plan, kernel: str) -> TracedKernel:
-    """Trace METHOD_forward, METHOD_backward or METHOD_evaluate; no weights are allocated."""
+    """Trace METHOD_forward, METHOD_backward, a part of the latter, or METHOD_evaluate; no weights
+    are allocated.
+    """
     method, _, part = kernel.partition("_")
     a, dtype = plan.architecture, COMPUTE_DTYPES[plan.compute]
     with FakeTensorMode():
@@ -90,6 +97,8 @@ def trace_part(plan: Plan, kernel: str) -> TracedKernel:
         trained = [i for i, name in enumerate(names) if is_trained(a, name)]
         differentiable = (*trained, len(names))
         pair = trace_joint(function, inputs, differentiable, 1, kept_values(plan.recompute))
+    if part in BACKWARD_PARTS:
+        return trace_backward_part(pair, names, BACKWARD_PARTS[part])
     contract = RegionContract(names, pair.output_count, pair.kept_inputs, pair.differentiable)
     return TracedKernel(pair.forward if part == "forward" else pair.backward, contract)
 

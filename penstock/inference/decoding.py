@@ -16,8 +16,8 @@ from penstock.compiler.generation import (
     logits_kernel,
     prefill_kernel,
 )
+from penstock.compiler.kernels import CompiledKernel
 from penstock.compiler.region_inputs import parameters_of
-from penstock.compiler.runtime import CompiledKernel
 from penstock.inference.cache import Cache, attention_mask
 from penstock.models.embedding import Embed
 from penstock.models.rotary import rotation

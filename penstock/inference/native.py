@@ -9,9 +9,9 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from penstock.compiler.kernels import CompiledKernel
 from penstock.compiler.native import STEP_KERNEL, cache_places
 from penstock.compiler.plan import Plan
-from penstock.compiler.runtime import CompiledKernel
 from penstock.inference.packing import pack
 from penstock.models.rotary import rotation
 from penstock.models.transformer import Transformer

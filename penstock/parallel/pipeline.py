@@ -58,6 +58,7 @@ class _TorchStage(PipelineStage):
         self._own = dict(stage.named_parameters())
         self._sums = sums
         self._divided = divided
+        self._gives_gradient = stage.gives_gradient
 
     def forward_one_chunk(self, *args: Any, **more: Any) -> Any:  # noqa: ANN401 - as torch's
         output = super().forward_one_chunk(*args, **more)
@@ -74,6 +75,13 @@ class _TorchStage(PipelineStage):
         bwd_kwargs: dict[str, Any],
         last_backward: bool = False,
     ) -> Any:  # noqa: ANN401 - as torch's
+        if backward_type != "full" and not self._gives_gradient:
+            # With nothing to pass on torch would find no way to the parameters: all at once.
+            if backward_type == "weight":
+                return (), None
+            backward_type = "full"
+            if bwd_kwargs["output_grads"] is None:
+                bwd_kwargs = {**bwd_kwargs, "stage_output": bwd_kwargs["stage_output"][0]}
         if self._divided is not None:
             self._divided.begin(backward_type)
         with span("phase/backward"):

@@ -9,7 +9,8 @@ import torch
 
 import penstock
 from penstock.compiler.build import build_kernels
-from penstock.compiler.executable import Executable, load_built
+from penstock.compiler.executable import Executable
+from penstock.compiler.kernels import load_built
 from penstock.compiler.native import Native
 from penstock.compiler.planner import make_generation_plan
 from penstock.errors import ConfigError, ExecutableError

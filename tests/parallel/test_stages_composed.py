@@ -24,6 +24,7 @@ def test_what_is_composed_with_stages_trains_as_in_one_process(
     cases = {
         "lora": ("1f1b", LORA),
         "frozen": ("interleaved", FROZEN),
+        "frozen-apart": ("zero-bubble", FROZEN),
         "decayed": ("zero-bubble", DECAYED),
         "grouped": ("gpipe", grouped),
         "recomputed": ("1f1b", {"plan": {"recompute": "blocks"}}),
