@@ -24,6 +24,7 @@ from penstock.errors import ConfigError
 from penstock.inference.prompts import read_prompts
 from penstock.models.architecture import Architecture
 from penstock.models.transformer import Transformer
+from penstock.parallel.deepspeed_engine import EngineModel
 from penstock.profiling.trace import Times, read_times
 from penstock.profiling.work import Work, generation_work, training_work
 from penstock.spans import recording, span
@@ -70,6 +71,10 @@ def record(config: Config) -> Recording:
         raise ConfigError(
             "profile records one process", where="launch.processes", do="leave launch out"
         )
+    if config.plan.engine != "torch":
+        raise ConfigError(
+            "profile records torch's own steps", where="plan.engine", do="leave plan.engine out"
+        )
     if config.mode == "train":
         return _record_training(config)
     if config.mode == "generate":
@@ -89,8 +94,8 @@ def _record_training(config: Config) -> Recording:
         run = str(Path(folder, "run"))
         update = {"run": run, "train": train, "schedule": schedule}
         plan, job, compiled = prepare_job(config.model_copy(update=update))
-        if not isinstance(job.passes, Passes):
-            raise AssertionError("one process has no stages")
+        if not isinstance(job.passes, Passes) or isinstance(job.passes.model, EngineModel):
+            raise AssertionError("torch's steps of one process have no stages")
         _mark(job.passes.model, {"forward": "forward"})
         get_console().info(f"recording {steps} steps after {section.warmup_steps} to warm up")
         with (
