@@ -128,6 +128,20 @@ def test_other_settings_and_models_train_alike(dataset_folder: Path, tmp_path: P
 
 
 @needs_deepspeed
+@pytest.mark.slow
+def test_parts_of_unequal_size_train_alike(dataset_folder: Path, tmp_path: Path) -> None:
+    batch = {"batch": {"micro": 2, "size": 12}}
+    penstock.train(**job(dataset_folder, tmp_path / "alone", **batch))
+    jobs = []
+    for shard in ("gradients", "weights"):
+        made = job(dataset_folder, tmp_path / shard, **batch, **plan(shard))
+        jobs += [made | {"train": made["train"] | HALF["train"]}, made]
+    run_jobs(jobs, tmp_path, processes=3)
+    for shard in ("gradients", "weights"):
+        assert_close(tmp_path / shard, tmp_path / "alone")
+
+
+@needs_deepspeed
 def test_one_process_needs_no_others_and_says_nothing_more(
     alone: Path, dataset_folder: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
@@ -170,6 +184,16 @@ def test_what_does_not_go_with_deepspeed_is_one_line(
 ) -> None:
     assert line in refusal(dataset_folder, tmp_path, capsys, plan("none") | more)
     assert not (tmp_path / "run").exists()
+
+
+def test_profiles_are_of_torchs_own_steps(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = ["device=cpu", "plan.engine=deepspeed", f"out={tmp_path}"]
+    assert main(["profile", *words]) == 2
+    assert capsys.readouterr().err.strip() == (
+        "penstock: profile records torch's own steps (plan.engine): leave plan.engine out"
+    )
 
 
 def refusal(dataset: Path, folder: Path, capsys: pytest.CaptureFixture[str], more: dict) -> str:
