@@ -3,6 +3,7 @@
 `train_run.py` calls it once model and plan are there. Like it, this module sees a `Setting`.
 """
 
+import functools
 from collections.abc import Callable
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -12,6 +13,7 @@ from penstock.compiler.pipeline import pieces_per_stage
 from penstock.compiler.plan import Plan
 from penstock.models.initialization import every
 from penstock.models.transformer import Transformer
+from penstock.parallel.deepspeed_engine import Engine, EngineModel, EngineReplicas
 from penstock.parallel.mesh import Mesh, coordinates
 from penstock.parallel.parts import WHOLE, Part
 from penstock.parallel.replicas import Replicas
@@ -19,6 +21,7 @@ from penstock.parallel.stage import Stage, holds, layers_of_pieces, named_parame
 from penstock.parallel.tensor import SharedMatrices, TensorReplicas, connect, cuts_of
 from penstock.saving import AsyncSaver
 from penstock.train_setting import Setting
+from penstock.training.deepspeed_optimizer import DeepSpeedAdamW
 from penstock.training.optimizers import Optimizer, make_optimizer
 from penstock.training.step import Passes
 
@@ -64,6 +67,8 @@ def divide(setting: Setting, model: Transformer, masters: dict[str, Tensor]) -> 
         connect(model, mesh.parts)
     if chosen.stages > 1:
         return _stages(setting, model, masters, mesh)
+    if c.plan.engine == "deepspeed":
+        return _in_deepspeed(setting, model, masters, mesh)
     replicas = Replicas([model], mesh.replicas, chosen.shard)
     own = replicas.rows_of(masters)
     masters.clear()
@@ -116,6 +121,33 @@ def _shares(setting: Setting, mesh: Mesh) -> SharedMatrices | None:
     if setting.plan.tensor == 1:
         return None
     return SharedMatrices(mesh.parts, setting.plan.architecture)
+
+
+def _in_deepspeed(
+    setting: Setting, model: Transformer, masters: dict[str, Tensor], mesh: Mesh
+) -> Parts:
+    """The same for a model in DeepSpeed's engine."""
+    c, chosen = setting.config, setting.plan
+    start = functools.partial(
+        Engine,
+        model,
+        world=setting.world,
+        shard=chosen.shard,
+        micro=chosen.micro,
+        accumulation=chosen.accumulation,
+        clip=c.optimizer.clip,
+    )
+    optimizer = DeepSpeedAdamW(model.named_parameters(), c.optimizer, start, masters)
+    masters.clear()
+    replicas = EngineReplicas(optimizer.engine, mesh.replicas, chosen.shard)
+    passes = Passes(
+        EngineModel(optimizer.engine),
+        optimizer,
+        replicas,
+        z_loss=c.train.z_loss,
+        accumulation=chosen.accumulation,
+    )
+    return Parts(passes, optimizer, replicas, _saver(setting, replicas, mesh))
 
 
 def _with_parts(setting: Setting, replicas: Replicas, mesh: Mesh) -> Replicas:

@@ -26,7 +26,7 @@ from penstock.exports import started_from
 from penstock.files import canonical_json
 from penstock.parallel.mesh import coordinates
 from penstock.parallel.world import World
-from penstock.train_demands import require_parts_here, require_stages_here
+from penstock.train_demands import require_engine_here, require_parts_here, require_stages_here
 from penstock.training.run_folder import RunFolder
 from penstock.training.schedule import check_schedule
 
@@ -78,6 +78,7 @@ def settle(config: Config, world: World) -> Setting:
     planning.require_here(config, chosen, world.size)
     require_stages_here(chosen)
     require_parts_here(config, chosen)
+    require_engine_here(config, chosen)
     planning.require_fit(chosen)
     samples = data.training(config.data.split, chosen.sequence_length, config.seed)
     if config.data.group_by_length:

@@ -40,6 +40,9 @@ class PlanSection(Section):
     shard: Literal["none", "optimizer", "gradients", "weights"] = "none"
     """What replicas divide among themselves instead of each holding all of it: nothing, the
     optimizer's state, also gradients, or also weights (ZeRO 1, 2 and 3, arXiv 1910.02054)."""
+    engine: Literal["torch", "deepspeed"] = "torch"
+    """What sums gradients, divides what `shard` says, and updates: torch, or DeepSpeed's engine by
+    its ZeRO stages 0 to 3 (needs the extra `deepspeed`)."""
     tensor: int = Field(default=1, ge=1)
     """Devices that compute each block together: heads and the MLP's inner width are divided among
     them (Megatron-LM, arXiv 1909.08053); embedding and head are whole on each."""

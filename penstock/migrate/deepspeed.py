@@ -117,7 +117,7 @@ DEEPSPEED = System(
     notes=(
         '"auto" is left to the rest of the configuration.',
         "The processes are started by `penstock train --processes N`; see docs/parallel.md.",
-        "DeepSpeed itself never runs, also where it is installed: its stages 1 to 3 are "
-        "plan.shard, by torch's own FSDP2.",
+        "Its stages 1 to 3 are plan.shard, by torch's own FSDP2; add plan.engine=deepspeed to have "
+        "DeepSpeed's engine take them, where it is installed (extra `deepspeed`).",
     ),
 )

@@ -141,6 +141,14 @@ def use_interface_to(place: Place) -> None:
         os.environ.setdefault("NCCL_SOCKET_IFNAME", interface)
 
 
+def tell_deepspeed(place: Place, device: str) -> None:
+    """Leave DeepSpeed, before it is imported, what it asks the environment for."""
+    if device == "cpu":
+        os.environ.setdefault("DS_ACCELERATOR", "cpu")
+    # Torch's launchers set it, mpirun and srun do not.
+    os.environ.setdefault("LOCAL_RANK", str(place.local_rank))
+
+
 def found_by() -> list[str]:
     """Words before a command with which another host finds this Penstock, where it is not installed
     but named by PYTHONPATH.

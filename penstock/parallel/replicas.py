@@ -66,6 +66,10 @@ class Replicas:
             model.set_requires_gradient_sync(is_last or self.shard != "optimizer")
             model.set_reshard_after_backward(is_last or self.shard == "weights")
 
+    def backward(self, loss: Tensor) -> None:
+        """The backward pass of a micro-batch, from its loss () float32."""
+        loss.backward()
+
     def sum(self, value: Tensor) -> Tensor:
         """The sum over replicas of a small tensor, in place."""
         return self.peers.sum(value)

@@ -30,6 +30,10 @@ def profile_run(config: Config) -> ProfileResult | None:
     """
     if config.out is None:
         raise ConfigError("no folder to write", where="out", do="set out=FOLDER")
+    if config.plan.engine != "torch":
+        raise ConfigError(
+            "profile records torch's own steps", where="plan.engine", do="leave plan.engine out"
+        )
     folder, place = Path(config.out), find_place()
     wanted = config.launch.processes * config.launch.hosts
     if config.mode != "train" or max(place.size, wanted) == 1:

@@ -11,11 +11,12 @@ from torch.nn import Parameter
 from penstock.config.schema import OptimizerSection
 from penstock.errors import ConfigError
 from penstock.training.adamw_8bit import AdamW8bit
+from penstock.training.deepspeed_optimizer import DeepSpeedAdamW
 from penstock.training.muon import Muon, Shares
 from penstock.training.optimizer import AdamW
 from penstock.training.torch_optimizer import TorchOptimizer
 
-Optimizer = AdamW | Muon | TorchOptimizer
+Optimizer = AdamW | DeepSpeedAdamW | Muon | TorchOptimizer
 
 _OWN = {"adamw": AdamW, "adamw_8bit": AdamW8bit}
 

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from penstock.data.loader import Batch
 from penstock.models.transformer import Transformer
+from penstock.parallel.deepspeed_engine import EngineModel
 from penstock.parallel.replicas import Replicas
 from penstock.spans import span
 from penstock.training.gradient_norm import global_norm
@@ -44,7 +45,7 @@ class Passes:
 
     def __init__(
         self,
-        model: Transformer,
+        model: Transformer | EngineModel,
         optimizer: Optimizer,
         replicas: Replicas,
         *,
@@ -63,7 +64,7 @@ class Passes:
     @property
     def models(self) -> Sequence[Transformer]:
         """What runs here: the one model."""
-        return [self.model]
+        return [self.model if isinstance(self.model, Transformer) else self.model.transformer]
 
     def train(self, batches: Sequence[Batch], total: Tensor, *, seed: int, step: int) -> Tensor:
         """Leave the gradients of this replica's share of a step; its loss () float32.
@@ -80,7 +81,7 @@ class Passes:
             segments = None if batch.segments is None else batch.segments.to(device)
             part = model(tokens, targets, weights, keys, self._z_loss, segments)
             with span("phase/backward"):
-                part.backward()
+                self._replicas.backward(part)
             self._add()
             loss += part.detach()
         return loss
