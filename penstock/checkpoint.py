@@ -145,7 +145,8 @@ def _divided(tensors: Mapping[str, Tensor]) -> dict[str, Mapping[str, Tensor]]:
     """
     weights = [name.removeprefix(_MASTER) for name in tensors if name.startswith(_MASTER)]
     others = {name: tensors[name] for name in tensors if not name.startswith(_MASTER)}
-    return {_WEIGHTS: OnDemand(weights, lambda name: tensors[_MASTER + name]), _OPTIMIZER: others}
+    named = OnDemand.chosen(weights, tensors, lambda name: _MASTER + name)
+    return {_WEIGHTS: named, _OPTIMIZER: others}
 
 
 def _put_in_place(temporary: Path, final: Path) -> None:

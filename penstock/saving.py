@@ -11,6 +11,7 @@ import itertools
 import json
 import shutil
 import threading
+from collections.abc import Mapping
 from pathlib import Path
 
 import torch
@@ -25,6 +26,7 @@ from penstock.checkpoint import (
 )
 from penstock.errors import CheckpointError
 from penstock.parallel.parts import WHOLE, Part
+from penstock.tensors import in_pieces
 
 
 class AsyncSaver:
@@ -102,13 +104,14 @@ class AsyncSaver:
 
     def _copy(self, name: str, tensor: Tensor) -> Tensor:
         """Begin a GPU's copy into a host buffer."""
-        return self._buffer(name, tensor).copy_(tensor.detach(), non_blocking=True)
+        buffer = self._buffer(name, tuple(tensor.shape), tensor)
+        return buffer.copy_(tensor.detach(), non_blocking=True)
 
-    def _buffer(self, name: str, tensor: Tensor) -> Tensor:
+    def _buffer(self, name: str, shape: tuple[int, ...], like: Tensor) -> Tensor:
         """A host buffer that stays allocated from save to save."""
         buffer = self._buffers.get(name)
-        if buffer is None or buffer.shape != tensor.shape or buffer.dtype != tensor.dtype:
-            buffer = torch.empty(tensor.shape, dtype=tensor.dtype, pin_memory=tensor.is_cuda)
+        if buffer is None or buffer.shape != shape or buffer.dtype != like.dtype:
+            buffer = torch.empty(shape, dtype=like.dtype, pin_memory=like.is_cuda)
             self._buffers[name] = buffer
         return buffer
 
@@ -116,13 +119,22 @@ class AsyncSaver:
         """Copy by one thread without the interpreter's lock: cores are busy with the next step."""
         try:
             copies: dict[str, Tensor] = {}
-            for name, tensor in state.tensors.items():
-                copies[name] = buffer = self._buffer(name, tensor)
-                source = tensor.detach().contiguous()
-                ctypes.memmove(buffer.data_ptr(), source.data_ptr(), source.nbytes)
+            for name in state.tensors:
+                copies[name] = self._copied_in_pieces(name, state.tensors)
         finally:
             self._copied.set()
         self._write(CheckpointState(state.step, copies, state.values), is_best)
+
+    def _copied_in_pieces(self, name: str, tensors: Mapping[str, Tensor]) -> Tensor:
+        """One tensor's copy, made whole nowhere but in its buffer."""
+        shape, parts = in_pieces(tensors, name)
+        buffer, place = torch.empty(0), 0
+        for part in parts:
+            source = part.detach().contiguous()
+            buffer = self._buffer(name, shape, source)
+            ctypes.memmove(buffer.data_ptr() + place, source.data_ptr(), source.nbytes)
+            place += source.nbytes
+        return buffer
 
     def _write(self, state: CheckpointState, is_best: bool) -> None:
         """Write one checkpoint, then clear old ones away."""

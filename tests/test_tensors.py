@@ -6,7 +6,8 @@ import pytest
 import safetensors.torch
 import torch
 
-from penstock.tensors import OnDemand, write_float32
+from penstock.tensors import OnDemand, in_pieces, write_float32
+from penstock.training.masters import joined_in_pieces, split
 
 
 def test_a_tensor_is_made_when_it_is_asked_for_and_not_kept() -> None:
@@ -49,3 +50,26 @@ def test_the_file_says_what_it_is_given_to_say(tmp_path: Path) -> None:
 def test_a_file_of_nothing_reads_as_that(tmp_path: Path) -> None:
     write_float32(tmp_path / "file", {})
     assert safetensors.torch.load_file(tmp_path / "file") == {}
+
+
+def test_a_master_is_written_by_pieces_and_is_nowhere_whole(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    exact = torch.randn(5000, 1000)
+    master, weight = exact.clone(), torch.empty(5000, 1000, dtype=torch.bfloat16)
+    rest = torch.empty(5000, 1000, dtype=torch.int16)
+    split([master], [weight], [rest])
+
+    def whole(name: str) -> torch.Tensor:
+        raise AssertionError(f"{name} was made whole")
+
+    cut = OnDemand(["master.w"], whole, lambda name: joined_in_pieces(weight, rest))
+    sizes = [part.numel() for part in in_pieces(cut, "master.w").parts]
+    assert sum(sizes) == exact.numel()
+    assert 1 < len(sizes)
+    assert max(sizes) <= 2 << 20
+    write_float32(tmp_path / "file", OnDemand.chosen(["w"], cut, lambda name: f"master.{name}"))
+    assert torch.equal(safetensors.torch.load_file(tmp_path / "file")["w"], exact)
+    for small in (torch.zeros(0, 3), torch.zeros(()), torch.zeros(7)):
+        low = torch.zeros(small.shape, dtype=torch.int16)
+        parts = joined_in_pieces(small.bfloat16(), low).parts
+        assert [part.shape for part in parts] == [small.shape]

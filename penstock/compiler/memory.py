@@ -43,8 +43,7 @@ class MemoryModel:
     - logits: one piece of the loss, and the float32 sum of the pieces' gradients;
     - workspace: the process itself, and the largest block's temporaries;
     - checkpoint: the copy that is written while training goes on, or, where there is none, what
-      reading a checkpoint to resume from needs beyond a step, or the largest master while the
-      last one is written.
+      reading a checkpoint to resume from needs beyond a step.
     """
 
     architecture: Architecture
@@ -100,7 +99,7 @@ class MemoryModel:
                 # Before the first step: what is read is there, what a step makes is not.
                 step = sum(held[kind] for kind in ("gradients", "activations", "logits"))
                 copy = max(copy, state - step)
-            held["checkpoint"] = max(copy, self._written(table=embedding or head))
+            held["checkpoint"] = copy
         elif copy:
             outside["checkpoint"] = copy
         return StageMemory({**held, "total": sum(held.values())}, outside)
@@ -186,17 +185,6 @@ class MemoryModel:
             by_adamw = {"adamw": trained, "muon": max(0, trained - self._matrices(layers))}
             size = 2 * by_adamw.get(self.optimizer, 0)
         return size // self._optimizer_share()
-
-    def _written(self, *, table: bool) -> int:
-        """Of masters in two halves the largest, whole while a checkpoint is written: nothing that a
-        step has left free is sure to be of its size.
-        """
-        a = self.architecture
-        is_split = self.compute == "bf16" and self.optimizer in ("adamw", "muon")
-        if a.adapter is not None or not is_split:
-            return 0
-        elements = a.table_elements(padded=True) if table else a.mlp_size * a.hidden_size
-        return 4 * elements // self._optimizer_share()
 
     def _matrices(self, layers: int) -> int:
         """Parameters that Muon updates: the blocks' matrices, or their adapters."""

@@ -57,7 +57,7 @@ class StageReplicas(Replicas):
         """Those of this stage's tensors that are its to save."""
         left = TABLE if self._counts_twice else None
         kept = (name for name in tensors if self._parameter(name) != left)
-        return OnDemand(kept, tensors.__getitem__)
+        return OnDemand.chosen(kept, tensors)
 
     def _parameter(self, name: str) -> str | None:
         """The parameter a tensor belongs to; None: it is not this stage's."""

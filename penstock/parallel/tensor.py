@@ -161,7 +161,7 @@ class TensorReplicas(Replicas):
 
     def saved(self, tensors: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
         """Those of this process's tensors that are its to save."""
-        return self._inner.saved(OnDemand(filter(self._is_own, tensors), tensors.__getitem__))
+        return self._inner.saved(OnDemand.chosen(filter(self._is_own, tensors), tensors))
 
     def rows_of(self, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """This part's of a whole model's tensors, named by a parameter or KIND.PARAMETER."""

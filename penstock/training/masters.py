@@ -8,6 +8,11 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from penstock.tensors import Pieces
+
+_PIECE_ELEMENTS = 2 << 20
+"""Elements of a master that are joined at a time where it is written: 8 MiB."""
+
 
 @torch.no_grad()
 def make_master(weight: Tensor, exact: Tensor | None) -> Tensor:
@@ -58,3 +63,12 @@ def joined(weight: Tensor, rest: Tensor) -> Tensor:
     master = torch.empty_like(weight, dtype=torch.float32)
     join([master], [weight], [rest])
     return master
+
+
+def joined_in_pieces(weight: Tensor, rest: Tensor) -> Pieces:
+    """The same by some rows at a time, each a tensor of its own while it is used."""
+    rows = max(1, _PIECE_ELEMENTS * len(weight) // max(1, weight.numel())) if weight.dim() else 0
+    if rows == 0 or rows >= len(weight):
+        return Pieces.of(joined(weight, rest))
+    pairs = zip(weight.split(rows), rest.split(rows), strict=True)
+    return Pieces(tuple(weight.shape), (joined(*pair) for pair in pairs))

@@ -13,7 +13,7 @@ from torch.nn import Parameter
 
 from penstock.config.schema import OptimizerSection
 from penstock.errors import CheckpointError
-from penstock.tensors import OnDemand
+from penstock.tensors import OnDemand, in_pieces
 from penstock.training.masters import make_master
 from penstock.training.optimizer import AdamW
 from penstock.training.parameter_groups import Trained, learning_rate_shares
@@ -132,7 +132,11 @@ class Muon(Trained):
     def state_tensors(self) -> Mapping[str, Tensor]:
         """The state itself: AdamW's, and `master.NAME` and `momentum.NAME` of the matrices."""
         adamw, own = self._adamw.state_tensors(), self._own()
-        return OnDemand([*adamw, *own], lambda name: own[name] if name in own else adamw[name])
+        return OnDemand(
+            [*adamw, *own],
+            lambda name: own[name] if name in own else adamw[name],
+            lambda name: in_pieces(own if name in own else adamw, name),
+        )
 
     def _own(self) -> dict[str, Tensor]:
         """The state of the matrices."""

@@ -14,8 +14,8 @@ from torch.nn import Parameter
 from penstock.config.schema import OptimizerSection
 from penstock.errors import CheckpointError
 from penstock.parallel.replicas import local
-from penstock.tensors import OnDemand
-from penstock.training.masters import is_split, join, joined, make_master, split
+from penstock.tensors import OnDemand, Pieces
+from penstock.training.masters import is_split, join, joined, joined_in_pieces, make_master, split
 from penstock.training.parameter_groups import Trained, learning_rate_shares, parameter_groups
 
 _GROUP_BYTES = {"cpu": 1 << 20, "cuda": 256 << 20}
@@ -190,7 +190,9 @@ class AdamW(Trained):
         the parameter's shape: the state itself, not a copy, but for split masters.
         """
         return OnDemand(
-            [f"{kind}.{name}" for kind in _KINDS for name in self._weights], self._state
+            [f"{kind}.{name}" for kind in _KINDS for name in self._weights],
+            self._state,
+            self._state_in_pieces,
         )
 
     def _state(self, name: str) -> Tensor:
@@ -198,6 +200,13 @@ class AdamW(Trained):
         if kind == "master" and parameter in self._rests:
             return joined(self._weights[parameter], self._rests[parameter])
         return self._kept()[_KINDS.index(kind)][parameter]
+
+    def _state_in_pieces(self, name: str) -> Pieces:
+        """A whole master may be the largest tensor there is, and a step has no room of its size."""
+        kind, _, parameter = name.partition(".")
+        if kind == "master" and parameter in self._rests:
+            return joined_in_pieces(self._weights[parameter], self._rests[parameter])
+        return Pieces.of(self._state(name))
 
     def _kept(self) -> tuple[dict[str, Tensor], ...]:
         """The state that is held as it is, of each kind."""
