@@ -3,8 +3,13 @@
 `compiler/memory.py` counts with it. Pure arithmetic: it must never import torch.
 """
 
+from penstock.compiler.loops import QUERIES, scores_seen
 from penstock.models.adapter import held_base
 from penstock.models.architecture import Architecture
+
+_ATTENTION_WIDTHS = 9
+"""Other activations of the residual's width meanwhile: of GPT-2 124M's, by the resident set of the
+kernel's calls at 1 x 256 to 8 x 1024 tokens."""
 
 
 def part_parameters(architecture: Architecture, parts: int) -> int:
@@ -67,6 +72,15 @@ def handed_over(architecture: Architecture, rows: int, element: int, parts: int 
     added = 2 if drops else int(a.residual == "sequential")
     inner = (2 if a.gated_mlp else 1) * a.mlp_size
     return rows * element * ((norms + 1 + added) * a.hidden_size + inner // parts)
+
+
+def attention_gradients(architecture: Architecture, rows: int, element: int, length: int) -> int:
+    """Bytes in a block's backward kernel on a CPU while attention's gradients are computed: scores
+    and their gradients, of each block of queries its part of the keys' and values' gradients.
+    """
+    a = architecture
+    widths = _ATTENTION_WIDTHS + -(-length // QUERIES) + 1
+    return element * (rows * widths * a.hidden_size + 2 * scores_seen(a, rows, length))
 
 
 def unpacked_bytes(architecture: Architecture, element: int, *, compiled: bool) -> int:

@@ -11,7 +11,7 @@ GPT-2 124M's kernels, 4 x 512 tokens on two Zen 4 cores with 200 GFLOP/s in fp32
 
 from penstock.models.architecture import Architecture
 
-_QUERIES = 256
+QUERIES = 256
 """Of which attention is computed at a time, each with all keys before its end
 (`models/blockwise.py`)."""
 _SCORE = 174
@@ -25,11 +25,16 @@ _LOGIT = 204
 """For each logit: softmax, loss and gradient, 105 ms of 103 million; a third of it forward."""
 
 
+def scores_seen(a: Architecture, rows: int, length: int) -> int:
+    """Scores that one block computes of so many tokens."""
+    seen = min(length, (length + QUERIES) // 2) if a.is_causal else length
+    return a.heads * rows * seen
+
+
 def block_loops(a: Architecture, micro: int, length: int) -> tuple[float, float]:
     """FLOPs of one block's loops over so many sequences, forward and backward."""
     rows = micro * length
-    seen = min(length, (length + _QUERIES) / 2) if a.is_causal else length
-    scores = _SCORE * a.heads * rows * seen
+    scores = _SCORE * scores_seen(a, rows, length)
     forward, backward = (
         scores + rows * (inner * a.mlp_size + residual * a.hidden_size)
         for inner, residual in zip(_INNER, _RESIDUAL, strict=True)

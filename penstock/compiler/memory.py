@@ -8,6 +8,7 @@ import dataclasses
 
 from penstock.compiler.activations import (
     also_kept,
+    attention_gradients,
     block_activations,
     handed_over,
     part_parameters,
@@ -19,6 +20,11 @@ from penstock.config.recompute import count_recomputed, is_recomputed, kept_valu
 from penstock.models.adapter import HELD_BYTES, held_base
 from penstock.models.architecture import Architecture
 from penstock.models.parameters import Frozen
+
+_CUT_UP = 0.15
+"""Share of what a step allocates and frees that the heap grows by beyond it, since small
+allocations that stay cut up what was freed: fitted to docs/benchmarks.md's table, where 2 to 25%
+were found."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -41,7 +47,8 @@ class MemoryModel:
     - optimizer: float32 moments, and of float32 masters what the weights do not hold themselves;
     - activations: what the blocks keep for the backward pass, of every micro-batch under way;
     - logits: one piece of the loss, and the float32 sum of the pieces' gradients;
-    - workspace: the process itself, and the largest block's temporaries;
+    - workspace: the process itself, the largest block's temporaries, and on CPUs room that small
+      allocations have cut up;
     - checkpoint: the copy that is written while training goes on, or, where there is none, what
       reading a checkpoint to resume from needs beyond a step.
     """
@@ -91,6 +98,10 @@ class MemoryModel:
         held["workspace"] += LIBRARY_BYTES.get(self.optimizer, 0) if held["workspace"] else 0
         held["workspace"] += self._temporaries(rows, element) if layers else 0
         held["workspace"] += self._gathered(embedding=embedding or head)
+        if self.device == "cpu":
+            comes_and_goes = sum(held[kind] for kind in ("gradients", "activations", "logits"))
+            comes_and_goes += held["workspace"] - PROCESS_BYTES["cpu"]
+            held["workspace"] += int(_CUT_UP * comes_and_goes)
         outside = {kind: held.pop(kind) for kind in self.streams}
         state = self._state_bytes(trained, layers)
         copy = state if self.saves else 0
@@ -264,12 +275,15 @@ class MemoryModel:
 
     def _temporaries(self, rows: int, element: int) -> int:
         """Gradients inside one block's backward pass: three of the residual's width, two the
-        MLP's, for a gated one four.
+        MLP's, for a gated one four; or, on CPUs, attention's scores and their gradients.
         """
         a = self.architecture
         inner = (4 if a.gated_mlp else 2) * a.mlp_size
-        unpacked = unpacked_bytes(a, element, compiled=self.compiled)
-        return rows * element * (3 * a.hidden_size + inner // self.tensor) + unpacked
+        widest = rows * element * (3 * a.hidden_size + inner // self.tensor)
+        if self.compiled and self.device == "cpu":
+            attention = attention_gradients(a, rows, element, self.sequence_length)
+            widest = max(widest, attention // self.tensor)
+        return widest + unpacked_bytes(a, element, compiled=self.compiled)
 
     def _gathered(self, *, embedding: bool) -> int:
         """Weights and gradients of the largest region, whole while it computes, where replicas

@@ -123,8 +123,11 @@ def test_sharding_divides_state_and_full_sharding_gathers_one_region() -> None:
     assert full["weights"] == alone["weights"] // 4
     # Alone, the replicas' gradients are summed in float32 besides; torch adds divided ones.
     assert full["gradients"] == alone["gradients"] // 3 // 4
-    # The table of tokens is the largest region: its weights and gradients, whole.
-    assert full["workspace"] - alone["workspace"] == 2 * 2 * GPT2.padded_vocab_size * 768
+    # The table of tokens is the largest region: its weights and gradients, whole; of what comes and
+    # goes with a step, 15% more are cut up.
+    table, less = 2 * 2 * GPT2.padded_vocab_size * 768, alone["gradients"] - full["gradients"]
+    more = full["workspace"] - alone["workspace"]
+    assert more == pytest.approx(1.15 * table - 0.15 * less, abs=2)
 
 
 def test_recompute_keeps_inputs_and_one_block() -> None:
