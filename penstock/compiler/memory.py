@@ -99,7 +99,9 @@ class MemoryModel:
         held["workspace"] += self._temporaries(rows, element) if layers else 0
         held["workspace"] += self._gathered(embedding=embedding or head)
         if self.device == "cpu":
-            comes_and_goes = sum(held[kind] for kind in ("gradients", "activations", "logits"))
+            # Sums over micro-batches stay from one to the next.
+            comes_and_goes = min(held["gradients"], element * trained)
+            comes_and_goes += held["activations"] + held["logits"]
             comes_and_goes += held["workspace"] - PROCESS_BYTES["cpu"]
             held["workspace"] += int(_CUT_UP * comes_and_goes)
         outside = {kind: held.pop(kind) for kind in self.streams}
