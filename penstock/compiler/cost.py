@@ -208,10 +208,8 @@ class CostModel:
         return Seconds(flops / peak, traffic / target.bandwidth_bytes_per_second)
 
     def _loops(self, flops: tuple[float, float]) -> tuple[Seconds, Seconds]:
-        """Arithmetic between products, forward and backward, at the peak of fp32 products, which
-        are made of the same instructions. Lower bounds leave it out.
-        """
-        peak = self.target.peak_flops.get("fp32")
+        """Arithmetic between products, forward and backward. Lower bounds leave it out."""
+        peak = self.target.loops_flops or self.target.peak_flops.get("fp32")
         if not self.target.measured or peak is None:
             return Seconds(), Seconds()
         return Seconds(compute=flops[0] / peak), Seconds(compute=flops[1] / peak)

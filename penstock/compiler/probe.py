@@ -24,6 +24,12 @@ _SIZE = {"cpu": 1536, "cuda": 8192}
 _ROWS, _WIDTH = {"cpu": 2048, "cuda": 8192}, {"cpu": 768, "cuda": 4096}
 """Tokens, and width, of a block whose widest products are measured."""
 _REPEATS = 5
+_LOOP_VALUES, _LOOP_CALLS = 1 << 16, 32
+"""Values of which logistic functions are computed on a CPU, so few that they lie in its caches."""
+_LOOP_FLOPS = 15.0
+"""FLOPs that one of them counts for: fitted to the loops of GPT-2 124M's kernels on two cores of a
+Xeon with AMX, which run at 0.12e+12 (docs/plan.md)."""
+_LOOPS_SOURCE = "measured here: exponentials and quotients of vectors in the cache"
 _LINK_SOURCE = "measured here: from one process to another, by gloo"
 
 
@@ -39,6 +45,8 @@ class Speeds:
     bf16_products_flops: float | None = None
     """Of a block's widest product, its gradient of inputs and that of weights together."""
     fp32_products_flops: float | None = None
+    loops_flops: float | None = None
+    """In whose place arithmetic between products runs."""
 
     @property
     def products_flops(self) -> dict[str, float]:
@@ -58,6 +66,7 @@ def detected_target(device: str) -> Target:
         memory_bytes=memory,
         peak_flops={"bf16": speeds.bf16_flops, "fp32": speeds.fp32_flops},
         products_flops=speeds.products_flops,
+        loops_flops=speeds.loops_flops,
         bandwidth_bytes_per_second=speeds.bandwidth_bytes_per_second,
         link_bytes_per_second=speeds.link_bytes_per_second,
         fast_bf16=speeds.bf16_flops > 1.2 * speeds.fp32_flops,
@@ -66,6 +75,7 @@ def detected_target(device: str) -> Target:
             "memory_bytes": "the operating system",
             "peak_flops": "measured here: large matrix products",
             "products_flops": "measured here: a block's widest product, forward and backward",
+            **({"loops_flops": _LOOPS_SOURCE} if speeds.loops_flops else {}),
             "bandwidth_bytes_per_second": "measured here: large copies, read and write counted",
             **({"link_bytes_per_second": _LINK_SOURCE} if speeds.link_bytes_per_second else {}),
         },
@@ -111,7 +121,7 @@ def _best(first: Speeds, second: Speeds) -> Speeds:
 
 def _cache_path(device: str) -> Path:
     """One file per processor, number of cores and torch release, and what is measured."""
-    identity = f"2 {device} {processor_name()} {usable_cores()} {gpus()} {torch_version()}"
+    identity = f"3 {device} {processor_name()} {usable_cores()} {gpus()} {torch_version()}"
     digest = hashlib.sha256(identity.encode()).hexdigest()[:16]
     return user_cache_folder() / "probe" / f"{digest}.json"
 
@@ -141,6 +151,19 @@ def _measure(device: str) -> Speeds:
         )
         return 3 * 2 * rows * width * 4 * width / seconds
 
+    def loops() -> float | None:
+        """Of a CPU; how GPUs' programs spend their time is known otherwise."""
+        if device != "cpu":
+            return None
+        values = torch.linspace(-4, 4, _LOOP_VALUES)
+        out = torch.empty_like(values)
+
+        def work() -> None:
+            for _ in range(_LOOP_CALLS):
+                torch.sigmoid(values, out=out)
+
+        return _LOOP_FLOPS * _LOOP_CALLS * _LOOP_VALUES / _best_seconds(work, device)
+
     source = torch.ones(1 << 25, dtype=torch.float32, device=device)
     copy = torch.empty_like(source)
     seconds = _best_seconds(lambda: copy.copy_(source), device)
@@ -150,6 +173,7 @@ def _measure(device: str) -> Speeds:
         bandwidth_bytes_per_second=2 * source.nbytes / seconds,
         bf16_products_flops=widest(torch.bfloat16),
         fp32_products_flops=widest(torch.float32),
+        loops_flops=loops(),
     )
 
 

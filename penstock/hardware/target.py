@@ -62,6 +62,9 @@ class Target:
     products_flops: dict[str, float] = dataclasses.field(default_factory=dict[str, float])
     """FLOP/s of a model's own products, forward and backward, by compute format, where they were
     measured: they read weights and write gradients, and reach less than `peak_flops`."""
+    loops_flops: float | None = None
+    """FLOP/s in whose place arithmetic between products runs, as `compiler/loops.py` counts it;
+    None: not measured, as fast as fp32 products, which are made of the same instructions."""
     sources: dict[str, str] = dataclasses.field(default_factory=dict[str, str])
     """Where each figure is from, by key."""
 
@@ -96,6 +99,7 @@ class Target:
             memory_bytes=self.memory_bytes // count,
             peak_flops={name: peak / count for name, peak in self.peak_flops.items()},
             products_flops={n: speed / count for n, speed in self.products_flops.items()},
+            loops_flops=self.loops_flops and self.loops_flops / count,
             bandwidth_bytes_per_second=self.bandwidth_bytes_per_second / count,
             # Measured by `doctor`; else what one part sends is written and read in the memory they
             # share.
@@ -161,6 +165,7 @@ class _Reader:
             measured=self._flag("measured", default=False),
             sources={str(k): str(v) for k, v in self._mapping("sources", {}).items()},
             reached=self._share("reached"),
+            loops_flops=self._figure("loops_flops") if "loops_flops" in self.value else None,
             **self._streaming(),
             **self._network(int(devices)),
         )

@@ -5,6 +5,7 @@ import dataclasses
 import pytest
 
 from penstock.compiler.cost import CostModel
+from penstock.compiler.loops import block_loops, head_loops
 from penstock.compiler.memory import MemoryModel, block_activations
 from penstock.compiler.planner import make_plan
 from penstock.compiler.regions import trace_kernel
@@ -328,6 +329,17 @@ def test_products_run_as_they_were_measured() -> None:
         whole, half = (getattr(cost(t), region)()[0].compute for t in (target, measured))
         assert half == pytest.approx(2 * whole)
     assert measured.shared_by(2).products_flops == {"bf16": 0.225e12}
+
+
+def test_loops_run_as_they_were_measured() -> None:
+    target = load_target("zen5-2core")
+    slow = dataclasses.replace(target, loops_flops=target.peak_flops["fp32"] / 3)
+    for region, loops in (("block", block_loops(GPT2, 4, 512)), ("head", head_loops(GPT2, 2048))):
+        for way in (0, 1):
+            before, after = (getattr(cost(t), region)()[way].compute for t in (target, slow))
+            more = 2 * loops[way] / target.peak_flops["fp32"]
+            assert after - before == pytest.approx(more)
+    assert slow.shared_by(2).loops_flops == slow.loops_flops / 2
 
 
 def with_adapters(targets: list[str]) -> Architecture:

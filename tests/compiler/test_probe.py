@@ -34,6 +34,7 @@ def test_speeds_are_measured_once_and_then_need_no_torch(cache: Path) -> None:
     assert all(figure > 1e8 for figure in dataclasses.astuple(first)[:3])
     assert first.link_bytes_per_second is None
     assert set(first.products_flops) == {"bf16", "fp32"}
+    assert 1e8 < first.loops_flops < 1e14
     assert measured_speeds("cpu") == first
     code = (
         "import sys; from penstock.compiler.probe import detected_target; "
@@ -72,7 +73,7 @@ def test_this_machine_is_a_target_with_sources() -> None:
     assert target.device == "cpu"
     assert target.memory_bytes > 1 << 28
     assert set(target.sources) == {
-        "memory_bytes", "peak_flops", "products_flops", "bandwidth_bytes_per_second",
+        "memory_bytes", "peak_flops", "products_flops", "loops_flops", "bandwidth_bytes_per_second",
     }  # fmt: skip
 
 

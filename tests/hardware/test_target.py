@@ -21,6 +21,7 @@ FIGURES = (
     "memory_bytes",
     "peak_flops",
     "products_flops",
+    "loops_flops",
     "bandwidth_bytes_per_second",
     "link_bytes_per_second",
     "node_devices",
