@@ -2,8 +2,12 @@
 
 GPT-2 124M with AdamW, compiled, in one process. The stall is the time of `AsyncSaver.save`; what a
 checkpoint costs in all is how much longer the steps are while it is written.
+
+    python benchmarks/saving.py                 one micro-batch of 4 × 512 tokens a step
+    python benchmarks/saving.py --size 16       four of them
 """
 
+import argparse
 import json
 import shutil
 import statistics
@@ -17,6 +21,9 @@ EVERY, STEPS = 4, 13
 
 
 def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--size", type=int, default=4, help="sequences of a step")
+    size = parser.parse_args().size
     from penstock.hardware.process import prepare_process
 
     prepare_process()
@@ -40,7 +47,6 @@ def main() -> None:
             stalls.append(time.perf_counter() - started)
 
     AsyncSaver.save = timed
-    size = int(sys.argv[1]) if len(sys.argv) > 1 else 4
     shutil.rmtree(FOLDER / "run", ignore_errors=True)
     penstock.train(
         model={"preset": "gpt2", "vocab_size": 50257},
