@@ -280,8 +280,9 @@ def test_the_plan_counts_it_and_mistakes_are_told(
         values["lora"]["base"] = None
         spaces.append(held - penstock.plan(**values).json()["memory"]["workspace"])
     largest = 3 * 4096 * 4096  # queries, keys and values in one
-    assert spaces[0] == 2 * 4 * largest + 2 * matrices // 32
-    assert spaces[1] == 2 * 4 * largest + 2 * largest
+    # Of what comes and goes the heap is cut up by 15%.
+    assert spaces[0] == pytest.approx(1.15 * (2 * 4 * largest + 2 * matrices // 32), abs=2)
+    assert spaces[1] == pytest.approx(1.15 * (2 * 4 * largest + 2 * largest), abs=2)
     words = [f"run={tmp_path / 'r'}", f"data.path={dataset_folder}", "train.steps=1"]
     for wrong, told in (
         (["model.preset=llama-tiny", "lora.base=int8"], "lora.base is set, but there are no"),
