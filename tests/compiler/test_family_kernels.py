@@ -21,14 +21,14 @@ from penstock.models.resolve import resolve_architecture
 from penstock.models.transformer import Transformer
 from tests.numerics import assert_matches
 
-# One in every run; the others take as long again each.
+# One in every run; the others take half a minute each.
 TINY = [
     "llama-tiny",
     pytest.param("pythia-tiny", marks=pytest.mark.slow),
     pytest.param("gpt-j-tiny", marks=pytest.mark.slow),
 ]
 MASKED = [
-    "albert-tiny",
+    pytest.param("albert-tiny", marks=pytest.mark.slow),
     pytest.param("roberta-tiny", marks=pytest.mark.slow),
     pytest.param("bert-tiny", marks=pytest.mark.slow),
     pytest.param("distilbert-tiny", marks=pytest.mark.slow),
@@ -105,6 +105,7 @@ def test_compiled_dropout_drops_what_eager_drops(tmp_path: Path) -> None:
         assert_matches(ours, theirs, 1e-4)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("preset", TINY)
 def test_compiled_decoding_equals_eager(preset: str, tmp_path: Path) -> None:
     executable = compiled(
@@ -174,9 +175,8 @@ def test_large_presets_are_planned_without_weights(preset: str) -> None:
     assert not plan.fits
 
 
-@pytest.mark.parametrize(
-    "preset", ["llama-tiny", pytest.param("gpt2-tiny", marks=pytest.mark.slow)]
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("preset", ["llama-tiny", "gpt2-tiny"])
 def test_compiled_packed_documents_equal_eager(preset: str, tmp_path: Path) -> None:
     executable = compiled(
         tmp_path,
