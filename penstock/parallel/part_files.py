@@ -9,6 +9,7 @@ import json
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
+import numpy.ctypeslib  # noqa: F401 # pyright: ignore[reportUnusedImport] - safetensors loads it at the first save, where there may be no descriptor left
 import safetensors
 import safetensors.torch
 import torch

@@ -75,6 +75,8 @@ def save(folder: Path, step: int, traced: bool, careless: bool, what: str) -> No
     os._exit(0)
 
 
+# Torch looks at the processor before it first computes: not in a fork, where a tracer may be early.
+make_state(0, size=200)
 for line in sys.stdin:
     command = json.loads(line)
     child = os.fork()
