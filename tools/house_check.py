@@ -11,7 +11,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
 MODULE_LINES, FUNCTION_LINES = 300, 60
-LONGER = {"penstock/training/optimizer.py": 320}
+LONGER = {"penstock/training/optimizer.py": 316}
 """Modules over the limit: the optimizer's state and its update, which belong together."""
 MAY_READ_ENVIRONMENT = {
     "penstock/bench/process.py",

@@ -23,8 +23,8 @@ from penstock.models.parameters import Frozen
 
 _CUT_UP = 0.15
 """Share of what a step allocates and frees that the heap grows by beyond it, since small
-allocations that stay cut up what was freed: fitted to docs/benchmarks.md's table, where 2 to 25%
-were found."""
+allocations that stay cut up what was freed: about the median in docs/benchmarks.md's table, where
+-9 to 46% were found."""
 
 
 @dataclasses.dataclass(frozen=True)

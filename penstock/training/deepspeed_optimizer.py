@@ -69,16 +69,10 @@ class DeepSpeedAdamW(Trained):
         )  # fmt: skip
         self.engine = start(self._adam)
         self.engine.start({part: _zeros(part) for part in self.engine.partitions()})
-        self._steps = 0
         for name, master in masters.items():
             self.engine.put(self._parameters[name], master)
 
-    @property
-    def steps(self) -> int:
-        """Updates applied so far."""
-        return self._steps
-
-    @steps.setter
+    @Trained.steps.setter
     def steps(self, value: int) -> None:
         """Go on after `value` updates, as a resumed run does."""
         self._steps = value

@@ -51,6 +51,17 @@ def split(masters: Sequence[Tensor], weights: Sequence[Tensor], rests: Sequence[
 
 
 @torch.no_grad()
+def split_in_pieces(exact: Tensor, weight: Tensor, rest: Tensor, space: Tensor) -> None:
+    """Divide a float32 tensor, which stays as it is, into a bf16 `weight` and an int16 `rest` of
+    its shape, as much at a time as the float32 `space` (n,) holds.
+    """
+    size = len(space)
+    flat = (tensor.reshape(-1).split(size) for tensor in (exact, weight.view(-1), rest.view(-1)))
+    for whole, of_weight, of_rest in zip(*flat, strict=True):
+        split([space[: len(whole)].copy_(whole)], [of_weight], [of_rest])
+
+
+@torch.no_grad()
 def join(masters: Sequence[Tensor], weights: Sequence[Tensor], rests: Sequence[Tensor]) -> None:
     """Set float32 `masters` to what `split` has divided."""
     torch._foreach_copy_(list(masters), list(weights))

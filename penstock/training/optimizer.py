@@ -15,7 +15,15 @@ from penstock.config.schema import OptimizerSection
 from penstock.errors import CheckpointError
 from penstock.parallel.replicas import local
 from penstock.tensors import OnDemand, Pieces
-from penstock.training.masters import is_split, join, joined, joined_in_pieces, make_master, split
+from penstock.training.masters import (
+    is_split,
+    join,
+    joined,
+    joined_in_pieces,
+    make_master,
+    split,
+    split_in_pieces,
+)
 from penstock.training.parameter_groups import Trained, learning_rate_shares, parameter_groups
 
 _GROUP_BYTES = {"cpu": 1 << 20, "cuda": 256 << 20}
@@ -107,9 +115,9 @@ class AdamW(Trained):
         space = min(limit, copied)
         self._scratch = torch.empty(space, dtype=torch.float32, device=device)
         self._whole = torch.empty(space if self._rests else 0, dtype=torch.float32, device=device)
-        for name in self._rests:
+        for name, rest in self._rests.items():
             if masters and name in masters:
-                self._split_master(name, masters.pop(name))
+                split_in_pieces(masters.pop(name), self._weights[name], rest, self._whole)
         for name, weight in self._weights.items():
             self._exp_avgs[name] = torch.zeros_like(weight, dtype=torch.float32)
             self._exp_avg_sqs[name] = torch.zeros_like(weight, dtype=torch.float32)
@@ -238,8 +246,8 @@ class AdamW(Trained):
         for kind, kept in zip(_KINDS, self._kept(), strict=True):
             for name, own in kept.items():
                 own.copy_(tensors[f"{kind}.{name}"])
-        for name in self._rests:
-            self._split_master(name, tensors[f"master.{name}"])
+        for name, rest in self._rests.items():
+            split_in_pieces(tensors[f"master.{name}"], self._weights[name], rest, self._whole)
         self._round_masters()
 
     def _divide(self, indices: range, weight_decay: float, limit: int) -> list[_Group]:
@@ -286,18 +294,6 @@ class AdamW(Trained):
             exp_avg_sqs=views(self._exp_avg_sqs),
             scratch=_cut(self._scratch, sizes) if is_copy else [],
         )
-
-    @torch.no_grad()
-    def _split_master(self, name: str, exact: Tensor) -> None:
-        """Set a split parameter and its rest from its float32 value, which stays as it is."""
-        weight, rest = self._weights[name].view(-1), self._rests[name].view(-1)
-        size = len(self._whole)
-        pieces = zip(
-            exact.reshape(-1).split(size), weight.split(size), rest.split(size), strict=True
-        )
-        for whole, of_weight, of_rest in pieces:
-            space = self._whole[: len(whole)]
-            split([space.copy_(whole)], [of_weight], [of_rest])
 
     @torch.no_grad()
     def _round_masters(self) -> None:

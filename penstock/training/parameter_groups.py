@@ -23,6 +23,17 @@ class Trained:
     before_step: Callable[[], None] = staticmethod(go_on)
     """Called before the state changes: a checkpoint may still be copying it."""
     _parameters: dict[str, Parameter]
+    _steps = 0
+
+    @property
+    def steps(self) -> int:
+        """Updates applied so far."""
+        return self._steps
+
+    @steps.setter
+    def steps(self, value: int) -> None:
+        """Go on after `value` updates, as a resumed run does."""
+        self._steps = value
 
     @property
     def names(self) -> list[str]:

@@ -63,17 +63,6 @@ class TorchOptimizer(Trained):
             self._masters[name] = Parameter(master)
             self._optimizers[name] = _make(section, self._masters[name])
         self._round_masters()
-        self._steps = 0
-
-    @property
-    def steps(self) -> int:
-        """Updates applied so far."""
-        return self._steps
-
-    @steps.setter
-    def steps(self, value: int) -> None:
-        """Go on after `value` updates."""
-        self._steps = value
 
     def step(
         self,
