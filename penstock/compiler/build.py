@@ -146,7 +146,8 @@ def _build(plan_json: str, name: str, folder: Path, toolchain: str) -> BuiltKern
         if found is not None:
             return found
         started = time.monotonic()
-        kernel, region = _trace(plan, name)
+        with _attention_for(plan, toolchain):
+            kernel, region = _trace(plan, name)
         workspace = folder / toolchain
         workspace.mkdir(mode=0o700, exist_ok=True)
         options = {
@@ -159,6 +160,16 @@ def _build(plan_json: str, name: str, folder: Path, toolchain: str) -> BuiltKern
         built = dataclasses.replace(kernel, code=code, seconds=time.monotonic() - started)
         _to_cache(folder / key, built)
     return built
+
+
+def _attention_for(plan: Plan, toolchain: str) -> contextlib.AbstractContextManager[None]:
+    """Where a toolchain says it takes attention as one operator, graphs traced inside have it."""
+    from penstock.models.attention import attention_as_one  # noqa: PLC0415 - loads torch
+
+    takes = getattr(find_toolchain(toolchain), "takes_attention", None)
+    sizes = (plan.compute, plan.architecture.head_size, plan.sequence_length)
+    wanted = takes is not None and plan.mode != "generate" and takes(*sizes)
+    return attention_as_one() if wanted else contextlib.nullcontext()
 
 
 def _trace(plan: Plan, name: str) -> tuple[BuiltKernel, Region]:

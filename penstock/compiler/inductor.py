@@ -13,6 +13,7 @@ from collections.abc import Generator, Mapping
 from pathlib import Path
 from typing import Any
 
+from penstock.compiler import operators
 from penstock.compiler.sealed import sealed_file
 from penstock.compiler.toolchains import Region, Run
 
@@ -38,6 +39,7 @@ class Inductor:
         return {
             "compilers": list(_COMPILERS),
             "bf16_exponential": _QUICK_EXPONENTIAL,
+            "operators": operators.settings(),
             "options": {
                 "aot_inductor.compile_wrapper_opt_level": "O0",
                 "aot_inductor.enable_line_tables": False,
@@ -58,11 +60,18 @@ class Inductor:
             output = {"aot_inductor.output_path": str(Path(scratch) / "kernel.so")}
             torch.use_deterministic_algorithms(True)
             given = {**self.settings()["options"], **output, **_skipped_checks()}
-            quick = any(tensor.dtype == torch.bfloat16 for tensor in region.inputs)
-            with _quick_exponentials() if quick else contextlib.nullcontext():
+            is_bf16 = any(tensor.dtype == torch.bfloat16 for tensor in region.inputs)
+            with contextlib.ExitStack() as inside:
+                if is_bf16:
+                    inside.enter_context(_quick_exponentials())
+                    given |= inside.enter_context(_own_operators(region, options["workspace"]))
                 made = Path(str(aot_compile(region.module, region.inputs, options=given)))
             _strip(made)
             return made.read_bytes()
+
+    def takes_attention(self, compute: str, head_size: int, length: int) -> bool:
+        """See `build.py`: where it has an operator of its own for it."""
+        return operators.takes_attention(compute, head_size, length)
 
     def load(self, name: str, code: bytes) -> Run:
         """Open the library from memory."""
@@ -88,6 +97,25 @@ def _quick_exponentials() -> Generator[None]:
         yield
     finally:
         CppVecOverrides.exp = accurate
+
+
+@contextlib.contextmanager
+def _own_operators(region: Region, workspace: str) -> Generator[dict[str, Any]]:
+    """Have a region call operators of our own where they fit; options for compiling it inside."""
+    if not operators.available():
+        yield {}
+        return
+    from penstock.compiler.substitution import substitute  # noqa: PLC0415 - loads torch
+
+    used = substitute(region.module)
+    if not used:
+        yield {}
+        return
+    with operators.linked(operators.build_library(Path(workspace))) as names:
+        yield {
+            "aot_inductor.custom_ops_to_c_shims": used,
+            "aot_inductor.custom_op_libs": names,
+        }
 
 
 def _skipped_checks() -> dict[str, Any]:

@@ -170,7 +170,7 @@ def cache_places(capacity: int) -> int:
 def _source_hash() -> str:
     """SHA-256 over the kernel's C++ sources and what writes their constants."""
     digest = hashlib.sha256()
-    for path in (Path(__file__), *sorted(_SOURCES.iterdir())):
+    for path in (Path(__file__), *sorted(_SOURCES.glob("*.?pp"))):
         digest.update(path.name.encode() + b"\0" + path.read_bytes())
     return digest.hexdigest()
 

@@ -4,6 +4,10 @@
 owners; it is handed the cache's tensors.
 """
 
+import contextlib
+from collections.abc import Generator
+from contextvars import ContextVar
+
 import torch
 import torch.nn.functional as F
 from jaxtyping import Bool, Float, Int
@@ -14,6 +18,22 @@ from penstock.models.blockwise import allowed, blockwise_attention
 from penstock.models.layers import dropout
 from penstock.models.projection import Projection
 from penstock.models.rotary import rotate
+
+
+_attention_of_cpu = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu.default
+_as_one: ContextVar[bool] = ContextVar("attention as one operator", default=False)
+
+
+@contextlib.contextmanager
+def attention_as_one() -> Generator[None]:
+    """Have attention on CPUs call ATen's operator inside, for compilers that have their own for it:
+    as machine code, `blockwise_attention` is faster than ATen's.
+    """
+    token = _as_one.set(True)
+    try:
+        yield
+    finally:
+        _as_one.reset(token)
 
 
 class Attention(nn.Module):
@@ -60,6 +80,8 @@ class Attention(nn.Module):
             mixed = F.scaled_dot_product_attention(
                 query, key, value, mask, is_causal=self.is_causal and mask is None
             )
+        elif segments is None and _as_one.get():
+            mixed = _attention_of_cpu(query, key, value, 0.0, self.is_causal)[0]
         else:
             mixed = blockwise_attention(query, key, value, segments, is_causal=self.is_causal)
         result = self.output(mixed.transpose(1, 2).flatten(2), keys)  # (B, T, D)

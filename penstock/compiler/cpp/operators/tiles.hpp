@@ -1,0 +1,174 @@
+// The matrix unit of processors that have one (AMX): its tiles, and how bf16 matrices get into them.
+// A tile has 16 rows of 64 bytes. A product adds to a tile of float32, 16 × 16, one of 16 rows of 32
+// numbers times one of 32 rows of 16, which lies in pairs: row r has the numbers 2r and 2r + 1 of
+// every column side by side.
+// Source: Intel 64 and IA-32 software developer's manual, volume 2, LDTILECFG and TDPBF16PS.
+#pragma once
+#include <immintrin.h>
+#include <sys/syscall.h>
+#include <unistd.h>
+
+#include <cstdint>
+
+namespace penstock {
+
+using Half = uint16_t;  // bf16
+using Vector = __m512;
+constexpr int lanes = 16, tile_rows = 16, tile_depth = 32;
+constexpr int tile_halves = tile_rows * tile_depth, tile_sums = tile_rows * lanes;
+
+// A thread's use of the unit. Linux gives a process its registers when asked
+// (arch/x86/include/uapi/asm/prctl.h).
+class Tiles {
+ public:
+  Tiles() {
+    struct alignas(64) {
+      uint8_t palette = 1, first_row = 0, reserved[14] = {};
+      uint16_t row_bytes[16] = {64, 64, 64, 64, 64, 64, 64, 64};
+      uint8_t rows[16] = {16, 16, 16, 16, 16, 16, 16, 16};
+    } shape;
+    // Not by the intrinsic: of GCC's, only the first 8 bytes count as read.
+    asm volatile("ldtilecfg %0" ::"m"(shape));
+  }
+  ~Tiles() { _tile_release(); }
+  Tiles(const Tiles&) = delete;
+
+  static bool request() {
+    constexpr long request_permission = 0x1023, tile_data = 18;
+    static const bool given = syscall(SYS_arch_prctl, request_permission, tile_data) == 0;
+    return given;
+  }
+};
+
+// Where the tiles of a factor lie: the first, the bytes from row to row, and from one tile to the
+// next one below (of the left factor) or beside it (of the right one), and along the sum.
+struct Factor {
+  const void* first;
+  int64_t row_bytes, next_bytes, along_bytes;
+};
+
+// Two by two tiles of sums (1 KiB each): `left` times `right` over `depth` tiles, added to what is
+// there or not. The lower sums lie `down_sums` behind the upper ones. `streams`: the left factor is
+// read once, and is not to displace the right one in the nearest cache.
+template <bool adds, bool streams = false>
+inline void product_2x2(const Factor& left, const Factor& right, int64_t depth, float* sums,
+                        int64_t down_sums) {
+  asm volatile("" ::: "memory");  // GCC does not know that loading tiles reads what was stored
+  float *upper = sums, *lower = sums + down_sums;
+  if constexpr (adds) {
+    _tile_loadd(0, upper, 64);
+    _tile_loadd(1, upper + tile_sums, 64);
+    _tile_loadd(2, lower, 64);
+    _tile_loadd(3, lower + tile_sums, 64);
+  } else {
+    _tile_zero(0);
+    _tile_zero(1);
+    _tile_zero(2);
+    _tile_zero(3);
+  }
+  const char *a = static_cast<const char*>(left.first), *b = static_cast<const char*>(right.first);
+  for (int64_t k = 0; k < depth; k++, a += left.along_bytes, b += right.along_bytes) {
+    if constexpr (streams) {
+      _tile_stream_loadd(4, a, left.row_bytes);
+      _tile_stream_loadd(5, a + left.next_bytes, left.row_bytes);
+    } else {
+      _tile_loadd(4, a, left.row_bytes);
+      _tile_loadd(5, a + left.next_bytes, left.row_bytes);
+    }
+    _tile_loadd(6, b, right.row_bytes);
+    _tile_loadd(7, b + right.next_bytes, right.row_bytes);
+    _tile_dpbf16ps(0, 4, 6);
+    _tile_dpbf16ps(1, 4, 7);
+    _tile_dpbf16ps(2, 5, 6);
+    _tile_dpbf16ps(3, 5, 7);
+  }
+  _tile_stored(0, upper, 64);
+  _tile_stored(1, upper + tile_sums, 64);
+  _tile_stored(2, lower, 64);
+  _tile_stored(3, lower + tile_sums, 64);
+}
+
+// Rows become columns: 16 × 16 numbers of 32 bits.
+inline void turn(__m512i row[16]) {
+  __m512i half[16];
+#pragma GCC unroll 8
+  for (int i = 0; i < 8; i++) {
+    half[2 * i] = _mm512_unpacklo_epi32(row[2 * i], row[2 * i + 1]);
+    half[2 * i + 1] = _mm512_unpackhi_epi32(row[2 * i], row[2 * i + 1]);
+  }
+#pragma GCC unroll 4
+  for (int i = 0; i < 4; i++) {
+    row[4 * i] = _mm512_unpacklo_epi64(half[4 * i], half[4 * i + 2]);
+    row[4 * i + 1] = _mm512_unpackhi_epi64(half[4 * i], half[4 * i + 2]);
+    row[4 * i + 2] = _mm512_unpacklo_epi64(half[4 * i + 1], half[4 * i + 3]);
+    row[4 * i + 3] = _mm512_unpackhi_epi64(half[4 * i + 1], half[4 * i + 3]);
+  }
+#pragma GCC unroll 4
+  for (int i = 0; i < 4; i++) {
+    half[i] = _mm512_shuffle_i32x4(row[i], row[i + 4], 0x88);
+    half[i + 4] = _mm512_shuffle_i32x4(row[i], row[i + 4], 0xDD);
+    half[i + 8] = _mm512_shuffle_i32x4(row[i + 8], row[i + 12], 0x88);
+    half[i + 12] = _mm512_shuffle_i32x4(row[i + 8], row[i + 12], 0xDD);
+  }
+#pragma GCC unroll 4
+  for (int i = 0; i < 4; i++) {
+    row[i] = _mm512_shuffle_i32x4(half[i], half[i + 8], 0x88);
+    row[i + 8] = _mm512_shuffle_i32x4(half[i], half[i + 8], 0xDD);
+    row[i + 4] = _mm512_shuffle_i32x4(half[i + 4], half[i + 12], 0x88);
+    row[i + 12] = _mm512_shuffle_i32x4(half[i + 4], half[i + 12], 0xDD);
+  }
+}
+
+// Sixteen numbers of two rows each, in pairs.
+inline __m512i paired(__m256i upper, __m256i lower) {
+  return _mm512_or_si512(_mm512_cvtepu16_epi32(upper),
+                         _mm512_slli_epi32(_mm512_cvtepu16_epi32(lower), 16));
+}
+
+inline __m256i load_halves(const Half* from) {
+  return _mm256_loadu_si256(reinterpret_cast<const __m256i*>(from));
+}
+
+// 16 rows of 32 numbers as a right factor, summed over along the rows: the transposed, in pairs.
+inline void pack_across(const Half* from, int64_t row, Half* to) {
+  __m512i rows[16];
+  for (int i = 0; i < 16; i++) rows[i] = _mm512_loadu_si512(from + i * row);
+  turn(rows);
+  for (int i = 0; i < 16; i++) _mm512_store_si512(to + i * 32, rows[i]);
+}
+
+// 32 rows of 16 numbers as a right factor, summed over down the rows: in pairs.
+inline void pack_down(const Half* from, int64_t row, Half* to) {
+  for (int i = 0; i < 16; i++, from += 2 * row)
+    _mm512_store_si512(to + i * 32, paired(load_halves(from), load_halves(from + row)));
+}
+
+// 32 rows of 16 numbers as a left factor, summed over down the rows: the transposed.
+inline void pack_turned(const Half* from, int64_t row, Half* to) {
+  __m512i rows[16];
+  for (int i = 0; i < 16; i++, from += 2 * row)
+    rows[i] = paired(load_halves(from), load_halves(from + row));
+  turn(rows);
+  for (int i = 0; i < 16; i++) _mm512_store_si512(to + i * 32, rows[i]);
+}
+
+// 16 × 16 sums, times a factor for each column, as 16 columns of bf16.
+inline void store_turned(const float* sums, Vector factor, Half* to, int64_t row) {
+  __m512i rows[16];
+  for (int i = 0; i < 16; i++)
+    rows[i] = _mm512_castps_si512(_mm512_mul_ps(_mm512_load_ps(sums + i * lanes), factor));
+  turn(rows);
+  for (int i = 0; i < 16; i++)
+    _mm256_storeu_si256(reinterpret_cast<__m256i*>(to + i * row),
+                        __m256i(_mm512_cvtneps_pbh(_mm512_castsi512_ps(rows[i]))));
+}
+
+// 16 × 16 sums times a factor, as 16 rows of bf16.
+inline void store_rows(const float* sums, Vector factor, Half* to, int64_t row) {
+  for (int i = 0; i < 16; i++)
+    _mm256_storeu_si256(
+        reinterpret_cast<__m256i*>(to + i * row),
+        __m256i(_mm512_cvtneps_pbh(_mm512_mul_ps(_mm512_load_ps(sums + i * lanes), factor))));
+}
+
+}  // namespace penstock
