@@ -17,6 +17,7 @@ from penstock.checkpoint import CheckpointState, load_newest
 from penstock.compiler.kernels import CompiledKernel
 from penstock.compiler.plan import Plan
 from penstock.compiler.probe import measured_speeds
+from penstock.compiler.update import ADAMW, SQUARES
 from penstock.config.load import dump_config
 from penstock.config.schema import Config
 from penstock.console import get_console
@@ -133,6 +134,8 @@ def _job(
     model, masters = jobs.new_model(c, chosen, kernels, part=part, holds=holds)
     speeds = measured_speeds(chosen.device)
     parts = divide(setting, model, masters)
+    if kernels is not None and ADAMW in kernels:
+        parts.optimizer.use_kernels(kernels[ADAMW].run, kernels[SQUARES].run)
     if parts.saver is not None:
         parts.optimizer.before_step = parts.saver.wait_for_copy
     return TrainingJob(

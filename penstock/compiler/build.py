@@ -15,7 +15,7 @@ from collections.abc import Generator, Sequence
 from pathlib import Path
 from typing import Any
 
-from penstock.compiler import signing
+from penstock.compiler import signing, update
 from penstock.compiler.fingerprint import toolchain_fingerprint
 from penstock.compiler.generation import decode_kernel
 from penstock.compiler.kernels import BuiltKernel, KernelSpec, RegionContract, TensorSpec
@@ -88,6 +88,8 @@ def kernel_names(plan: Plan, toolchain: str) -> tuple[str, ...]:
         names += [
             f"{name}_{part}" for name in ("attended", "fed") for part in ("backward", "forward")
         ]
+    if toolchain == "inductor" and plan.compute == "bf16":
+        names += update.KERNELS
     return tuple(names)
 
 
@@ -178,6 +180,8 @@ def _trace(plan: Plan, name: str) -> tuple[BuiltKernel, Region]:
     from penstock.compiler.regions import trace_kernel  # noqa: PLC0415 - as above
     from penstock.compiler.split_regions import trace_part  # noqa: PLC0415 - as above
 
+    if name in update.KERNELS:
+        return _trace_update(name)
     shapes = plan.generation_shapes()
     # The native kernel is no graph: it carries that of one block, for reading.
     graph_of = decode_kernel(1, shapes.capacity) if name == STEP_KERNEL else name
@@ -200,6 +204,20 @@ def _trace(plan: Plan, name: str) -> tuple[BuiltKernel, Region]:
     spec = KernelSpec(name, inputs, outputs)
     kernel = BuiltKernel(spec, traced.contract, b"", write_graph(graph.module), 0.0, False)
     return kernel, region
+
+
+def _trace_update(name: str) -> tuple[BuiltKernel, Region]:
+    """The same of a kernel of the optimizer, which takes tensors of any length."""
+    from penstock.compiler.portable import write_graph  # noqa: PLC0415 - loads torch's tracer
+    from penstock.compiler.update_graphs import trace_update  # noqa: PLC0415 - as above
+
+    graph = trace_update(name)
+    tensors, changed = update.kernel_tensors(name)
+    inputs = tuple(TensorSpec.contiguous(dtype, shape) for dtype, shape in tensors)
+    spec = KernelSpec(name, inputs, tuple(inputs[index] for index in changed))
+    text = write_graph(graph.module)
+    kernel = BuiltKernel(spec, RegionContract((), len(changed)), b"", text, 0.0, False)
+    return kernel, Region(name, graph.module, graph.inputs, graph.outputs)
 
 
 def _is_part(plan: Plan, name: str) -> bool:

@@ -13,7 +13,7 @@ from collections.abc import Generator, Mapping
 from pathlib import Path
 from typing import Any
 
-from penstock.compiler import operators
+from penstock.compiler import operators, update
 from penstock.compiler.sealed import sealed_file
 from penstock.compiler.toolchains import Region, Run
 
@@ -40,6 +40,7 @@ class Inductor:
             "compilers": list(_COMPILERS),
             "bf16_exponential": _QUICK_EXPONENTIAL,
             "operators": operators.settings(),
+            "update": update.source_hash(),
             "options": {
                 "aot_inductor.compile_wrapper_opt_level": "O0",
                 "aot_inductor.enable_line_tables": False,
@@ -49,6 +50,8 @@ class Inductor:
 
     def build(self, region: Region, options: Mapping[str, Any]) -> bytes:
         """A shared library."""
+        if region.name in update.KERNELS:
+            return update.build_update()
         os.environ["TORCHINDUCTOR_CACHE_DIR"] = str(options["workspace"])
         os.environ.setdefault("OMP_NUM_THREADS", "1")
         # Torch 2.13 trips over a deprecation of its own when it copies graphs.
@@ -75,6 +78,8 @@ class Inductor:
 
     def load(self, name: str, code: bytes) -> Run:
         """Open the library from memory."""
+        if name in update.KERNELS:
+            return update.Update(name, code)
         import torch  # noqa: PLC0415 - settings are asked for without it
 
         descriptor = sealed_file(name, code)

@@ -18,7 +18,10 @@ from penstock.spans import span
 
 _DTYPES = {
     name: getattr(torch, name)
-    for name in ("float32", "bfloat16", "float16", "int64", "int32", "uint8", "bool")
+    for name in (
+        *("float32", "bfloat16", "float16", "float64"),
+        *("int64", "int32", "int16", "uint8", "bool"),
+    )
 }
 
 

@@ -6,12 +6,17 @@ computes what the one it replaces does.
 
 import functools
 from collections.abc import Callable
+from operator import getitem
 from typing import Any
 
 import torch
 from torch import Tensor, fx
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.fx.passes.utils.matcher_utils import SubgraphMatcher
 
+from penstock.compiler.graphs import Graph, trace
 from penstock.compiler.operators import BLOCK
+from penstock.models.loss import cross_entropy
 
 _SMALLEST_PRODUCT = 1 << 27
 """Multiplications of a product that is worth packing its factors for."""
@@ -22,8 +27,10 @@ _SCHEMAS = (
     "attention_backward(Tensor gradient, Tensor query, Tensor key, Tensor value, Tensor output,"
     " Tensor normalizers, bool is_causal, float scale) -> (Tensor, Tensor, Tensor)",
     "turned_product(Tensor left, Tensor right) -> Tensor",
+    "cross_entropy_(Tensor(a!) logits, Tensor targets, Tensor weights, Tensor z_loss,"
+    " int vocabulary) -> (Tensor, Tensor)",
 )
-_C_TYPES = {"Tensor": "AtenTensorHandle", "bool": "int32_t", "float": "double"}
+_C_TYPES = {"Tensor": "AtenTensorHandle", "bool": "int32_t", "float": "double", "int": "int64_t"}
 
 
 def substitute(module: fx.GraphModule) -> dict[Any, list[str]]:
@@ -38,6 +45,8 @@ def substitute(module: fx.GraphModule) -> dict[Any, list[str]]:
             node.target, declaration = operators[name]
             node.args, node.kwargs = arguments, {}
             used[node.target] = [declaration]
+    for node in _cross_entropies(module):
+        used[node.target] = [operators["cross_entropy_"][1]]
     module.graph.eliminate_dead_code()
     module.recompile()
     return used
@@ -46,7 +55,7 @@ def substitute(module: fx.GraphModule) -> dict[Any, list[str]]:
 @functools.cache
 def _operators() -> dict[str, tuple[Any, str]]:
     """Each operator, made known to torch, and its declaration in C."""
-    library = torch.library.Library("penstock", "DEF")  # noqa: TOR901 - kept below
+    library = torch.library.Library("penstock", "DEF")
     found: dict[str, tuple[Any, str]] = {}
     for schema in _SCHEMAS:
         name = schema.partition("(")[0]
@@ -80,7 +89,9 @@ def _heads(like: Tensor) -> Tensor:
 def _attention_fake(
     query: Tensor, key: Tensor, value: Tensor, is_causal: bool, scale: float
 ) -> tuple[Tensor, Tensor]:
-    return _heads(query), query.new_empty(query.shape[:3], dtype=torch.float32)
+    batch, heads, length, _ = query.shape
+    normalizers = query.new_empty(batch, length, heads, dtype=torch.float32).transpose(1, 2)
+    return _heads(query), normalizers
 
 
 def _attention_backward_fake(
@@ -93,10 +104,16 @@ def _turned_product_fake(left: Tensor, right: Tensor) -> Tensor:
     return left.new_empty(left.shape[1], right.shape[1])
 
 
+def _cross_entropy_fake(logits: Tensor, *others: object) -> tuple[Tensor, Tensor]:
+    made = logits.new_empty(logits.shape[0], dtype=torch.float32)
+    return made, torch.empty_like(made)
+
+
 _FAKES: dict[str, Callable[..., Any]] = {
     "attention": _attention_fake,
     "attention_backward": _attention_backward_fake,
     "turned_product": _turned_product_fake,
+    "cross_entropy_": _cross_entropy_fake,
 }
 
 _Found = tuple[str, tuple[Any, ...]] | None
@@ -149,3 +166,39 @@ _RULES: dict[Any, Callable[[fx.Node], _Found]] = {
     ),
     torch.ops.aten.mm.default: _turned_product,
 }
+
+
+def _cross_entropies(module: fx.GraphModule) -> list[fx.Node]:
+    """Replace what `loss.cross_entropy` computes of bf16 products, in their place; the calls."""
+    operator = _operators()["cross_entropy_"][0]
+    made: list[fx.Node] = []
+    for limit in module.graph.find_nodes(op="call_function", target=torch.ops.aten.lt.Scalar):
+        masked = next(iter(limit.users))
+        shape, vocabulary = masked.meta["val"].shape, limit.args[1]
+        if len(shape) != 2 or not isinstance(vocabulary, int):
+            continue
+        pattern = _cross_entropy_graph(*shape, vocabulary)
+        for match in SubgraphMatcher(pattern.module.graph).match(module.graph):
+            logits, targets, weights, z_loss = match.placeholder_nodes
+            if not {*logits.users} <= {*match.nodes_map.values()}:
+                continue  # somebody else reads what would be overwritten
+            with module.graph.inserting_before(match.returning_nodes[0]):
+                given = (logits, targets, weights, z_loss, vocabulary)
+                call = module.graph.call_function(operator, given)
+                parts = [module.graph.call_function(getitem, (call, index)) for index in range(2)]
+            for old, new in zip(match.returning_nodes, (*parts, logits), strict=True):
+                old.replace_all_uses_with(new)
+            made.append(call)
+    return made
+
+
+def _cross_entropy_graph(rows: int, width: int, vocabulary: int) -> Graph:
+    """The function to look for, for these sizes."""
+    with FakeTensorMode():
+        given = [
+            torch.empty(rows, width, dtype=torch.bfloat16),
+            torch.empty(rows, dtype=torch.int64),
+            torch.empty(rows),
+            torch.empty(()),
+        ]
+        return trace(lambda logits, *more: cross_entropy(logits, None, *more, vocabulary), given)

@@ -19,7 +19,6 @@ from penstock.models.layers import dropout
 from penstock.models.projection import Projection
 from penstock.models.rotary import rotate
 
-
 _attention_of_cpu = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu.default
 _as_one: ContextVar[bool] = ContextVar("attention as one operator", default=False)
 

@@ -143,33 +143,41 @@ def _piece(
     vocab: int,
 ) -> tuple[Float[Tensor, " n"], Float[Tensor, " n"], Float[Tensor, "n V"]]:
     """Negative log-likelihood (n,), log-partition (n,), gradient of the logits (n, Vpadded)."""
-    logits = _logits(rows, projection, bias, vocab)
+    return cross_entropy(rows @ projection.t(), bias, targets, weights, z_loss, vocab)
+
+
+def cross_entropy(
+    products: Float[Tensor, "n V"],
+    bias: Float[Tensor, " V"] | None,
+    targets: Int[Tensor, " n"],
+    weights: Float[Tensor, " n"],
+    z_loss: Float[Tensor, ""],
+    vocab: int,
+) -> tuple[Float[Tensor, " n"], Float[Tensor, " n"], Float[Tensor, "n V"]]:
+    """The same of the projection's products (n, Vpadded), whose dtype the gradient has too."""
+    logits = _logits(products, bias, vocab)
     normalizer = torch.logsumexp(logits, -1)
     nll = normalizer - logits.gather(1, targets.unsqueeze(1)).squeeze(1)
     probabilities = torch.exp(logits - normalizer.unsqueeze(1))
-    hit = _columns(projection) == targets.to(torch.float32).unsqueeze(1)
+    hit = _columns(products) == targets.to(torch.float32).unsqueeze(1)
     scale = 1 + 2 * z_loss * normalizer.unsqueeze(1)
     gradient = (probabilities * scale - hit.float()) * weights.unsqueeze(1)
-    return nll, normalizer, gradient.to(rows.dtype)
+    return nll, normalizer, gradient.to(products.dtype)
 
 
 def _logits(
-    rows: Float[Tensor, "n D"],
-    projection: Float[Tensor, "V D"],
-    bias: Float[Tensor, " V"] | None,
-    vocab: int,
+    products: Float[Tensor, "n V"], bias: Float[Tensor, " V"] | None, vocab: int
 ) -> Float[Tensor, "n V"]:
     """Float32 logits (n, Vpadded), minus infinity beyond the vocabulary."""
-    logits = (rows @ projection.t()).float()
-    logits = logits if bias is None else logits + bias.float()
-    return torch.where(_columns(projection) < vocab, logits, float("-inf"))
+    logits = products.float() if bias is None else products.float() + bias.float()
+    return torch.where(_columns(products) < vocab, logits, float("-inf"))
 
 
-def _columns(projection: Float[Tensor, "V D"]) -> Float[Tensor, " V"]:
+def _columns(products: Float[Tensor, "n V"]) -> Float[Tensor, " V"]:
     """Numbers of the tokens, as float32, exact up to 2²⁴: logits are masked by vectors of their own
     width, integers have 64 bits.
     """
-    return torch.arange(projection.shape[0], dtype=torch.float32, device=projection.device)
+    return torch.arange(products.shape[1], dtype=torch.float32, device=products.device)
 
 
 def token_losses(
@@ -183,7 +191,7 @@ def token_losses(
     size = -(-rows.shape[0] // options.chunks)
     pieces: list[Tensor] = []
     for piece, target in zip(rows.split(size), targets.flatten().split(size), strict=True):
-        logits = _logits(piece, weights.projection, weights.bias, options.vocab_size)
+        logits = _logits(piece @ weights.projection.t(), weights.bias, options.vocab_size)
         chosen = logits.gather(1, target.unsqueeze(1)).squeeze(1)
         pieces.append(torch.logsumexp(logits, -1) - chosen)
     return torch.cat(pieces).view(targets.shape)

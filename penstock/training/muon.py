@@ -16,7 +16,7 @@ from penstock.errors import CheckpointError
 from penstock.tensors import OnDemand, in_pieces
 from penstock.training.masters import make_master
 from penstock.training.optimizer import AdamW
-from penstock.training.parameter_groups import Trained, learning_rate_shares
+from penstock.training.parameter_groups import Kernel, Trained, learning_rate_shares
 
 _COEFFICIENTS = (3.4445, -4.7750, 2.0315)
 """Quintic Newton–Schulz iteration, chosen by Jordan for the steepest slope at zero."""
@@ -72,6 +72,11 @@ class Muon(Trained):
             parameter.detach().copy_(self._masters[name])
             self._momenta[name] = torch.zeros_like(weight, dtype=torch.float32)
         self._parameters = {name: p for name, p in named.items() if p.requires_grad}
+
+    def use_kernels(self, adamw: Kernel, squares: Kernel) -> None:
+        """See `Trained`: matrices are not AdamW's."""
+        self.squares = squares
+        self._adamw.use_kernels(adamw, squares)
 
     @property
     def steps(self) -> int:

@@ -98,6 +98,8 @@ class AdamW(Trained):
         names = (name for name, _ in named)
         self._shares = learning_rate_shares(names, section.layer_decay, layers)
         self._parameters = dict(decayed + others)
+        self._decays = {name: section.weight_decay for name, _ in decayed}
+        self._decays |= {name: 0.0 for name, _ in others}
         self._masters: dict[str, Tensor] = {}
         self._rests: dict[str, Tensor] = {}
         self._exp_avgs: dict[str, Tensor] = {}
@@ -165,7 +167,10 @@ class AdamW(Trained):
             scale = (grad_norm / section.clip).clamp(min=1.0)
         stop = None if skip is None else skip.to(self._count.device, torch.float32)
         self._count += 1
+        done = self._update_by_kernel(gradients, lr, scale, stop)
         for group in self._groups:
+            if done and group.rests:
+                continue
             pieces = [gradients[i].reshape(-1)[start:end] for i, start, end in group.places]
             if group.scratch and any(piece.dtype != torch.float32 for piece in pieces):
                 torch._foreach_copy_(group.scratch, pieces)
@@ -192,6 +197,42 @@ class AdamW(Trained):
             _round(group)
         if stop is not None:
             self._count -= stop
+
+    def _update_by_kernel(
+        self,
+        gradients: Sequence[Tensor],
+        lr: float | Tensor,
+        scale: Tensor | None,
+        stop: Tensor | None,
+    ) -> bool:
+        """Do in one pass over memory what the groups of split masters would; whether it was done."""
+        places = [index for index, name in enumerate(self._weights) if name in self._rests]
+        if self._update is None or any(gradients[i].dtype != torch.bfloat16 for i in places):
+            return False
+        if stop is not None and stop.item():
+            return True
+        names = list(self._weights)
+        settings: dict[tuple[float, float], Tensor] = {}
+        factor = 1.0 if scale is None else 1.0 / scale.item()
+        for index in places:
+            name = names[index]
+            kind = self._shares[name], self._decays[name]
+            if kind not in settings:
+                settings[kind] = self._settings(float(lr) * kind[0], kind[1], factor)
+            state = (self._weights, self._rests, self._exp_avgs, self._exp_avg_sqs)
+            flat = [tensors[name].view(-1) for tensors in state]
+            self._update([*flat, gradients[index].reshape(-1), settings[kind]])
+        return True
+
+    def _settings(self, lr: float, weight_decay: float, factor: float) -> Tensor:
+        """What the kernel is told of a step (`compiler/update.py`)."""
+        section, (first, second) = self._section, self._section.betas
+        corrections = 1 - first**self.steps, 1 - second**self.steps
+        values = (
+            1 - lr * weight_decay, lr / corrections[0], 1 - first, second, 1 - second,
+            corrections[1] ** -0.5, section.eps, factor,
+        )  # fmt: skip
+        return torch.tensor(values, dtype=torch.float32)
 
     def state_tensors(self) -> Mapping[str, Tensor]:
         """fp32 `master.NAME`, `exp_avg.NAME`, `exp_avg_sq.NAME` of every trainable parameter, in

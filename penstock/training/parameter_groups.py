@@ -3,7 +3,7 @@
 The optimizers divide a model's parameters by it. It must never know more of a model than names.
 """
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 
 from torch import Tensor
 from torch.nn import Parameter
@@ -11,6 +11,8 @@ from torch.nn import Parameter
 from penstock.parallel.replicas import local
 
 NamedParameters = list[tuple[str, Parameter]]
+Kernel = Callable[[Sequence[Tensor]], Sequence[Tensor]]
+"""Machine code: tensors in, tensors out, or in place."""
 
 
 def go_on() -> None:
@@ -22,8 +24,15 @@ class Trained:
 
     before_step: Callable[[], None] = staticmethod(go_on)
     """Called before the state changes: a checkpoint may still be copying it."""
+    squares: Kernel | None = None
+    """What `gradient_norm.global_norm` may use."""
+    _update: Kernel | None = None
     _parameters: dict[str, Parameter]
     _steps = 0
+
+    def use_kernels(self, adamw: Kernel, squares: Kernel) -> None:
+        """Use the kernels of these names (`compiler/update.py`) where they fit from now on."""
+        self._update, self.squares = adamw, squares
 
     @property
     def steps(self) -> int:

@@ -145,7 +145,7 @@ def train_step(
     # 5. Clip: the optimizer divides by this norm where it is above optimizer.clip.
     with span("phase/gradient norm"):
         counted = replicas.counted(gradients, names)
-        norm = replicas.norm(global_norm(counted, passes.device))
+        norm = replicas.norm(global_norm(counted, passes.device, optimizer.squares))
     # 6. Finite? Decided on the device, without waiting for it.
     finite = torch.isfinite(loss) & torch.isfinite(norm)
     skipped = ~(finite & (loss <= limits.loss) & (norm <= limits.grad_norm))

@@ -19,6 +19,11 @@ struct Heads {  // (T, S) of one head: rows `row` elements apart
   Half* at(int64_t position, int64_t column = 0) const { return data + position * row + column; }
 };
 
+struct Normalizers {  // (T) of one head: the logarithms of the sums, `step` elements apart
+  float* data;
+  int64_t step;
+};
+
 // Memory of one thread, given out in order.
 class Workspace {
  public:
@@ -44,7 +49,6 @@ struct Shape {
   int64_t key_pairs(int64_t end) const { return (is_causal ? end : length) / tile_depth; }
 };
 
-constexpr float log2_e = 1.44269504f, ln_2 = 0.693147181f;
 constexpr int pair_halves = 2 * tile_halves, pair_sums = 4 * tile_sums;
 
 // Which of 16 queries from `query` on may see `key`.
@@ -72,7 +76,7 @@ class ForwardHead {
   }
 
   void run(const Heads& query, const Heads& key, const Heads& value, const Heads& output,
-           float* normalizers) {
+           const Normalizers& normalizers) {
     for (int64_t pair = 0; pair < s_.length / tile_depth; pair++)
       for (int64_t d = 0; d < s_.size_tiles(); d++)
         pack_turned(value.at(pair * tile_depth, d * lanes), value.row,
@@ -85,7 +89,7 @@ class ForwardHead {
       const int64_t pairs = s_.key_pairs(first + 32);
       Vector inverse[2];
       score(key, first, pairs);
-      weigh(first, pairs, normalizers + first, inverse);
+      weigh(first, pairs, normalizers, inverse);
       mix(output, first, pairs, inverse);
     }
   }
@@ -110,7 +114,7 @@ class ForwardHead {
     }
   }
 
-  void weigh(int64_t first, int64_t pairs, float* normalizers, Vector inverse[2]) {
+  void weigh(int64_t first, int64_t pairs, const Normalizers& normalizers, Vector inverse[2]) {
     const Vector factor = _mm512_set1_ps(s_.scale * log2_e);
     for (int n = 0; n < 2; n++) {
       const Vector shift = _mm512_mul_ps(largest_[n], factor);
@@ -135,7 +139,8 @@ class ForwardHead {
       alignas(64) float sums[lanes], shifts[lanes];
       _mm512_store_ps(sums, total);
       _mm512_store_ps(shifts, shift);
-      for (int i = 0; i < lanes; i++) normalizers[n * lanes + i] = shifts[i] * ln_2 + std::log(sums[i]);
+      for (int i = 0; i < lanes; i++)
+        normalizers.data[(first + n * lanes + i) * normalizers.step] = shifts[i] * ln_2 + std::log(sums[i]);
     }
   }
 
@@ -162,7 +167,7 @@ class BackwardHead {
   static constexpr int64_t queries_at_once = 128;
   static int64_t bytes(const Shape& s) {
     return 2 * (s.length * s.size + 4 * queries_at_once * s.size + 2 * 32 * queries_at_once + s.length * queries_at_once) +
-           4 * (2 * s.length * s.size + s.length + 2 * pair_sums + pair_sums) + 4096;
+           4 * (2 * s.length * s.size + 2 * s.length + 2 * pair_sums + pair_sums) + 4096;
   }
   BackwardHead(const Shape& shape, Workspace& space) : s_(shape) {
     keys_ = space.take<Half>(s_.length * s_.size);
@@ -174,12 +179,13 @@ class BackwardHead {
     for_keys_ = space.take<float>(s_.length * s_.size);
     for_values_ = space.take<float>(s_.length * s_.size);
     corrections_ = space.take<float>(s_.length);
+    normalizers_ = space.take<float>(s_.length);
     scores_ = space.take<float>(pair_sums);
     upstream_ = space.take<float>(pair_sums);
     sums_ = space.take<float>(pair_sums);
   }
 
-  struct Given { Heads query, key, value, output, gradient; const float* normalizers; };
+  struct Given { Heads query, key, value, output, gradient; Normalizers normalizers; };
   struct Wanted { Heads query, key, value; };
 
   void run(const Given& given, const Wanted& wanted) {
@@ -207,9 +213,10 @@ class BackwardHead {
   }
 
  private:
-  // Of each query, the sum of its output times its gradient.
+  // Of each query, the sum of its output times its gradient; normalizers as powers of two.
   void correct(const Given& given) {
     for (int64_t t = 0; t < s_.length; t++) {
+      normalizers_[t] = given.normalizers.data[t * given.normalizers.step] * log2_e;
       Vector sum = _mm512_setzero_ps();
       for (int64_t d = 0; d < s_.size; d += lanes)
         sum = _mm512_fmadd_ps(widened(given.output.at(t, d)), widened(given.gradient.at(t, d)), sum);
@@ -248,11 +255,11 @@ class BackwardHead {
       const Factor right{across[i] + n * s_.depth() * tile_halves, 64, s_.depth() * 1024, 1024};
       product_2x2<false>(left, right, s_.depth(), results[i], 2 * tile_sums);
     }
-    const Vector factor = _mm512_set1_ps(s_.scale * log2_e), to_two = _mm512_set1_ps(log2_e);
+    const Vector factor = _mm512_set1_ps(s_.scale * log2_e);
     Vector normalizer[2], correction[2];
     for (int j = 0; j < 2; j++) {
-      normalizer[j] = _mm512_mul_ps(_mm512_loadu_ps(given.normalizers + at_query + j * lanes), to_two);
-      correction[j] = _mm512_loadu_ps(corrections_ + at_query + j * lanes);
+      normalizer[j] = _mm512_load_ps(normalizers_ + at_query + j * lanes);
+      correction[j] = _mm512_load_ps(corrections_ + at_query + j * lanes);
     }
     const bool is_cut = s_.is_causal && (pair + 1) * tile_depth > at_query;
     Half* weights = weights_ + k * pair_halves;
@@ -321,7 +328,7 @@ class BackwardHead {
   Shape s_;
   Half *keys_, *queries_across_, *gradients_across_, *queries_down_, *gradients_down_;
   Half *weights_, *inner_, *inner_pairs_;
-  float *for_keys_, *for_values_, *corrections_, *scores_, *upstream_, *sums_;
+  float *for_keys_, *for_values_, *corrections_, *normalizers_, *scores_, *upstream_, *sums_;
 };
 
 }  // namespace penstock

@@ -4,6 +4,8 @@
 
 namespace penstock {
 
+constexpr float log2_e = 1.44269504f, ln_2 = 0.693147181f;
+
 // 2^x to 1e-7 of itself, 0 for what is too small: the whole part into the exponent, the fraction
 // by a polynomial of degree 5, whose factors were fitted for the least relative error on [0, 1).
 inline __m512 power_of_two(__m512 x) {

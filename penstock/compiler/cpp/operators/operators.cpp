@@ -5,6 +5,7 @@
 #include <cstdio>
 
 #include "attention.hpp"
+#include "cross_entropy.hpp"
 #include "product.hpp"
 
 using namespace penstock;
@@ -28,6 +29,10 @@ struct Tensor {
   Heads head(int64_t index) const {
     const int64_t batch = index / sizes[1], head = index % sizes[1];
     return {halves() + batch * strides[0] + head * strides[1], strides[2]};
+  }
+  // (T) of head number `index` of (B, H, T).
+  Normalizers normalizers(int64_t index) const {
+    return {floats() + index / sizes[1] * strides[0] + index % sizes[1] * strides[1], strides[2]};
   }
   Matrix matrix() const { return {halves(), sizes[0], sizes[1], strides[0]}; }
 };
@@ -86,13 +91,13 @@ AOTITorchError aoti_torch_cpu_attention(AtenTensorHandle query_, AtenTensorHandl
   if (!are_there({&query, &key, &value})) return failure;
   const int64_t *size = query.sizes;
   if (!make_heads(query, output_) ||
-      !make({size[0], size[1], size[2]}, {size[1] * size[2], size[2], 1}, aoti_torch_dtype_float32(), normalizers_))
+      !make({size[0], size[1], size[2]}, {size[1] * size[2], 1, size[1]}, aoti_torch_dtype_float32(), normalizers_))
     return failure;
   const Tensor output(*output_), normalizers(*normalizers_);
   const Shape shape = shape_of(query, is_causal, scale);
   return for_each_head<ForwardHead>(query, shape, [&](ForwardHead& state, int64_t head) {
     state.run(query.head(head), key.head(head), value.head(head), output.head(head),
-              normalizers.floats() + head * shape.length);
+              normalizers.normalizers(head));
   });
 }
 
@@ -109,7 +114,7 @@ AOTITorchError aoti_torch_cpu_attention_backward(AtenTensorHandle gradient_, Ate
   const Shape shape = shape_of(query, is_causal, scale);
   return for_each_head<BackwardHead>(query, shape, [&](BackwardHead& state, int64_t head) {
     state.run({query.head(head), key.head(head), value.head(head), output.head(head), gradient.head(head),
-               normalizers.floats() + head * shape.length},
+               normalizers.normalizers(head)},
               {for_query.head(head), for_key.head(head), for_value.head(head)});
   });
 }
@@ -121,5 +126,32 @@ AOTITorchError aoti_torch_cpu_turned_product(AtenTensorHandle left_, AtenTensorH
   const int64_t rows = left.sizes[1], columns = right.sizes[1];
   if (!make({rows, columns}, {columns, 1}, aoti_torch_dtype_bfloat16(), result_)) return failure;
   return turned_product(left.matrix(), right.matrix(), Tensor(*result_).matrix()) ? success : failure;
+}
+
+AOTITorchError aoti_torch_cpu_cross_entropy_(AtenTensorHandle logits_, AtenTensorHandle targets_,
+                                             AtenTensorHandle weights_, AtenTensorHandle z_loss_,
+                                             int64_t vocabulary, AtenTensorHandle* nll_,
+                                             AtenTensorHandle* normalizers_) {
+  const Tensor logits(logits_), targets(targets_), weights(weights_), z_loss(z_loss_);
+  if (!are_there({&logits, &targets, &weights, &z_loss})) return failure;
+  const Matrix rows = logits.matrix();
+  for (AtenTensorHandle* made : {nll_, normalizers_})
+    if (!make({rows.rows}, {1}, aoti_torch_dtype_float32(), made)) return failure;
+  const Tensor nll(*nll_), normalizers(*normalizers_);
+  bool fits = true;
+#pragma omp parallel for schedule(dynamic, 8)
+  for (int64_t i = 0; i < rows.rows; i++) {
+    const int64_t target = static_cast<int64_t*>(targets.data)[i];
+    if (target < 0 || target >= vocabulary) {
+#pragma omp atomic write
+      fits = false;
+      continue;
+    }
+    const RowLoss loss = cross_entropy(rows.at(i, 0), rows.columns, vocabulary, target, weights.floats()[i], *z_loss.floats());
+    nll.floats()[i] = loss.nll;
+    normalizers.floats()[i] = loss.normalizer;
+  }
+  if (!fits) std::fputs("a target is outside the vocabulary\n", stderr);
+  return fits ? success : failure;
 }
 }
