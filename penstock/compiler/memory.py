@@ -5,6 +5,7 @@ allocate.
 """
 
 import dataclasses
+import functools
 
 from penstock.compiler.activations import (
     also_kept,
@@ -89,14 +90,13 @@ class MemoryModel:
         parameters = self.parameters(layers, embedding=embedding, head=head)
         trained = self.trained(layers, embedding=embedding, head=head)
         held = self._kinds_by_parameter(parameters, trained, layers)
-        element = ELEMENT_BYTES[self.compute]
-        rows = self.micro * self.sequence_length
-        held["activations"] = self._activations(block_passes - weight_passes, rows, element)
-        held["activations"] += weight_passes * self._waiting(rows, element)
+        element, rows = self._element, self._rows
+        held["activations"] = self._activations(block_passes - weight_passes)
+        held["activations"] += weight_passes * self._waiting if weight_passes else 0
         held["logits"] = self._logits(rows, element) if head else 0
         held["workspace"] = PROCESS_BYTES.get(self.device, 0)
         held["workspace"] += LIBRARY_BYTES.get(self.optimizer, 0) if held["workspace"] else 0
-        held["workspace"] += self._temporaries(rows, element) if layers else 0
+        held["workspace"] += self._temporaries if layers else 0
         held["workspace"] += self._gathered(embedding=embedding or head)
         if self.device == "cpu":
             # Sums over micro-batches stay from one to the next.
@@ -117,13 +117,25 @@ class MemoryModel:
             outside["checkpoint"] = copy
         return StageMemory({**held, "total": sum(held.values())}, outside)
 
+    @property
+    def _rows(self) -> int:
+        return self.micro * self.sequence_length
+
+    @property
+    def _element(self) -> int:
+        return ELEMENT_BYTES[self.compute]
+
+    @functools.cached_property
+    def _block_parameters(self) -> int:
+        a = self.architecture
+        return part_parameters(a, self.tensor) + a.adapter_parameters(self.tensor)
+
     def parameters(self, layers: int, *, embedding: bool, head: bool) -> int:
         """Parameters of these regions, the padded vocabulary counted; a tied table once."""
         a = self.architecture
         if a.generic is not None:  # never cut into stages
             return a.parameter_count()
-        block = part_parameters(a, self.tensor) + a.adapter_parameters(self.tensor)
-        count = a.distinct_blocks(layers) * block
+        count = a.distinct_blocks(layers) * self._block_parameters
         count += a.embedding_parameters(padded=True) if embedding else 0
         if head:
             tied = a.table_elements(padded=True) if a.tie_embeddings and embedding else 0
@@ -141,23 +153,24 @@ class MemoryModel:
         count -= self.frozen.embedding * embedding + self.frozen.head * head
         return count - self.frozen.blocks * layers // (self.architecture.layers * self.tensor)
 
-    def _activations(self, block_passes: int, rows: int, element: int) -> int:
+    def _activations(self, block_passes: int) -> int:
         """Kept by a device's blocks for the backward pass; of blocks that are computed again their
         inputs, and while the last one is, what its backward pass reads.
         """
-        kept, read = self._block(rows, element)
+        kept, read = self._block
         again = count_recomputed(self.recompute, block_passes)
-        inputs = rows * element * self.architecture.hidden_size
+        inputs = self._rows * self._element * self.architecture.hidden_size
         last = block_passes > 0 and is_recomputed(self.recompute, block_passes - 1)
         now = read if last else read - kept if block_passes else 0
         return (block_passes - again) * kept + again * inputs + now
 
-    def _waiting(self, rows: int, element: int) -> int:
+    @functools.cached_property
+    def _waiting(self) -> int:
         """What one block holds of one micro-batch while only gradients of weights are to come: of
         what kernels have kept nothing of attention's scores.
         """
-        a, parts = self.architecture, self.tensor
-        held = self._block(rows, element)[0] + handed_over(a, rows, element, parts)
+        a, parts, rows, element = self.architecture, self.tensor, self._rows, self._element
+        held = self._block[0] + handed_over(a, rows, element, parts)
         if not self.compiled:
             return held
         scores = a.heads * self.micro * self.sequence_length**2 // parts
@@ -167,7 +180,7 @@ class MemoryModel:
 
     def _kinds_by_parameter(self, parameters: int, trained: int, layers: int) -> dict[str, int]:
         """Weights, gradients, optimizer: replicas may divide them."""
-        element = ELEMENT_BYTES[self.compute]
+        element = self._element
         addends = self.accumulation * (self.replicas if self.shard == "none" else 1)
         sums = ELEMENT_BYTES[self.sums] if self._has_sums(addends) else 0
         weights_share = self.replicas if self.shard == "weights" else 1
@@ -219,12 +232,13 @@ class MemoryModel:
             state += (OPTIMIZER_BYTES["adamw"] - OPTIMIZER_BYTES["muon"]) * others
         return state // self._optimizer_share()
 
-    def _block(self, rows: int, element: int) -> tuple[int, int]:
+    @functools.cached_property
+    def _block(self) -> tuple[int, int]:
         """What one block keeps of one micro-batch where it is not computed again as a whole, and
         what its backward pass reads; attention that drops keeps its scores whole, and no
         log-sum-exp.
         """
-        a, parts = self.architecture, self.tensor
+        a, parts, rows, element = self.architecture, self.tensor, self._rows, self._element
         adapter = a.adapter
         low = 0 if adapter is None else element * rows * adapter.rank * len(adapter.sites)
         scores = a.heads * self.micro * self.sequence_length**2 // parts
@@ -275,11 +289,12 @@ class MemoryModel:
             return piece * element + sums + part
         return piece * (4 + 2 * element) + sums
 
-    def _temporaries(self, rows: int, element: int) -> int:
+    @functools.cached_property
+    def _temporaries(self) -> int:
         """Gradients inside one block's backward pass: three of the residual's width, two the
         MLP's, for a gated one four; or, on CPUs, attention's scores and their gradients.
         """
-        a = self.architecture
+        a, rows, element = self.architecture, self._rows, self._element
         inner = (4 if a.gated_mlp else 2) * a.mlp_size
         widest = rows * element * (3 * a.hidden_size + inner // self.tensor)
         if self.compiled and self.device == "cpu":

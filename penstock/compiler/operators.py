@@ -1,7 +1,7 @@
-"""Operators of our own that the code of Inductor's toolchain calls: attention, and weights' gradients.
+"""Operators of our own that Inductor's code calls: attention, loss, and weights' gradients.
 
-They run on the matrix unit of processors that have one (AMX), in bf16, where the libraries that
-torch calls leave half of its speed unused. `compiler/inductor.py` puts them in the place of torch's
+They are in bf16, for processors with AVX-512, and run on the matrix unit of those that have one (AMX),
+of which the libraries that torch calls leave half unused. `compiler/inductor.py` puts them in the place of torch's
 in the graphs it is given; graphs that people or other toolchains see hold torch's operators only.
 Their C++ (`cpp/operators`) is linked into each kernel that calls them.
 """
@@ -21,7 +21,8 @@ from penstock.compiler.fingerprint import processor_features
 from penstock.errors import ExecutableError
 
 _SOURCES = Path(__file__).parent / "cpp" / "operators"
-_FEATURES = ("avx512f", "avx512bw", "avx512dq", "avx512vl", "avx512_bf16", "amx_tile", "amx_bf16")
+_FEATURES = ("avx512f", "avx512bw", "avx512dq", "avx512vl", "avx512_bf16")
+_UNIT = ("amx_tile", "amx_bf16")
 _COMPILER = "g++"
 _FLAGS = (
     "-std=c++20", "-O3", "-march=native", "-ffp-contract=fast", "-fno-math-errno", "-fopenmp",
@@ -32,10 +33,19 @@ BLOCK = 32
 """Of these, rows and columns must be a multiple."""
 
 
+def has_unit() -> bool:
+    """Whether this machine has a matrix unit, where products of our own pay."""
+    return _has((*_FEATURES, *_UNIT))
+
+
+def _has(features: tuple[str, ...]) -> bool:
+    known = processor_features()
+    return sys.platform == "linux" and all(name in known for name in features)
+
+
 def available() -> bool:
-    """Whether this machine's kernels can call them."""
-    has_unit = all(name in processor_features() for name in _FEATURES)
-    return has_unit and sys.platform == "linux" and all(map(shutil.which, (_COMPILER, "ar")))
+    """Whether kernels that are built here can call them."""
+    return _has(_FEATURES) and all(map(shutil.which, (_COMPILER, "ar")))
 
 
 def takes_attention(compute: str, head_size: int, length: int) -> bool:
@@ -48,14 +58,16 @@ def takes_attention(compute: str, head_size: int, length: int) -> bool:
 def source_hash() -> str:
     """SHA-256 over the operators' C++."""
     digest = hashlib.sha256(" ".join(_FLAGS).encode())
-    for path in sorted(_SOURCES.iterdir()):
+    for path in (_SOURCES.parent / "matrix_unit.hpp", *sorted(_SOURCES.iterdir())):
         digest.update(path.name.encode() + b"\0" + path.read_bytes())
     return digest.hexdigest()
 
 
 def settings() -> str | None:
-    """What kernels depend on here: the operators' sources, None where none are called."""
-    return source_hash() if available() else None
+    """What kernels depend on here, also where none can be built: the operators' sources, or None
+    where none are called.
+    """
+    return source_hash() if _has(_FEATURES) else None
 
 
 def build_library(workspace: Path) -> Path:

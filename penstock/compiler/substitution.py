@@ -1,7 +1,7 @@
 """Put operators of our own (`compiler/operators.py`) in the place of torch's in a graph.
 
-Inductor's toolchain calls `substitute` in worker processes. Graphs keep their meaning: each operator
-computes what the one it replaces does.
+Inductor's toolchain calls `substitute` in worker processes. Graphs keep their meaning: an operator
+computes what it replaces.
 """
 
 import functools
@@ -15,7 +15,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.fx.passes.utils.matcher_utils import SubgraphMatcher
 
 from penstock.compiler.graphs import Graph, trace
-from penstock.compiler.operators import BLOCK
+from penstock.compiler.operators import BLOCK, has_unit
 from penstock.models.loss import cross_entropy
 
 _SMALLEST_PRODUCT = 1 << 27
@@ -143,7 +143,7 @@ def _found(name: str, node: fx.Node, tensors: Any, dropout: Any, is_causal: Any)
 def _turned_product(node: fx.Node) -> _Found:
     """A product whose first factor is read across: a weight's gradient."""
     turned, right = node.args
-    if not isinstance(turned, fx.Node) or turned.target not in _TURNED:
+    if not has_unit() or not isinstance(turned, fx.Node) or turned.target not in _TURNED:
         return None
     left = turned.args[0]
     (depth, rows), columns = left.meta["val"].shape, right.meta["val"].shape[1]

@@ -5,6 +5,7 @@ that planning answers at once.
 """
 
 import dataclasses
+import functools
 from typing import Any
 
 from penstock.errors import ConfigError
@@ -178,12 +179,12 @@ class Architecture(DropoutRates):
         """Width of one attention head."""
         return self.hidden_size // self.heads
 
-    @property
+    @functools.cached_property
     def group_size(self) -> int:
         """Query heads that share a key and value head."""
         return 1 if self.kv_heads is None else self.heads // self.kv_heads
 
-    @property
+    @functools.cached_property
     def kv_size(self) -> int:
         """Width of all keys, and of all values."""
         return self.hidden_size // self.group_size
@@ -251,6 +252,11 @@ class Architecture(DropoutRates):
 
     def block_parameters(self) -> int:
         """Parameters of one block: norms, the four attention projections, the MLP."""
+        return self._block_parameters
+
+    @functools.cached_property
+    def _block_parameters(self) -> int:
+        # Planners ask for it a hundred thousand times.
         d, up = self.hidden_size, self.mlp_size * (2 if self.gated_mlp else 1)
         biases = (2 * d + 2 * self.kv_size) * self.attention_bias + (up + d) * self.mlp_bias
         norms = 1 if self.residual == "parallel_one_norm" else 2

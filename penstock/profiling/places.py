@@ -23,6 +23,8 @@ _PYTHON = "Python and dispatch"
 _REGIONS = {"embed": "embedding", **dict.fromkeys(("attend", "attended", "feed", "fed"), "block")}
 """What kernels' names begin with → region, where it is another; a divided block has several
 (`compiler/split_regions.py`)."""
+_OF_OPTIMIZER = {"adamw": "optimizer", "squares": "gradient norm"}
+"""Kernels of no part of the model → region."""
 _DIVIDED = ("FSDP::", "fsdp::")
 """How torch's FSDP2 names what it does around collectives: copies into their buffers and out."""
 
@@ -73,6 +75,8 @@ class Within:
 
 def region_of_kernel(kernel: str, phase: str) -> str:
     """The region a compiled kernel belongs to; a forward kernel in the backward pass recomputes."""
+    if kernel in _OF_OPTIMIZER:
+        return _OF_OPTIMIZER[kernel]
     part, _, rest = kernel.partition("_")
     name = _REGIONS.get(part, part)
     if kernel == "head_train":

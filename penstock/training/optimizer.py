@@ -205,7 +205,7 @@ class AdamW(Trained):
         scale: Tensor | None,
         stop: Tensor | None,
     ) -> bool:
-        """Do in one pass over memory what the groups of split masters would; whether it was done."""
+        """Do at once what the groups of split masters would; whether it was done."""
         places = [index for index, name in enumerate(self._weights) if name in self._rests]
         if self._update is None or any(gradients[i].dtype != torch.bfloat16 for i in places):
             return False

@@ -6,34 +6,17 @@
 #include "vectors.hpp"
 
 #if defined(FORMAT_BF16) && defined(__AMX_BF16__) && defined(__linux__)
-#include <sys/syscall.h>
-#include <unistd.h>
+#include "matrix_unit.hpp"
 
 constexpr int tile_rows = 16, tile_depth = 32, tile_panels = 4;
 constexpr bool fits_tiles(int inputs) { return inputs % tile_depth == 0; }
-
-// Linux gives a process the unit's registers when it asks (arch/x86/include/uapi/asm/prctl.h).
-inline bool request_tiles() {
-  constexpr long request_permission = 0x1023, tile_data = 18;
-  return syscall(SYS_arch_prctl, request_permission, tile_data) == 0;
-}
-
-// All eight tiles: sixteen rows of 64 bytes.
-inline void begin_tiles() {
-  struct alignas(64) {
-    uint8_t palette = 1, first_row = 0, reserved[14] = {};
-    uint16_t row_bytes[16] = {64, 64, 64, 64, 64, 64, 64, 64};
-    uint8_t rows[16] = {16, 16, 16, 16, 16, 16, 16, 16};
-  } shape;
-  _tile_loadconfig(&shape);
-}
-inline void end_tiles() { _tile_release(); }
 
 // Sixteen rows (K, `width` elements apart) times `panels` neighbouring panels, into sums
 // (panels, 16 rows, 16 outputs). What lies behind the last row is computed with it, and ignored.
 template <int K, int panels>
 inline void tile_product(const uint16_t* rows, int width, const uint16_t* weight, float* sums) {
   constexpr int panel = K * lanes, ahead_elements = 1024;
+  settle_stores();
   _tile_zero(0);
   if constexpr (panels > 1) { _tile_zero(1); _tile_zero(2); _tile_zero(3); }
   for (int k = 0; k < K; k += tile_depth) {

@@ -1,14 +1,18 @@
 // The matrix unit of processors that have one (AMX): its tiles, and how bf16 matrices get into them.
+// Other processors multiply the same tiles by vectors.
 // A tile has 16 rows of 64 bytes. A product adds to a tile of float32, 16 × 16, one of 16 rows of 32
 // numbers times one of 32 rows of 16, which lies in pairs: row r has the numbers 2r and 2r + 1 of
 // every column side by side.
-// Source: Intel 64 and IA-32 software developer's manual, volume 2, LDTILECFG and TDPBF16PS.
+// Source: Intel 64 and IA-32 software developer's manual, volume 2, TDPBF16PS.
 #pragma once
 #include <immintrin.h>
-#include <sys/syscall.h>
-#include <unistd.h>
 
 #include <cstdint>
+
+#if defined(__AMX_BF16__) && defined(__AMX_TILE__)
+#include "../matrix_unit.hpp"
+#define PENSTOCK_UNIT
+#endif
 
 namespace penstock {
 
@@ -17,27 +21,18 @@ using Vector = __m512;
 constexpr int lanes = 16, tile_rows = 16, tile_depth = 32;
 constexpr int tile_halves = tile_rows * tile_depth, tile_sums = tile_rows * lanes;
 
-// A thread's use of the unit. Linux gives a process its registers when asked
-// (arch/x86/include/uapi/asm/prctl.h).
+// A thread's use of the unit, where there is one.
 class Tiles {
  public:
-  Tiles() {
-    struct alignas(64) {
-      uint8_t palette = 1, first_row = 0, reserved[14] = {};
-      uint16_t row_bytes[16] = {64, 64, 64, 64, 64, 64, 64, 64};
-      uint8_t rows[16] = {16, 16, 16, 16, 16, 16, 16, 16};
-    } shape;
-    // Not by the intrinsic: of GCC's, only the first 8 bytes count as read.
-    asm volatile("ldtilecfg %0" ::"m"(shape));
-  }
-  ~Tiles() { _tile_release(); }
+#ifdef PENSTOCK_UNIT
+  static bool request() { return request_tiles(); }
+  Tiles() { begin_tiles(); }
+  ~Tiles() { end_tiles(); }
+#else
+  static bool request() { return true; }
+  Tiles() {}
+#endif
   Tiles(const Tiles&) = delete;
-
-  static bool request() {
-    constexpr long request_permission = 0x1023, tile_data = 18;
-    static const bool given = syscall(SYS_arch_prctl, request_permission, tile_data) == 0;
-    return given;
-  }
 };
 
 // Where the tiles of a factor lie: the first, the bytes from row to row, and from one tile to the
@@ -50,10 +45,11 @@ struct Factor {
 // Two by two tiles of sums (1 KiB each): `left` times `right` over `depth` tiles, added to what is
 // there or not. The lower sums lie `down_sums` behind the upper ones. `streams`: the left factor is
 // read once, and is not to displace the right one in the nearest cache.
+#ifdef PENSTOCK_UNIT
 template <bool adds, bool streams = false>
 inline void product_2x2(const Factor& left, const Factor& right, int64_t depth, float* sums,
                         int64_t down_sums) {
-  asm volatile("" ::: "memory");  // GCC does not know that loading tiles reads what was stored
+  settle_stores();
   float *upper = sums, *lower = sums + down_sums;
   if constexpr (adds) {
     _tile_loadd(0, upper, 64);
@@ -87,6 +83,41 @@ inline void product_2x2(const Factor& left, const Factor& right, int64_t depth, 
   _tile_stored(2, lower, 64);
   _tile_stored(3, lower + tile_sums, 64);
 }
+#else
+template <bool adds, bool streams = false>
+inline void product_2x2(const Factor& left, const Factor& right, int64_t depth, float* sums,
+                        int64_t down_sums) {
+  constexpr int at_once = 8;  // rows, whose sums of two tiles stay in registers
+  for (int first = 0; first < 2 * tile_rows; first += at_once) {
+    const int64_t tile = first / tile_rows, row = first % tile_rows;
+    float* to = sums + tile * down_sums + row * lanes;
+    Vector sum[at_once][2];
+#pragma GCC unroll 8
+    for (int i = 0; i < at_once; i++)
+      for (int n = 0; n < 2; n++)
+        sum[i][n] = adds ? _mm512_load_ps(to + n * tile_sums + i * lanes) : _mm512_setzero_ps();
+    const char* a = static_cast<const char*>(left.first) + tile * left.next_bytes + row * left.row_bytes;
+    const char* b = static_cast<const char*>(right.first);
+    for (int64_t k = 0; k < depth; k++, a += left.along_bytes, b += right.along_bytes)
+      for (int pair = 0; pair < tile_depth / 2; pair++) {
+        const __m512bh columns[2] = {
+            __m512bh(_mm512_loadu_si512(b + pair * right.row_bytes)),
+            __m512bh(_mm512_loadu_si512(b + right.next_bytes + pair * right.row_bytes))};
+#pragma GCC unroll 8
+        for (int i = 0; i < at_once; i++) {
+          int both;
+          __builtin_memcpy(&both, a + i * left.row_bytes + pair * 4, sizeof both);
+          const __m512bh rows = __m512bh(_mm512_set1_epi32(both));
+          sum[i][0] = _mm512_dpbf16_ps(sum[i][0], rows, columns[0]);
+          sum[i][1] = _mm512_dpbf16_ps(sum[i][1], rows, columns[1]);
+        }
+      }
+#pragma GCC unroll 8
+    for (int i = 0; i < at_once; i++)
+      for (int n = 0; n < 2; n++) _mm512_store_ps(to + n * tile_sums + i * lanes, sum[i][n]);
+  }
+}
+#endif
 
 // Rows become columns: 16 × 16 numbers of 32 bits.
 inline void turn(__m512i row[16]) {

@@ -1,0 +1,256 @@
+"""Operators of our own in kernels (`compiler/operators.py`), against float64."""
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Callable, Sequence
+from itertools import accumulate
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from penstock.compiler import operators
+from penstock.compiler.graphs import trace
+from penstock.compiler.substitution import substitute
+from penstock.models.loss import cross_entropy
+
+needs_unit = pytest.mark.skipif(
+    not operators.available(), reason="needs a processor with a matrix unit (AMX) and g++"
+)
+attention = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
+attention_backward = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward
+
+CHILD = """
+import sys
+import torch
+sys.path.insert(0, sys.argv[2])
+from tests.compiler.test_operators import all_cases
+from penstock.compiler.graphs import trace
+from penstock.compiler.inductor import Inductor
+from penstock.compiler.toolchains import Region
+
+torch.manual_seed(0)
+function, inputs = all_cases()
+graph = trace(function, inputs)
+region = Region("case", graph.module, tuple(inputs), graph.outputs)
+toolchain = Inductor()
+run = toolchain.load("case", toolchain.build(region, {"workspace": sys.argv[1]}))
+torch.save([inputs, list(run(inputs))], sys.argv[3])
+"""
+SHAPES = [  # B, H, T, S, causal
+    (2, 3, 64, 64, True),
+    (1, 2, 32, 32, True),
+    (1, 2, 160, 96, False),
+    (2, 1, 288, 64, True),
+    (1, 2, 256, 128, False),
+]
+PRODUCTS = [(256, 1024, 512), (2048, 96, 768), (96, 3072, 1056)]  # K, M, N
+
+
+def _attention() -> tuple[Callable[..., Any], list[Tensor]]:
+    """Forward and backward of all `SHAPES`; each of one projection, and one gradient."""
+    inputs: list[Tensor] = []
+    for batch, heads, length, size, _ in SHAPES:
+        inputs.append(torch.randn(batch, length, 3, heads, size).bfloat16())
+        inputs.append(torch.randn(batch, length, heads, size).bfloat16())
+
+    def function(*given: Tensor) -> tuple[Tensor, ...]:
+        found: list[Tensor] = []
+        for place, (*_, causal) in enumerate(SHAPES):
+            query, key, value = given[2 * place].permute(2, 0, 3, 1, 4)
+            output, sums = attention(query, key, value, 0.0, causal)
+            upstream = given[2 * place + 1].transpose(1, 2)
+            found += [output, sums]
+            found += attention_backward(upstream, query, key, value, output, sums, 0.0, causal)
+        return tuple(found)
+
+    return function, inputs
+
+
+def _products() -> tuple[Callable[..., Any], list[Tensor]]:
+    """Of `PRODUCTS`, the second factor part of a wider tensor."""
+    inputs: list[Tensor] = []
+    for depth, rows, columns in PRODUCTS:
+        inputs.append(torch.randn(depth, rows).bfloat16())
+        inputs.append(torch.randn(depth, columns + 32).bfloat16())
+
+    def function(*given: Tensor) -> tuple[Tensor, ...]:
+        pairs = zip(given[::2], given[1::2], strict=True)
+        return tuple(left.t() @ right[:, 32:] for left, right in pairs)
+
+    return function, inputs
+
+
+def _cross_entropy() -> tuple[Callable[..., Any], list[Tensor]]:
+    """Rows of all magnitudes, one of equal logits; the vocabulary ends within a vector."""
+    sizes = torch.logspace(-2, 3, 60).unsqueeze(1)
+    rows = torch.cat([torch.randn(60, 256) * sizes, torch.zeros(4, 256)])
+    targets = torch.randint(0, 5003, (64,))
+    targets[:3] = torch.tensor([5002, 0, 5001])
+    weights = torch.rand(64)
+    weights[5] = 0
+    inputs = [rows.bfloat16(), torch.randn(5056, 256).bfloat16() / 16, targets, weights]
+
+    def function(*given: Tensor) -> tuple[Tensor, ...]:
+        rows, projection, targets, weights, z_loss = given
+        products = rows @ projection.t()
+        nll, normalizer, gradient = cross_entropy(products, None, targets, weights, z_loss, 5003)
+        return nll, normalizer, gradient @ projection, gradient.clone()
+
+    return function, [*inputs, torch.tensor(0.25)]
+
+
+CASES = {"attention": _attention, "products": _products, "cross_entropy": _cross_entropy}
+
+
+def all_cases() -> tuple[Callable[..., Any], list[Tensor]]:
+    """All cases as one graph, so that one kernel is compiled."""
+    made = [make() for make in CASES.values()]
+    counts = [len(inputs) for _, inputs in made]
+
+    def function(*given: Tensor) -> tuple[Tensor, ...]:
+        found: list[Tensor] = []
+        for (case, _), start, count in zip(made, accumulate([0, *counts]), counts, strict=False):
+            found += case(*given[start : start + count])
+        return tuple(found)
+
+    return function, [tensor for _, inputs in made for tensor in inputs]
+
+
+Found = dict[str, tuple[list[Tensor], list[Tensor]]]
+
+
+@pytest.fixture(scope="module")
+def found(tmp_path_factory: pytest.TempPathFactory) -> Found:
+    """Inputs and outputs of each case as machine code, made in a process of its own."""
+    folder = tmp_path_factory.mktemp("operators")
+    saved, root = folder / "found.pt", str(Path(__file__).parents[2])
+    done = subprocess.run(
+        [sys.executable, "-c", CHILD, str(folder), root, str(saved)],
+        check=False, capture_output=True, text=True, timeout=600, env=dict(os.environ),
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr[-2000:]
+    inputs, outputs = torch.load(saved, weights_only=True)
+    by_case: Found = {}
+    for name, make in CASES.items():
+        function, given = make()
+        count = len(function(*given))
+        by_case[name] = inputs[: len(given)], outputs[:count]
+        inputs, outputs = inputs[len(given) :], outputs[count:]
+    return by_case
+
+
+def _error(found: Tensor, exact: Tensor) -> float:
+    return ((found.double() - exact).norm() / exact.norm()).item()
+
+
+@needs_unit
+def test_attention_and_its_gradients_match_float64(found: Found) -> None:
+    inputs, outputs = found["attention"]
+    for place, (_, _, length, size, causal) in enumerate(SHAPES):
+        packed, upstream = inputs[2 * place : 2 * place + 2]
+        leaves = [x.double().requires_grad_() for x in packed.permute(2, 0, 3, 1, 4)]
+        query, key, value = leaves
+        scores = query @ key.transpose(2, 3) * size**-0.5
+        if causal:
+            later = torch.ones(length, length, dtype=torch.bool).triu(1)
+            scores = scores.masked_fill(later, -torch.inf)
+        exact = scores.softmax(-1) @ value
+        gradients = torch.autograd.grad(exact, leaves, upstream.transpose(1, 2).double())
+        output, sums, *results = outputs[5 * place : 5 * place + 5]
+        # Scores, weights and results are in bf16, with 8 bits: 2⁻⁹ each is lost at most.
+        assert _error(output, exact.detach()) < 2**-8
+        assert (sums.double() - scores.logsumexp(-1)).abs().max() < 1e-5
+        assert all(_error(*pair) < 2**-8 for pair in zip(results, gradients, strict=True))
+
+
+@needs_unit
+def test_weights_gradients_match_float64(found: Found) -> None:
+    inputs, outputs = found["products"]
+    for place, result in enumerate(outputs):
+        left, right = (x.double() for x in inputs[2 * place : 2 * place + 2])
+        assert _error(result, left.t() @ right[:, 32:]) < 2**-9  # rounded once, to bf16
+
+
+@needs_unit
+def test_cross_entropy_and_its_gradient_match_float64(found: Found) -> None:
+    inputs, (nll, normalizer, for_rows, gradient) = found["cross_entropy"]
+    rows, projection, targets, weights, z_loss = inputs
+    logits = (rows @ projection.t())[:, :5003].double().requires_grad_()  # rounded alike
+    log_sum = logits.logsumexp(1)
+    exact = log_sum - logits.gather(1, targets.unsqueeze(1)).squeeze(1)
+    loss = (weights * (exact + z_loss * log_sum.square())).sum()
+    (wanted,) = torch.autograd.grad(loss, logits)
+    assert (nll - exact).abs().max() < 1e-6 * exact.abs().max()
+    assert (normalizer - log_sum).abs().max() < 1e-6 * log_sum.abs().max()
+    assert torch.all((gradient[:, :5003] - wanted).abs() <= 2**-8 * wanted.abs() + 1e-6)
+    assert gradient[:, 5003:].abs().max() == 0
+    assert gradient[5].abs().max() == 0
+    assert _error(for_rows, wanted @ projection[:5003].double()) < 2**-7
+
+
+def _left(function: Callable[..., Any], inputs: Sequence[Tensor]) -> bool:
+    """Whether a graph keeps torch's operators."""
+    module = trace(function, inputs).module
+    names = [str(node.target) for node in module.graph.nodes]
+    return not substitute(module) and names == [str(node.target) for node in module.graph.nodes]
+
+
+def test_what_does_not_fit_stays_torchs() -> None:
+    def heads(length: int, size: int, dtype: torch.dtype = torch.bfloat16) -> list[Tensor]:
+        return [torch.randn(1, 2, length, size).to(dtype) for _ in range(3)]
+
+    def attend(*given: Tensor) -> tuple[Tensor, ...]:
+        return attention(*given, 0.0, True)
+
+    assert not _left(attend, heads(64, 64))
+    assert _left(attend, heads(48, 64))
+    assert _left(attend, heads(64, 40))
+    assert _left(attend, heads(64, 64, torch.float32))
+    assert _left(lambda *given: attention(*given, 0.5, True), heads(64, 64))
+
+    def masked(mask: Tensor, *given: Tensor) -> tuple[Tensor, ...]:
+        return attention(*given, 0.0, False, attn_mask=mask)
+
+    assert _left(masked, [torch.zeros(64, 64).bfloat16(), *heads(64, 64)])
+
+    def product(*given: Tensor) -> tuple[Tensor]:
+        return (given[0].t() @ given[1],)
+
+    def factors(depth: int, rows: int, columns: int) -> list[Tensor]:
+        return [torch.randn(depth, rows).bfloat16(), torch.randn(depth, columns).bfloat16()]
+
+    assert not _left(product, factors(1024, 512, 512))
+    assert _left(product, factors(1024, 512, 500))
+    assert _left(product, factors(64, 64, 64))  # not worth packing
+    assert _left(
+        lambda x, y: (x @ y,), [factors(512, 1024, 512)[0], torch.ones(1024, 512).bfloat16()]
+    )
+
+
+def test_logits_that_somebody_else_reads_are_not_overwritten() -> None:
+    _, (rows, projection, *others) = _cross_entropy()
+
+    def function(rows: Tensor, projection: Tensor, *others: Tensor) -> tuple[Tensor, ...]:
+        products = rows @ projection.t()
+        return (*cross_entropy(products, None, *others, 5003), products.max())  # type: ignore[arg-type]
+
+    assert _left(function, [rows, projection, *others])
+    assert not _left(lambda *given: function(*given)[:3], [rows, projection, *others])
+
+
+def test_schemas_are_those_of_the_cpp() -> None:
+    """Machine code is called as Inductor is told: a difference would read other memory."""
+    from penstock.compiler.substitution import _operators
+
+    source = (operators._SOURCES / "operators.cpp").read_text()
+    flat = " ".join(source.split())
+    for name, (_, declaration) in _operators().items():
+        defined = flat.partition(f"AOTITorchError aoti_torch_cpu_{name}(")[2].partition(")")[0]
+        told = declaration.partition("(")[2].removesuffix(")")
+        types = [[part.rpartition(" ")[0] for part in text.split(", ")] for text in (defined, told)]
+        assert types[0] == types[1], json.dumps(types)
