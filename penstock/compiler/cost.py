@@ -88,6 +88,8 @@ class CostModel:
     """Devices that compute each block together."""
     compiled: bool = True
     """Whether blocks run through region kernels."""
+    own: bool = False
+    """Whether these call operators of our own (`compiler/operators.py`)."""
 
     @property
     def _rows(self) -> int:
@@ -109,7 +111,9 @@ class CostModel:
         traffic = self._activations * self._rows * a.hidden_size * self._element
         traffic *= _WHOLE_TRAFFIC + (1 - _WHOLE_TRAFFIC) / self.tensor
         attention, attention_back = self._attention()
-        loops, loops_back = self._loops(block_loops(a, self.micro, self.sequence_length))
+        loops, loops_back = self._loops(
+            block_loops(a, self.micro, self.sequence_length, own=self.own)
+        )
         loops, loops_back = loops * (1 / self.tensor), loops_back * (1 / self.tensor)
         forward = self._work(flops, traffic) + loops + attention + self._meetings(2)
         # A parallel block's two halves read the same, whose gradient is summed once.
@@ -161,7 +165,7 @@ class CostModel:
         flops = 2 * self._rows * parameters
         traffic = _LOGIT_BYTES * self._rows * a.padded_vocab_size / 3
         back = flops if a.adapter is not None else 2 * flops
-        loops, loops_back = self._loops(head_loops(a, self._rows))
+        loops, loops_back = self._loops(head_loops(a, self._rows, own=self.own))
         return (
             self._beside(self._work(flops, traffic) + loops, self._fetch(parameters)),
             self._beside(self._work(back, 2 * traffic) + loops_back, self._fetch(2 * parameters)),

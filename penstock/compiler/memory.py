@@ -74,6 +74,8 @@ class MemoryModel:
     compiled: bool = True
     """Whether blocks run through region kernels; eagerly they keep norms' inputs in float32, and
     what is computed between the matrix products."""
+    own: bool = False
+    """Whether kernels call operators of our own (`compiler/operators.py`), which keep no scores."""
     streams: tuple[str, ...] = ()
     """Kinds that live in the target's streaming memory."""
     frozen: Frozen = dataclasses.field(default_factory=Frozen)
@@ -297,7 +299,7 @@ class MemoryModel:
         a, rows, element = self.architecture, self._rows, self._element
         inner = (4 if a.gated_mlp else 2) * a.mlp_size
         widest = rows * element * (3 * a.hidden_size + inner // self.tensor)
-        if self.compiled and self.device == "cpu":
+        if self.compiled and self.device == "cpu" and not self.own:
             attention = attention_gradients(a, rows, element, self.sequence_length)
             widest = max(widest, attention // self.tensor)
         return widest + unpacked_bytes(a, element, compiled=self.compiled)

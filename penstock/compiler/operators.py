@@ -1,9 +1,9 @@
 """Operators of our own that Inductor's code calls: attention, loss, and weights' gradients.
 
-They are in bf16, for processors with AVX-512, and run on the matrix unit of those that have one (AMX),
-of which the libraries that torch calls leave half unused. `compiler/inductor.py` puts them in the place of torch's
-in the graphs it is given; graphs that people or other toolchains see hold torch's operators only.
-Their C++ (`cpp/operators`) is linked into each kernel that calls them.
+They are in bf16, for processors with AVX-512, and run on the matrix unit of those that have one
+(AMX), of which torch's libraries leave half unused. `compiler/inductor.py` puts them in
+the place of torch's in the graphs it is given; graphs that people or other toolchains see hold
+torch's operators only. Their C++ (`cpp/operators`) is linked into each kernel that calls them.
 """
 
 import contextlib
@@ -49,9 +49,13 @@ def available() -> bool:
 
 
 def takes_attention(compute: str, head_size: int, length: int) -> bool:
-    """Whether attention without dropout over so many positions can be ours."""
-    fits = head_size % BLOCK == 0 and length % BLOCK == 0
-    return compute == "bf16" and fits and available()
+    """Whether attention without dropout over so many positions can be ours here."""
+    return fits_attention(compute, head_size, length) and available()
+
+
+def fits_attention(compute: str, head_size: int, length: int) -> bool:
+    """Whether it can be where kernels can call our operators."""
+    return compute == "bf16" and head_size % BLOCK == 0 and length % BLOCK == 0
 
 
 @functools.cache

@@ -14,6 +14,7 @@ from penstock.compiler.demands import check_length, check_shapes, require_stages
 from penstock.compiler.generation_memory import generation_memory
 from penstock.compiler.layout import DevicePlan, Layout, Layouter
 from penstock.compiler.memory import MemoryModel
+from penstock.compiler.operators import fits_attention
 from penstock.compiler.plan import Plan
 from penstock.compiler.search import advise
 from penstock.compiler.sizes import ELEMENT_BYTES
@@ -200,10 +201,18 @@ class _Deciding:
             "compute": self._format,
             "recompute": plan.recompute,
             "compiled": self.compiled,
+            "own": self._calls_own,
             "replicas": plan.replicas,
             "shard": plan.shard,
             "tensor": plan.tensor,
         }
+
+    @property
+    def _calls_own(self) -> bool:
+        """Whether kernels call operators of our own."""
+        a, can = self.architecture, self.target.own_operators and self.compiled
+        fits = fits_attention(self._format, a.head_size, self.sequence_length)
+        return can and fits and a.attention_rate == 0
 
     def _memory(self, batch: BatchSection, plan: PlanSection, accumulation: int) -> MemoryModel:
         rows = batch.micro * self.sequence_length

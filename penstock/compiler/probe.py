@@ -13,6 +13,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
+from penstock.compiler import operators
 from penstock.compiler.fingerprint import torch_version
 from penstock.config.folders import user_cache_folder
 from penstock.files import atomic_write
@@ -29,6 +30,9 @@ _LOOP_VALUES, _LOOP_CALLS = 1 << 16, 32
 _LOOP_FLOPS = 15.0
 """FLOPs that one of them counts for: fitted to the loops of GPT-2 124M's kernels on two cores of a
 Xeon with AMX, which run at 0.12e+12 (docs/plan.md)."""
+_OWN_PRODUCT = 1.6
+"""As fast as the library's are products of our own for weights' gradients, on a matrix unit
+(`compiler/operators.py`): 2048 x 768 x 3072, two cores of a Xeon with AMX."""
 _LOOPS_SOURCE = "measured here: exponentials and quotients of vectors in the cache"
 _LINK_SOURCE = "measured here: from one process to another, by gloo"
 
@@ -71,6 +75,7 @@ def detected_target(device: str) -> Target:
         link_bytes_per_second=speeds.link_bytes_per_second,
         fast_bf16=speeds.bf16_flops > 1.2 * speeds.fp32_flops,
         measured=True,
+        own_operators=device == "cpu" and operators.available(),
         sources={
             "memory_bytes": "the operating system",
             "peak_flops": "measured here: large matrix products",
@@ -121,7 +126,7 @@ def _best(first: Speeds, second: Speeds) -> Speeds:
 
 def _cache_path(device: str) -> Path:
     """One file per processor, number of cores and torch release, and what is measured."""
-    identity = f"3 {device} {processor_name()} {usable_cores()} {gpus()} {torch_version()}"
+    identity = f"4 {device} {processor_name()} {usable_cores()} {gpus()} {torch_version()}"
     digest = hashlib.sha256(identity.encode()).hexdigest()[:16]
     return user_cache_folder() / "probe" / f"{digest}.json"
 
@@ -145,11 +150,13 @@ def _measure(device: str) -> Speeds:
             for shape in ((rows, width), (4 * width, width), (rows, 4 * width))
         )
         products = ((x, weight.t()), (gradient, weight), (gradient.t(), x))
-        seconds = sum(
+        seconds = [
             _best_seconds(functools.partial(torch.mm, left, right), device)
             for left, right in products
-        )
-        return 3 * 2 * rows * width * 4 * width / seconds
+        ]
+        if dtype == torch.bfloat16 and device == "cpu" and operators.has_unit():
+            seconds[-1] /= _OWN_PRODUCT
+        return 3 * 2 * rows * width * 4 * width / sum(seconds)
 
     def loops() -> float | None:
         """Of a CPU; how GPUs' programs spend their time is known otherwise."""

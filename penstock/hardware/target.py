@@ -65,6 +65,8 @@ class Target:
     loops_flops: float | None = None
     """FLOP/s in whose place arithmetic between products runs, as `compiler/loops.py` counts it;
     None: not measured, as fast as fp32 products, which are made of the same instructions."""
+    own_operators: bool = False
+    """Whether kernels for it call operators of our own (`compiler/operators.py`)."""
     sources: dict[str, str] = dataclasses.field(default_factory=dict[str, str])
     """Where each figure is from, by key."""
 
@@ -163,6 +165,7 @@ class _Reader:
             link_bytes_per_second=self._figure("link_bytes_per_second") if devices > 1 else None,
             sums=self._sums(),
             measured=self._flag("measured", default=False),
+            own_operators=self._flag("own_operators", default=False),
             sources={str(k): str(v) for k, v in self._mapping("sources", {}).items()},
             reached=self._share("reached"),
             loops_flops=self._figure("loops_flops") if "loops_flops" in self.value else None,
