@@ -4,6 +4,7 @@
 """
 
 from penstock.compiler.loops import QUERIES, scores_seen
+from penstock.compiler.sizes import ELEMENT_BYTES
 from penstock.models.adapter import held_base
 from penstock.models.architecture import Architecture
 
@@ -49,6 +50,21 @@ def also_kept(architecture: Architecture, rows: int, element: int, parts: int = 
     statistics = norms * (8 if a.norm == "layer" else 4)
     shared = a.hidden_size + turned + a.mlp_size
     return rows * (element * (inputs * a.hidden_size + shared // parts) + statistics)
+
+
+def eager_inputs(architecture: Architecture, element: int, parts: int = 1) -> int:
+    """Bytes per position that a block without kernels keeps beside attention's own: norms' inputs
+    in float32 with their statistics (RMS norms their results besides), and every product's input.
+    """
+    a = architecture
+    norms = 1 if a.residual == "parallel_one_norm" else 2
+    # In float32 two norms of the same input share it.
+    inputs = 1 if a.residual == "parallel" and element == ELEMENT_BYTES["fp32"] else norms
+    wide = 4 * a.hidden_size * (inputs + (norms if a.norm == "rms" else 0))
+    statistics = norms * (8 if a.norm == "layer" else 4)
+    inner = (4 if a.gated_mlp else 2) * a.mlp_size
+    shared = 4 * a.hidden_size + inner
+    return element * (norms * a.hidden_size + shared // parts) + wide + statistics
 
 
 def product_outputs(architecture: Architecture, parts: int = 1) -> int:

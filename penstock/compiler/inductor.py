@@ -67,7 +67,7 @@ class Inductor:
             with contextlib.ExitStack() as inside:
                 if is_bf16:
                     inside.enter_context(_quick_exponentials())
-                    given |= inside.enter_context(_own_operators(region, options["workspace"]))
+                    given |= _own_operators(region, str(options["workspace"]))
                 made = Path(str(aot_compile(region.module, region.inputs, options=given)))
             _strip(made)
             return made.read_bytes()
@@ -104,23 +104,27 @@ def _quick_exponentials() -> Generator[None]:
         CppVecOverrides.exp = accurate
 
 
-@contextlib.contextmanager
-def _own_operators(region: Region, workspace: str) -> Generator[dict[str, Any]]:
-    """Have a region call operators of our own where they fit; options for compiling it inside."""
+def _own_operators(region: Region, workspace: str) -> dict[str, Any]:
+    """Have a region call operators of our own where they fit; options for compiling it."""
     if not operators.available():
-        yield {}
-        return
-    from penstock.compiler.substitution import substitute  # noqa: PLC0415 - loads torch
+        return {}
+    from penstock.compiler.operator_library import (  # noqa: PLC0415 - loads torch
+        LIBRARY,
+        build_library,
+    )
+    from penstock.compiler.substitution import substitute  # noqa: PLC0415 - as above
 
     used = substitute(region.module)
     if not used:
-        yield {}
-        return
-    with operators.linked(operators.build_library(Path(workspace))) as names:
-        yield {
-            "aot_inductor.custom_ops_to_c_shims": used,
-            "aot_inductor.custom_op_libs": names,
-        }
+        return {}
+    folder = str(build_library(Path(workspace)).parent)
+    folders = os.environ.get("LIBRARY_PATH", "").split(os.pathsep)
+    if folder not in folders:
+        os.environ["LIBRARY_PATH"] = os.pathsep.join([folder, *filter(None, folders)])
+    return {
+        "aot_inductor.custom_ops_to_c_shims": used,
+        "aot_inductor.custom_op_libs": [LIBRARY],
+    }
 
 
 def _skipped_checks() -> dict[str, Any]:

@@ -11,6 +11,7 @@ from penstock.compiler.activations import (
     also_kept,
     attention_gradients,
     block_activations,
+    eager_inputs,
     handed_over,
     part_parameters,
     product_outputs,
@@ -24,8 +25,7 @@ from penstock.models.parameters import Frozen
 
 _CUT_UP = 0.15
 """Share of what a step allocates and frees that the heap grows by beyond it, since small
-allocations that stay cut up what was freed: about the median in docs/benchmarks.md's table, where
--9 to 46% were found."""
+allocations that stay cut up what was freed: about the median in docs/benchmarks.md's table."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -92,17 +92,16 @@ class MemoryModel:
         parameters = self.parameters(layers, embedding=embedding, head=head)
         trained = self.trained(layers, embedding=embedding, head=head)
         held = self._kinds_by_parameter(parameters, trained, layers)
-        element, rows = self._element, self._rows
         held["activations"] = self._activations(block_passes - weight_passes)
         held["activations"] += weight_passes * self._waiting if weight_passes else 0
-        held["logits"] = self._logits(rows, element) if head else 0
+        held["logits"] = self._logits() if head else 0
         held["workspace"] = PROCESS_BYTES.get(self.device, 0)
         held["workspace"] += LIBRARY_BYTES.get(self.optimizer, 0) if held["workspace"] else 0
         held["workspace"] += self._temporaries if layers else 0
         held["workspace"] += self._gathered(embedding=embedding or head)
         if self.device == "cpu":
             # Sums over micro-batches stay from one to the next.
-            comes_and_goes = min(held["gradients"], element * trained)
+            comes_and_goes = min(held["gradients"], self._element * trained)
             comes_and_goes += held["activations"] + held["logits"]
             comes_and_goes += held["workspace"] - PROCESS_BYTES["cpu"]
             held["workspace"] += int(_CUT_UP * comes_and_goes)
@@ -110,11 +109,9 @@ class MemoryModel:
         state = self._state_bytes(trained, layers)
         copy = state if self.saves else 0
         if self.device == "cpu":
-            if self.resumes:
-                # Before the first step: what is read is there, what a step makes is not.
-                step = sum(held[kind] for kind in ("gradients", "activations", "logits"))
-                copy = max(copy, state - step)
-            held["checkpoint"] = copy
+            # Before the first step: what is read is there, what a step makes is not.
+            step = sum(held[kind] for kind in ("gradients", "activations", "logits"))
+            held["checkpoint"] = max(copy, state - step) if self.resumes else copy
         elif copy:
             outside["checkpoint"] = copy
         return StageMemory({**held, "total": sum(held.values())}, outside)
@@ -129,8 +126,8 @@ class MemoryModel:
 
     @functools.cached_property
     def _block_parameters(self) -> int:
-        a = self.architecture
-        return part_parameters(a, self.tensor) + a.adapter_parameters(self.tensor)
+        own = self.architecture.adapter_parameters(self.tensor)
+        return part_parameters(self.architecture, self.tensor) + own
 
     def parameters(self, layers: int, *, embedding: bool, head: bool) -> int:
         """Parameters of these regions, the padded vocabulary counted; a tied table once."""
@@ -171,14 +168,14 @@ class MemoryModel:
         """What one block holds of one micro-batch while only gradients of weights are to come: of
         what kernels have kept nothing of attention's scores.
         """
-        a, parts, rows, element = self.architecture, self.tensor, self._rows, self._element
-        held = self._block[0] + handed_over(a, rows, element, parts)
+        a, parts, rows = self.architecture, self.tensor, self._rows
+        held = self._block[0] + handed_over(a, rows, self._element, parts)
         if not self.compiled:
             return held
         scores = a.heads * self.micro * self.sequence_length**2 // parts
         kinds = 2 if kept_values(self.recompute) == "everything" else 1
-        sums = kinds * element * scores if a.attention_rate > 0 else 4 * rows * a.heads // parts
-        return held - sums
+        scores *= kinds * self._element
+        return held - (scores if a.attention_rate > 0 else 4 * rows * a.heads // parts)
 
     def _kinds_by_parameter(self, parameters: int, trained: int, layers: int) -> dict[str, int]:
         """Weights, gradients, optimizer: replicas may divide them."""
@@ -251,7 +248,7 @@ class MemoryModel:
                 kept += also_kept(a, rows, element, parts)
                 kept += element * scores if a.attention_rate > 0 else 0
             return kept, kept
-        read = rows * self._eager_bytes(element) + low
+        read = rows * eager_inputs(a, element, parts) + low
         if a.attention_rate > 0:
             # Softmax in float32, the mask of what is dropped, and what is left.
             read += 2 * rows * a.hidden_size + (5 + element) * scores
@@ -263,26 +260,12 @@ class MemoryModel:
         products = rows * element * product_outputs(a, parts)
         return (read if self.recompute == "none" else products), read
 
-    def _eager_bytes(self, element: int) -> int:
-        """Per position, what a block without kernels keeps beside attention's own: norms' inputs in
-        float32 with their statistics (RMS norms their results besides), and every product's input.
-        """
-        a = self.architecture
-        norms = 1 if a.residual == "parallel_one_norm" else 2
-        # In float32 two norms of the same input share it.
-        inputs = 1 if a.residual == "parallel" and element == ELEMENT_BYTES["fp32"] else norms
-        wide = 4 * a.hidden_size * (inputs + (norms if a.norm == "rms" else 0))
-        statistics = norms * (8 if a.norm == "layer" else 4)
-        inner = (4 if a.gated_mlp else 2) * a.mlp_size
-        shared = 4 * a.hidden_size + inner
-        return element * (norms * a.hidden_size + shared // self.tensor) + wide + statistics
-
-    def _logits(self, rows: int, element: int) -> int:
+    def _logits(self) -> int:
         """One piece's logits, which become their gradient in place; without kernels they are in
         float32 besides. Of several pieces, also one's gradient of the projection, and their sum.
         """
-        a = self.architecture
-        piece = -(-rows // self.loss_chunks) * a.padded_vocab_size
+        a, element = self.architecture, self._element
+        piece = -(-self._rows // self.loss_chunks) * a.padded_vocab_size
         has_sums = self.loss_chunks > 1 and a.adapter is None
         several = a.table_elements(padded=True) if has_sums else 0
         sums = ELEMENT_BYTES[self.sums] * several

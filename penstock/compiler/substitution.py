@@ -121,12 +121,14 @@ _Found = tuple[str, tuple[Any, ...]] | None
 
 
 def _attention(node: fx.Node) -> _Found:
-    query, key, value, dropout, is_causal = (*node.args, 0.0, False)[:5]
+    given: tuple[Any, ...] = node.args
+    query, key, value, dropout, is_causal = (*given, *(0.0, False)[len(given) - 3 :])
     return _found("attention", node, (query, key, value), dropout, is_causal)
 
 
 def _attention_backward(node: fx.Node) -> _Found:
-    *tensors, dropout, is_causal = node.args[:8]
+    given: tuple[Any, ...] = node.args
+    *tensors, dropout, is_causal = given[:8]
     return _found("attention_backward", node, tensors, dropout, is_causal)
 
 
@@ -142,10 +144,11 @@ def _found(name: str, node: fx.Node, tensors: Any, dropout: Any, is_causal: Any)
 
 def _turned_product(node: fx.Node) -> _Found:
     """A product whose first factor is read across: a weight's gradient."""
-    turned, right = node.args
+    turned: Any = node.args[0]
+    right: Any = node.args[1]
     if not has_unit() or not isinstance(turned, fx.Node) or turned.target not in _TURNED:
         return None
-    left = turned.args[0]
+    left: Any = turned.args[0]
     (depth, rows), columns = left.meta["val"].shape, right.meta["val"].shape[1]
     fits = all(size % BLOCK == 0 for size in (depth, rows, columns))
     if not fits or depth * rows * columns < _SMALLEST_PRODUCT:
@@ -177,10 +180,11 @@ def _cross_entropies(module: fx.GraphModule) -> list[fx.Node]:
         shape, vocabulary = masked.meta["val"].shape, limit.args[1]
         if len(shape) != 2 or not isinstance(vocabulary, int):
             continue
-        pattern = _cross_entropy_graph(*shape, vocabulary)
+        pattern = _cross_entropy_graph(shape[0], shape[1], vocabulary)
         for match in SubgraphMatcher(pattern.module.graph).match(module.graph):
             logits, targets, weights, z_loss = match.placeholder_nodes
-            if not {*logits.users} <= {*match.nodes_map.values()}:
+            is_product = logits.target is torch.ops.aten.mm.default
+            if not is_product or not {*logits.users} <= {*match.nodes_map.values()}:
                 continue  # somebody else reads what would be overwritten
             with module.graph.inserting_before(match.returning_nodes[0]):
                 given = (logits, targets, weights, z_loss, vocabulary)
@@ -201,4 +205,4 @@ def _cross_entropy_graph(rows: int, width: int, vocabulary: int) -> Graph:
             torch.empty(rows),
             torch.empty(()),
         ]
-        return trace(lambda logits, *more: cross_entropy(logits, None, *more, vocabulary), given)
+        return trace(lambda x, t, w, z: cross_entropy(x, None, t, w, z, vocabulary), given)

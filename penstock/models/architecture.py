@@ -252,11 +252,6 @@ class Architecture(DropoutRates):
 
     def block_parameters(self) -> int:
         """Parameters of one block: norms, the four attention projections, the MLP."""
-        return self._block_parameters
-
-    @functools.cached_property
-    def _block_parameters(self) -> int:
-        # Planners ask for it a hundred thousand times.
         d, up = self.hidden_size, self.mlp_size * (2 if self.gated_mlp else 1)
         biases = (2 * d + 2 * self.kv_size) * self.attention_bias + (up + d) * self.mlp_bias
         norms = 1 if self.residual == "parallel_one_norm" else 2

@@ -5,7 +5,6 @@ model's structure: it sees names and parameters, nothing else.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -21,10 +20,10 @@ from penstock.training.masters import (
     joined,
     joined_in_pieces,
     make_master,
-    split,
     split_in_pieces,
 )
 from penstock.training.parameter_groups import Trained, learning_rate_shares, parameter_groups
+from penstock.training.update_groups import Group, UpdateSettings, cut, round_masters
 
 _GROUP_BYTES = {"cpu": 1 << 20, "cuda": 256 << 20}
 """Bound on the transient fp32 gradients of one group. On a CPU they, and masters as large, stay in
@@ -33,39 +32,13 @@ _KINDS = ("master", "exp_avg", "exp_avg_sq")
 """What there is of every parameter."""
 
 
-@dataclass(frozen=True, slots=True)
-class _Group:
-    """Flat pieces of parameters that one fused call updates; all lists run in parallel."""
-
-    weight_decay: float
-    """Decoupled decay of every piece."""
-    share: float
-    """Of the learning rate, of every piece."""
-    places: list[tuple[int, int, int]]
-    """Of each piece: index of its parameter, first element, element past its last."""
-    weights: list[Tensor]
-    """(n,) views of the model's parameters in the compute format; empty when those are fp32."""
-    masters: list[Tensor]
-    """(n,) float32 views of the masters, of the parameters themselves when those are fp32, or of
-    space shared by all groups where masters are split."""
-    rests: list[Tensor]
-    """(n,) int16 views of what the weights lack of their masters; empty where those are whole."""
-    exp_avgs: list[Tensor]
-    """(n,) float32 views of the first moments."""
-    exp_avg_sqs: list[Tensor]
-    """(n,) float32 views of the second moments."""
-    scratch: list[Tensor]
-    """(n,) float32 views of the space shared by all groups for fp32 copies of gradients."""
-
-
 class AdamW(Trained):
     """Adam with decoupled weight decay; masters and moments are fp32.
 
     Masters of bf16 parameters on a CPU are held as these and 16 bits more (`masters.py`).
 
-    Per step: gradients → fp32 → `torch._fused_adamw_` (the kernel of `torch.optim.AdamW` with
-    fused=True, with clipping folded in) → masters rounded into the parameters; piece by piece,
-    so that beside the state only a few MiB are needed.
+    Per step: gradients → fp32 → `torch._fused_adamw_` (with clipping folded in) → masters rounded
+    into the parameters, piece by piece; or, for split masters and bf16 gradients, a kernel.
 
     Source: Kingma & Ba, arXiv 1412.6980, algorithm 1; Loshchilov & Hutter, arXiv 1711.05101,
     algorithm 2; fp32 masters: Micikevicius et al., arXiv 1710.03740, §3.1.
@@ -98,8 +71,7 @@ class AdamW(Trained):
         names = (name for name, _ in named)
         self._shares = learning_rate_shares(names, section.layer_decay, layers)
         self._parameters = dict(decayed + others)
-        self._decays = {name: section.weight_decay for name, _ in decayed}
-        self._decays |= {name: 0.0 for name, _ in others}
+        self._decays = dict.fromkeys((name for name, _ in decayed), section.weight_decay)
         self._masters: dict[str, Tensor] = {}
         self._rests: dict[str, Tensor] = {}
         self._exp_avgs: dict[str, Tensor] = {}
@@ -153,10 +125,8 @@ class AdamW(Trained):
         Args:
             lr: learning rate of this step; a number, or a () float32 tensor.
             grad_norm: () float32, the global norm before clipping; None: no clipping.
-            skip: () bool or 0/1; where true nothing changes, not even the step count; the
-                decision stays on the device.
-            gradients: in the order of `gradients()`; float32, or the parameter's dtype; taken
-                from there when not given.
+            skip: () bool or 0/1; where true nothing changes, nor the count; it stays on the device.
+            gradients: as `gradients()`, whose they are when not given, or in float32.
         """
         self.before_step()
         gradients = self.gradients() if gradients is None else gradients
@@ -167,7 +137,7 @@ class AdamW(Trained):
             scale = (grad_norm / section.clip).clamp(min=1.0)
         stop = None if skip is None else skip.to(self._count.device, torch.float32)
         self._count += 1
-        done = self._update_by_kernel(gradients, lr, scale, stop)
+        done = self._step_by_kernel(gradients, lr, scale, stop)
         for group in self._groups:
             if done and group.rests:
                 continue
@@ -194,11 +164,11 @@ class AdamW(Trained):
                 grad_scale=scale,
                 found_inf=stop,
             )
-            _round(group)
+            round_masters(group)
         if stop is not None:
             self._count -= stop
 
-    def _update_by_kernel(
+    def _step_by_kernel(
         self,
         gradients: Sequence[Tensor],
         lr: float | Tensor,
@@ -206,33 +176,19 @@ class AdamW(Trained):
         stop: Tensor | None,
     ) -> bool:
         """Do at once what the groups of split masters would; whether it was done."""
-        places = [index for index, name in enumerate(self._weights) if name in self._rests]
-        if self._update is None or any(gradients[i].dtype != torch.bfloat16 for i in places):
+        split_ones = {i: name for i, name in enumerate(self._weights) if name in self._rests}
+        kernel = self._adamw_kernel
+        if not kernel or any(gradients[i].dtype != torch.bfloat16 for i in split_ones):
             return False
-        if stop is not None and stop.item():
+        if stop is not None and stop.item():  # skipped
             return True
-        names = list(self._weights)
-        settings: dict[tuple[float, float], Tensor] = {}
-        factor = 1.0 if scale is None else 1.0 / scale.item()
-        for index in places:
-            name = names[index]
-            kind = self._shares[name], self._decays[name]
-            if kind not in settings:
-                settings[kind] = self._settings(float(lr) * kind[0], kind[1], factor)
-            state = (self._weights, self._rests, self._exp_avgs, self._exp_avg_sqs)
-            flat = [tensors[name].view(-1) for tensors in state]
-            self._update([*flat, gradients[index].reshape(-1), settings[kind]])
+        settings = UpdateSettings(self._section, self.steps, float(lr), scale)
+        state = (self._weights, self._rests, self._exp_avgs, self._exp_avg_sqs)
+        for index, name in split_ones.items():
+            given = settings.tensor(self._shares[name], self._decays.get(name, 0.0))
+            flat = (tensors[name].view(-1) for tensors in state)
+            kernel([*flat, gradients[index].reshape(-1), given])
         return True
-
-    def _settings(self, lr: float, weight_decay: float, factor: float) -> Tensor:
-        """What the kernel is told of a step (`compiler/update.py`)."""
-        section, (first, second) = self._section, self._section.betas
-        corrections = 1 - first**self.steps, 1 - second**self.steps
-        values = (
-            1 - lr * weight_decay, lr / corrections[0], 1 - first, second, 1 - second,
-            corrections[1] ** -0.5, section.eps, factor,
-        )  # fmt: skip
-        return torch.tensor(values, dtype=torch.float32)
 
     def state_tensors(self) -> Mapping[str, Tensor]:
         """fp32 `master.NAME`, `exp_avg.NAME`, `exp_avg_sq.NAME` of every trainable parameter, in
@@ -291,7 +247,7 @@ class AdamW(Trained):
             split_in_pieces(tensors[f"master.{name}"], self._weights[name], rest, self._whole)
         self._round_masters()
 
-    def _divide(self, indices: range, weight_decay: float, limit: int) -> list[_Group]:
+    def _divide(self, indices: range, weight_decay: float, limit: int) -> list[Group]:
         """Cut these parameters into pieces and gather them into groups of `limit` elements."""
         places: list[list[tuple[int, int, int]]] = []
         room = 0
@@ -313,7 +269,7 @@ class AdamW(Trained):
                 start = end
         return [self._make_group(group, weight_decay) for group in places]
 
-    def _make_group(self, places: list[tuple[int, int, int]], weight_decay: float) -> _Group:
+    def _make_group(self, places: list[tuple[int, int, int]], weight_decay: float) -> Group:
         """Make the views of one group of pieces."""
         names = list(self._parameters)
 
@@ -324,16 +280,16 @@ class AdamW(Trained):
         first = names[places[0][0]]
         is_copy = self._weights[first].dtype != torch.float32
         divided = first in self._rests
-        return _Group(
+        return Group(
             weight_decay=weight_decay,
             share=self._shares[first],
             places=places,
             weights=views(self._weights) if is_copy else [],
-            masters=_cut(self._whole, sizes) if divided else views(self._masters),
+            masters=cut(self._whole, sizes) if divided else views(self._masters),
             rests=views(self._rests) if divided else [],
             exp_avgs=views(self._exp_avgs),
             exp_avg_sqs=views(self._exp_avg_sqs),
-            scratch=_cut(self._scratch, sizes) if is_copy else [],
+            scratch=cut(self._scratch, sizes) if is_copy else [],
         )
 
     @torch.no_grad()
@@ -341,17 +297,4 @@ class AdamW(Trained):
         """Set every parameter in the compute format from its master; split ones are."""
         for group in self._groups:
             if not group.rests:
-                _round(group)
-
-
-def _cut(space: Tensor, sizes: list[int]) -> list[Tensor]:
-    """The beginning of `space` in pieces."""
-    return list(space[: sum(sizes)].split(sizes))
-
-
-def _round(group: _Group) -> None:
-    """Set a group's parameters from its masters."""
-    if group.rests:
-        split(group.masters, group.weights, group.rests)
-    elif group.weights:
-        torch._foreach_copy_(group.weights, group.masters)
+                round_masters(group)

@@ -26,13 +26,13 @@ class Trained:
     """Called before the state changes: a checkpoint may still be copying it."""
     squares: Kernel | None = None
     """What `gradient_norm.global_norm` may use."""
-    _update: Kernel | None = None
+    _adamw_kernel: Kernel | None = None
     _parameters: dict[str, Parameter]
     _steps = 0
 
     def use_kernels(self, adamw: Kernel, squares: Kernel) -> None:
         """Use the kernels of these names (`compiler/update.py`) where they fit from now on."""
-        self._update, self.squares = adamw, squares
+        self._adamw_kernel, self.squares = adamw, squares
 
     @property
     def steps(self) -> int:

@@ -247,7 +247,7 @@ def test_schemas_are_those_of_the_cpp() -> None:
     """Machine code is called as Inductor is told: a difference would read other memory."""
     from penstock.compiler.substitution import _operators
 
-    source = (operators._SOURCES / "operators.cpp").read_text()
+    source = (operators.SOURCES / "operators.cpp").read_text()
     flat = " ".join(source.split())
     for name, (_, declaration) in _operators().items():
         defined = flat.partition(f"AOTITorchError aoti_torch_cpu_{name}(")[2].partition(")")[0]
