@@ -39,16 +39,18 @@ def block_activations(architecture: Architecture, rows: int, element: int, parts
     return rows * (kept + 4 * a.heads // parts)
 
 
-def also_kept(architecture: Architecture, rows: int, element: int, parts: int = 1) -> int:
+def also_kept(
+    architecture: Architecture, rows: int, element: int, parts: int = 1, *, own: bool = False
+) -> int:
     """Bytes one block keeps besides when nothing is to be computed twice: what goes into its matrix
-    products, and the norms' statistics in float32.
+    products, and the norms' statistics in float32; `own`: attention is one operator, no product.
     """
     a = architecture
     norms = 1 if a.residual == "parallel_one_norm" else 2
     inputs = 1 if a.norm_position == "after" else norms  # the last gives the next block's input
     turned = a.kv_size if a.positions == "rotary" else 0
     statistics = norms * (8 if a.norm == "layer" else 4)
-    shared = a.hidden_size + turned + a.mlp_size
+    shared = a.mlp_size + (0 if own else a.hidden_size + turned)
     return rows * (element * (inputs * a.hidden_size + shared // parts) + statistics)
 
 

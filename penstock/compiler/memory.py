@@ -245,7 +245,7 @@ class MemoryModel:
             kept = block_activations(a, rows, element, parts) + low
             kept += element * scores - 4 * rows * a.heads // parts if a.attention_rate > 0 else 0
             if kept_values(self.recompute) == "everything":
-                kept += also_kept(a, rows, element, parts)
+                kept += also_kept(a, rows, element, parts, own=self.own)
                 kept += element * scores if a.attention_rate > 0 else 0
             return kept, kept
         read = rows * eager_inputs(a, element, parts) + low

@@ -238,6 +238,34 @@ def test_what_a_traced_block_keeps_is_what_is_predicted(
     assert plan.memory["activations"] == plan.architecture.layers * size
 
 
+@pytest.mark.parametrize("recompute", ["none", "selective"])
+@pytest.mark.parametrize("preset", ["gpt2", "pythia-70m", "llama-3-8b"])
+def test_what_a_block_with_our_attention_keeps_is_what_is_predicted(
+    preset: str, recompute: str
+) -> None:
+    import math
+
+    from penstock.compiler.planner import make_plan
+    from penstock.compiler.regions import trace_kernel
+    from penstock.config.schema import BatchSection, PlanSection
+    from penstock.models.attention import attention_as_one
+
+    plan = make_plan(
+        resolve_architecture(ModelSection(preset=preset, dropout=0.0, layers=2)),
+        batch=BatchSection(micro=2),
+        plan=PlanSection(recompute=recompute),
+        compute="bf16",
+        sequence_length=256,
+        target=load_target("xeon-amx-2core"),
+    )
+    with attention_as_one():
+        traced = trace_kernel(plan, "block_forward")
+    assert any("flash" in str(node.target) for node in traced.graph.module.graph.nodes)
+    kept = traced.graph.outputs[traced.contract.output_count :]
+    size = sum(math.prod(t.shape) * t.element_size() for t in (*kept, traced.graph.outputs[0]))
+    assert plan.memory["activations"] == 2 * size
+
+
 @pytest.mark.parametrize("compute", ["bf16", "fp32"])
 @pytest.mark.parametrize("dropout", [0.0, 0.1])
 @pytest.mark.parametrize(

@@ -99,9 +99,8 @@ def fifty(dataset: Path, run: Path, *, is_small: bool, **more: object) -> dict:
     return values
 
 
-@pytest.mark.parametrize(
-    "is_small", [pytest.param(True, id="small"), pytest.param(False, marks=pytest.mark.slow)]
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("is_small", [pytest.param(True, id="small"), False])
 @pytest.mark.timeout(3600)
 def test_fifty_steps_by_every_mesh_are_those_of_one_process(
     is_small: bool, dataset_folder: Path, tmp_path: Path

@@ -29,6 +29,7 @@ def by_graphs(dataset: Path, run: Path, **more: Any) -> dict[str, Any]:
     return job(dataset, run, **{**DROPOUT, "compile": {"toolchain": "eager"}, "plan": plan, **more})
 
 
+@pytest.mark.slow
 def test_machine_code_trains_by_zero_bubble_what_one_process_does_without(
     tiny_executable: Path, dataset_folder: Path, tmp_path: Path
 ) -> None:
