@@ -11,6 +11,7 @@ import torch
 
 from penstock.compiler.operators import COMPILER, FLAGS, SOURCES, source_hash
 from penstock.errors import ExecutableError
+from penstock.files import atomic_write
 
 LIBRARY = "penstock_operators"
 """By which a linker finds it."""
@@ -41,5 +42,5 @@ def build_library(workspace: Path) -> Path:
                     where="compile.toolchain",
                     do="or train with compile.mode=off",
                 )
-        packed.replace(archive)  # others may make the same at the same time
+        atomic_write(archive, packed.read_bytes())  # others may make the same at the same time
     return archive

@@ -18,8 +18,8 @@ from penstock.compiler.graphs import trace
 from penstock.compiler.substitution import substitute
 from penstock.models.loss import cross_entropy
 
-needs_unit = pytest.mark.skipif(
-    not operators.available(), reason="needs a processor with a matrix unit (AMX) and g++"
+needs_processor = pytest.mark.skipif(
+    not operators.available(), reason="needs a processor with AVX-512 in bf16, and g++"
 )
 attention = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
 attention_backward = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward
@@ -27,6 +27,10 @@ attention_backward = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_
 CHILD = """
 import sys
 import torch
+from penstock.compiler import operators
+if sys.argv[4] == "vectors":  # as on a processor without a matrix unit
+    operators.has_unit = lambda: False
+    operators.FLAGS = (*operators.FLAGS, "-mno-amx-tile", "-mno-amx-bf16")
 sys.path.insert(0, sys.argv[2])
 from tests.compiler.test_operators import all_cases
 from penstock.compiler.graphs import trace
@@ -104,7 +108,31 @@ def _cross_entropy() -> tuple[Callable[..., Any], list[Tensor]]:
     return function, [*inputs, torch.tensor(0.25)]
 
 
-CASES = {"attention": _attention, "products": _products, "cross_entropy": _cross_entropy}
+def _poisoned() -> tuple[Callable[..., Any], list[Tensor]]:
+    """One key, and one row of what is projected, that is not a number."""
+    query, key, value = (torch.randn(1, 1, 64, 32).bfloat16() for _ in range(3))
+    key[0, 0, 10, 3] = torch.nan
+    rows = torch.randn(32, 64).bfloat16()
+    rows[3, 7] = torch.nan
+    targets, weights = torch.randint(0, 96, (32,)), torch.rand(32)
+    inputs = [query, key, value, rows, torch.randn(96, 64).bfloat16(), targets, weights]
+
+    def function(*given: Tensor) -> tuple[Tensor, ...]:
+        query, key, value, rows, projection, targets, weights, z_loss = given
+        output, _ = attention(query, key, value, 0.0, True)
+        products = rows @ projection.t()
+        nll, _, gradient = cross_entropy(products, None, targets, weights, z_loss, 96)
+        return output, nll, gradient.clone()
+
+    return function, [*inputs, torch.tensor(0.0)]
+
+
+CASES = {
+    "poisoned": _poisoned,
+    "attention": _attention,
+    "products": _products,
+    "cross_entropy": _cross_entropy,
+}
 
 
 def all_cases() -> tuple[Callable[..., Any], list[Tensor]]:
@@ -124,13 +152,13 @@ def all_cases() -> tuple[Callable[..., Any], list[Tensor]]:
 Found = dict[str, tuple[list[Tensor], list[Tensor]]]
 
 
-@pytest.fixture(scope="module")
-def found(tmp_path_factory: pytest.TempPathFactory) -> Found:
+@pytest.fixture(scope="module", params=["unit", pytest.param("vectors", marks=pytest.mark.slow)])
+def found(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Found:
     """Inputs and outputs of each case as machine code, made in a process of its own."""
     folder = tmp_path_factory.mktemp("operators")
     saved, root = folder / "found.pt", str(Path(__file__).parents[2])
     done = subprocess.run(
-        [sys.executable, "-c", CHILD, str(folder), root, str(saved)],
+        [sys.executable, "-c", CHILD, str(folder), root, str(saved), request.param],
         check=False, capture_output=True, text=True, timeout=600, env=dict(os.environ),
     )  # fmt: skip
     assert done.returncode == 0, done.stderr[-2000:]
@@ -148,7 +176,7 @@ def _error(found: Tensor, exact: Tensor) -> float:
     return ((found.double() - exact).norm() / exact.norm()).item()
 
 
-@needs_unit
+@needs_processor
 def test_attention_and_its_gradients_match_float64(found: Found) -> None:
     inputs, outputs = found["attention"]
     for place, (_, _, length, size, causal) in enumerate(SHAPES):
@@ -168,7 +196,7 @@ def test_attention_and_its_gradients_match_float64(found: Found) -> None:
         assert all(_error(*pair) < 2**-8 for pair in zip(results, gradients, strict=True))
 
 
-@needs_unit
+@needs_processor
 def test_weights_gradients_match_float64(found: Found) -> None:
     inputs, outputs = found["products"]
     for place, result in enumerate(outputs):
@@ -176,7 +204,7 @@ def test_weights_gradients_match_float64(found: Found) -> None:
         assert _error(result, left.t() @ right[:, 32:]) < 2**-9  # rounded once, to bf16
 
 
-@needs_unit
+@needs_processor
 def test_cross_entropy_and_its_gradient_match_float64(found: Found) -> None:
     inputs, (nll, normalizer, for_rows, gradient) = found["cross_entropy"]
     rows, projection, targets, weights, z_loss = inputs
@@ -191,6 +219,16 @@ def test_cross_entropy_and_its_gradient_match_float64(found: Found) -> None:
     assert gradient[:, 5003:].abs().max() == 0
     assert gradient[5].abs().max() == 0
     assert _error(for_rows, wanted @ projection[:5003].double()) < 2**-7
+
+
+@needs_processor
+def test_what_is_not_a_number_is_not_lost(found: Found) -> None:
+    _, (output, nll, gradient) = found["poisoned"]
+    assert output[0, 0, :10].isfinite().all()
+    assert output[0, 0, 10:].isnan().all()
+    is_wrong = torch.arange(32) == 3
+    assert torch.equal(nll.isnan(), is_wrong)
+    assert torch.equal(gradient.isnan().all(1), is_wrong)
 
 
 def _left(function: Callable[..., Any], inputs: Sequence[Tensor]) -> bool:
@@ -224,7 +262,7 @@ def test_what_does_not_fit_stays_torchs() -> None:
     def factors(depth: int, rows: int, columns: int) -> list[Tensor]:
         return [torch.randn(depth, rows).bfloat16(), torch.randn(depth, columns).bfloat16()]
 
-    assert not _left(product, factors(1024, 512, 512))
+    assert _left(product, factors(1024, 512, 512)) != operators.has_unit()
     assert _left(product, factors(1024, 512, 500))
     assert _left(product, factors(64, 64, 64))  # not worth packing
     assert _left(
