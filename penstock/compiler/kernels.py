@@ -147,7 +147,7 @@ class Kernel:
         self._span = f"kernel/{spec.name}"
 
     def __call__(self, inputs: Sequence[Tensor]) -> list[Tensor]:
-        """Run on `inputs`; outputs are new tensors.
+        """Run on `inputs`; outputs are new tensors, those of the optimizer's kernels their inputs.
 
         Raises:
             ExecutableError: an input has another dtype or shape than the kernel was made for
