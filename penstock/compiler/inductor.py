@@ -14,10 +14,10 @@ from pathlib import Path
 from typing import Any
 
 from penstock.compiler import operators, update
+from penstock.compiler.cpp_compiler import COMPILERS, found_compiler
 from penstock.compiler.sealed import sealed_file
 from penstock.compiler.toolchains import Region, Run
 
-_COMPILERS = ("g++", "clang++")
 _QUICK_EXPONENTIAL = "exp_u20"
 """In kernels of bf16: torch's own of its attention on CPUs, to 20 units in float32's last place (a
 400th of one in bf16's). The vector library's, to one, takes three times as long."""
@@ -30,14 +30,12 @@ class Inductor:
 
     def problem(self) -> str | None:
         """A C++ compiler must be on the PATH."""
-        if any(shutil.which(name) for name in _COMPILERS):
-            return None
-        return "no C++ compiler was found: install g++"
+        return None if found_compiler() else "no C++ compiler was found: install g++"
 
     def settings(self) -> dict[str, Any]:
         """Inductor options and the compilers looked for, the same for every kernel."""
         return {
-            "compilers": list(_COMPILERS),
+            "compilers": list(COMPILERS),
             "bf16_exponential": _QUICK_EXPONENTIAL,
             "operators": operators.settings(),
             "update": update.source_hash(),

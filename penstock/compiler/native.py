@@ -8,13 +8,12 @@ is compiled for one architecture's sizes; depth stays open. `compiler/toolchains
 import ctypes
 import functools
 import hashlib
-import shutil
-import subprocess
 import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from penstock.compiler.cpp_compiler import COMPILERS, found_compiler, run_compiler
 from penstock.compiler.fingerprint import processor_features
 from penstock.compiler.sealed import sealed_file
 from penstock.compiler.toolchains import Region, Run
@@ -34,7 +33,6 @@ HEAD_PIECES = 5
 """The same of the head."""
 
 _SOURCES = Path(__file__).parent / "cpp"
-_COMPILERS = ("g++", "clang++")
 _FLAGS = (
     "-std=c++17", "-O3", "-march=native", "-ffp-contract=fast", "-fno-math-errno", "-fopenmp",
     "-fPIC", "-shared", "-fvisibility=hidden",
@@ -51,14 +49,14 @@ class Native:
         missing = [name for name in _FEATURES if name not in processor_features()]
         if missing:
             return f"this processor lacks {', '.join(missing)}: use compile.toolchain=inductor"
-        if not any(shutil.which(name) for name in _COMPILERS):
+        if found_compiler() is None:
             return "no C++ compiler was found: install g++"
         return None
 
     def settings(self) -> dict[str, Any]:
         """Compilers, flags and the kernel's sources."""
         return {
-            "compilers": list(_COMPILERS),
+            "compilers": list(COMPILERS),
             "flags": list(_FLAGS),
             "kernel_source": _source_hash(),
         }
@@ -76,21 +74,14 @@ class Native:
                 where="compile.toolchain",
                 do="leave compile.toolchain out",
             )
-        compiler = next(path for name in _COMPILERS if (path := shutil.which(name)))
+        compiler = str(found_compiler())
         with tempfile.TemporaryDirectory() as scratch:
             prologue, output = Path(scratch) / "config.hpp", Path(scratch) / "kernel.so"
             kinds = (options[name] for name in ("architecture", "compute", "weights"))
             prologue.write_text(_prologue(*kinds))
             source = str(_SOURCES / "step.cpp")
             command = [compiler, *_FLAGS, "-include", str(prologue), source, "-o", str(output)]
-            done = subprocess.run(command, capture_output=True, text=True, check=False)  # noqa: S603 - the user's compiler on our source
-            if done.returncode:
-                raise ExecutableError(
-                    f"{Path(compiler).name} does not compile the generation kernel: "
-                    f"{(done.stderr.strip().splitlines() or ['no message'])[0]}",
-                    where="compile.toolchain",
-                    do="use compile.toolchain=inductor",
-                )
+            run_compiler(command, what="the generation kernel", do="use compile.toolchain=inductor")
             return output.read_bytes()
 
     def load(self, name: str, code: bytes) -> Run:

@@ -3,14 +3,13 @@
 Inductor's toolchain does in worker processes.
 """
 
-import subprocess
 import tempfile
 from pathlib import Path
 
 import torch
 
+from penstock.compiler.cpp_compiler import run_compiler
 from penstock.compiler.operators import COMPILER, FLAGS, SOURCES, source_hash
-from penstock.errors import ExecutableError
 from penstock.files import atomic_write
 
 LIBRARY = "penstock_operators"
@@ -34,13 +33,6 @@ def build_library(workspace: Path) -> Path:
         source = str(SOURCES / "operators.cpp")
         compiler = [COMPILER, *FLAGS, f"-I{include}", "-c", source, "-o", str(made)]
         for command in (compiler, ["ar", "rcs", str(packed), str(made)]):
-            done = subprocess.run(command, capture_output=True, text=True, check=False)  # noqa: S603 - the user's compiler on our source
-            if done.returncode:
-                raise ExecutableError(
-                    f"{command[0]} does not compile our operators: "
-                    f"{(done.stderr.strip().splitlines() or ['no message'])[0]}",
-                    where="compile.toolchain",
-                    do="or train with compile.mode=off",
-                )
+            run_compiler(command, what="our operators", do="train with compile.mode=off")
         atomic_write(archive, packed.read_bytes())  # others may make the same at the same time
     return archive

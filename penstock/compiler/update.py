@@ -9,13 +9,12 @@ them as two kernels more of each executable for training in bf16; `training/opti
 import ctypes
 import functools
 import hashlib
-import shutil
-import subprocess
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from penstock.compiler.cpp_compiler import found_compiler, run_compiler
 from penstock.compiler.sealed import sealed_file
 from penstock.errors import ExecutableError
 
@@ -35,7 +34,6 @@ PIECE = 4096
 """Numbers in one sum of squares."""
 
 _SOURCE = Path(__file__).parent / "cpp" / "update" / "update.cpp"
-_COMPILERS = ("g++", "clang++")
 _FLAGS = (
     "-std=c++17", "-O3", "-march=native", "-ffp-contract=fast", "-fno-math-errno",
     "-fno-trapping-math", "-fopenmp", "-fPIC", "-shared", "-fvisibility=hidden",
@@ -62,18 +60,10 @@ def build_update() -> bytes:
     Raises:
         ExecutableError: the compiler fails.
     """
-    compiler = next(path for name in _COMPILERS if (path := shutil.which(name)))
     with tempfile.TemporaryDirectory() as scratch:
         output = Path(scratch) / "update.so"
-        command = [compiler, *_FLAGS, str(_SOURCE), "-o", str(output)]
-        done = subprocess.run(command, capture_output=True, text=True, check=False)  # noqa: S603 - the user's compiler on our source
-        if done.returncode:
-            raise ExecutableError(
-                f"{Path(compiler).name} does not compile the optimizer's kernels: "
-                f"{(done.stderr.strip().splitlines() or ['no message'])[0]}",
-                where="compile.toolchain",
-                do="train with compile.mode=off",
-            )
+        command = [str(found_compiler()), *_FLAGS, str(_SOURCE), "-o", str(output)]
+        run_compiler(command, what="the optimizer's kernels", do="train with compile.mode=off")
         return output.read_bytes()
 
 
