@@ -5,7 +5,6 @@ that planning answers at once.
 """
 
 import dataclasses
-import functools
 from typing import Any
 
 from penstock.errors import ConfigError
@@ -179,12 +178,12 @@ class Architecture(DropoutRates):
         """Width of one attention head."""
         return self.hidden_size // self.heads
 
-    @functools.cached_property
+    @property
     def group_size(self) -> int:
         """Query heads that share a key and value head."""
         return 1 if self.kv_heads is None else self.heads // self.kv_heads
 
-    @functools.cached_property
+    @property
     def kv_size(self) -> int:
         """Width of all keys, and of all values."""
         return self.hidden_size // self.group_size
