@@ -55,7 +55,7 @@ def substitute(module: fx.GraphModule) -> dict[Any, list[str]]:
 @functools.cache
 def _operators() -> dict[str, tuple[Any, str]]:
     """Each operator, made known to torch, and its declaration in C."""
-    library = torch.library.Library("penstock", "DEF")
+    library = _library()
     found: dict[str, tuple[Any, str]] = {}
     for schema in _SCHEMAS:
         name = schema.partition("(")[0]
@@ -63,12 +63,12 @@ def _operators() -> dict[str, tuple[Any, str]]:
         torch.library.register_fake(f"penstock::{name}", _FAKES[name], lib=library)
         operator = getattr(torch.ops.penstock, name).default
         found[name] = operator, _declaration(operator)
-    _KEPT.append(library)
     return found
 
 
-_KEPT: list[Any] = []
-"""Torch forgets a library's operators with it."""
+@functools.cache  # torch forgets a library's operators with it
+def _library() -> torch.library.Library:
+    return torch.library.Library("penstock", "DEF")
 
 
 def _declaration(operator: Any) -> str:  # noqa: ANN401 - torch's type is not public

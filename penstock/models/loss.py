@@ -99,7 +99,7 @@ def loss_and_gradients(
         prepared = before_projection(HeadWeights(projection, **before), first, options)
     rows = prepared.detach().flatten(0, 1)  # (N, E)
     size = -(-rows.shape[0] // options.chunks)
-    loss, cross_entropy = (torch.zeros((), device=x.device) for _ in range(2))
+    loss, nats = (torch.zeros((), device=x.device) for _ in range(2))
     row_gradients: list[Tensor] = []
     for_projection, for_bias = (torch.zeros((), device=x.device) for _ in range(2))
     for piece, target, weight in zip(
@@ -108,10 +108,10 @@ def loss_and_gradients(
         loss_weights.flatten().split(size),
         strict=True,
     ):
-        nll, normalizer, gradient = _piece(
-            piece, projection, bias, target, weight, z_loss, options.vocab_size
+        nll, normalizer, gradient = cross_entropy(
+            piece @ projection.t(), bias, target, weight, z_loss, options.vocab_size
         )
-        cross_entropy = cross_entropy + (weight * nll).sum()
+        nats = nats + (weight * nll).sum()
         loss = loss + (weight * (nll + z_loss * normalizer.square())).sum()
         row_gradients.append(gradient @ projection)
         if options.trains_projection:
@@ -130,20 +130,7 @@ def loss_and_gradients(
         None if bias is None else for_bias.to(bias.dtype),
         **for_before,
     )
-    return HeadGradients(loss, cross_entropy, for_x, gradients)
-
-
-def _piece(
-    rows: Float[Tensor, "n D"],
-    projection: Float[Tensor, "V D"],
-    bias: Float[Tensor, " V"] | None,
-    targets: Int[Tensor, " n"],
-    weights: Float[Tensor, " n"],
-    z_loss: Float[Tensor, ""],
-    vocab: int,
-) -> tuple[Float[Tensor, " n"], Float[Tensor, " n"], Float[Tensor, "n V"]]:
-    """Negative log-likelihood (n,), log-partition (n,), gradient of the logits (n, Vpadded)."""
-    return cross_entropy(rows @ projection.t(), bias, targets, weights, z_loss, vocab)
+    return HeadGradients(loss, nats, for_x, gradients)
 
 
 def cross_entropy(
@@ -154,7 +141,9 @@ def cross_entropy(
     z_loss: Float[Tensor, ""],
     vocab: int,
 ) -> tuple[Float[Tensor, " n"], Float[Tensor, " n"], Float[Tensor, "n V"]]:
-    """The same of the projection's products (n, Vpadded), whose dtype the gradient has too."""
+    """Negative log-likelihood (n,), log-partition (n,), and the gradient of the logits (n, Vpadded)
+    in the dtype of the projection's products (n, Vpadded); bias (Vpadded,) is added to these.
+    """
     logits = _logits(products, bias, vocab)
     normalizer = torch.logsumexp(logits, -1)
     nll = normalizer - logits.gather(1, targets.unsqueeze(1)).squeeze(1)

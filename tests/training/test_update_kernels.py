@@ -2,6 +2,7 @@
 
 import math
 import shutil
+from collections.abc import Sequence
 
 import pytest
 import torch
@@ -25,8 +26,24 @@ pytestmark = pytest.mark.skipif(
 )
 
 
+class Counted:
+    """A kernel, and how often it was called: torch's update would pass these tests as well."""
+
+    def __init__(self, kernel: Kernel) -> None:
+        self.kernel, self.calls = kernel, 0
+
+    def __call__(self, inputs: Sequence[Tensor]) -> list[Tensor]:
+        self.calls += 1
+        return self.kernel(inputs)
+
+
+@pytest.fixture
+def kernels(loaded: dict[str, Kernel]) -> dict[str, Counted]:
+    return {name: Counted(kernel) for name, kernel in loaded.items()}
+
+
 @pytest.fixture(scope="module")
-def kernels() -> dict[str, Kernel]:
+def loaded() -> dict[str, Kernel]:
     code = update.build_update()
     made: dict[str, Kernel] = {}
     for name in update.KERNELS:
@@ -38,7 +55,7 @@ def kernels() -> dict[str, Kernel]:
 
 
 def trained_with(
-    kernels: dict[str, Kernel], parameters: dict[str, Parameter], section: OptimizerSection
+    kernels: dict[str, Counted], parameters: dict[str, Parameter], section: OptimizerSection
 ) -> AdamW:
     optimizer = AdamW(parameters.items(), section)
     optimizer.use_kernels(kernels["adamw"], kernels["squares"])
@@ -47,7 +64,7 @@ def trained_with(
 
 @pytest.mark.parametrize("clip", [None, 0.5])
 def test_updates_follow_the_float64_closed_form(
-    kernels: dict[str, Kernel], clip: float | None
+    kernels: dict[str, Counted], clip: float | None
 ) -> None:
     section = OptimizerSection(lr=2e-3, clip=clip)
     parameters = make_parameters(torch.bfloat16)
@@ -59,6 +76,7 @@ def test_updates_follow_the_float64_closed_form(
         history.append({n: p.grad.clone() for n, p in parameters.items() if p.grad is not None})
         norm = global_norm(optimizer.gradients(), squares=optimizer.squares)
         optimizer.step(section.lr, grad_norm=norm)
+    assert [kernels[name].calls for name in update.KERNELS] == [20 * len(parameters)] * 2
     expected, state = closed_form(start, history, section), optimizer.state_tensors()
     assert optimizer.steps == 20
     for name, parameter in parameters.items():
@@ -67,7 +85,7 @@ def test_updates_follow_the_float64_closed_form(
         assert torch.equal(parameter.detach(), master.bfloat16())
 
 
-def test_layers_have_their_shares_of_the_rate(kernels: dict[str, Kernel]) -> None:
+def test_layers_have_their_shares_of_the_rate(kernels: dict[str, Counted]) -> None:
     section = OptimizerSection(layer_decay=0.5)
     ours, theirs = make_parameters(torch.bfloat16), make_parameters(torch.bfloat16)
     pair = trained_with(kernels, ours, section), AdamW(theirs.items(), section)
@@ -75,13 +93,14 @@ def test_layers_have_their_shares_of_the_rate(kernels: dict[str, Kernel]) -> Non
         for parameters, optimizer in zip((ours, theirs), pair, strict=True):
             set_gradients(parameters, step)
             optimizer.step(1e-2)
+    assert kernels["adamw"].calls == 3 * len(ours)
     states = [optimizer.state_tensors() for optimizer in pair]
     for name in states[0]:
         torch.testing.assert_close(states[0][name], states[1][name], rtol=1e-5, atol=1e-7)
 
 
 def test_a_skipped_step_changes_nothing_and_going_on_is_bit_identical(
-    kernels: dict[str, Kernel],
+    kernels: dict[str, Counted],
 ) -> None:
     section = OptimizerSection()
     first, second = make_parameters(torch.bfloat16), make_parameters(torch.bfloat16, seed=9)
@@ -95,6 +114,7 @@ def test_a_skipped_step_changes_nothing_and_going_on_is_bit_identical(
     norm = global_norm(undisturbed.gradients(), squares=undisturbed.squares)
     undisturbed.step(1e-3, grad_norm=norm, skip=~torch.isfinite(norm))
     assert undisturbed.steps == 4
+    assert kernels["adamw"].calls == 4 * len(first)
     assert all(torch.equal(v, saved[n]) for n, v in undisturbed.state_tensors().items())
     resumed = trained_with(kernels, second, section)
     resumed.load_state_tensors(saved)
@@ -106,7 +126,7 @@ def test_a_skipped_step_changes_nothing_and_going_on_is_bit_identical(
         assert torch.equal(value, resumed.state_tensors()[name]), name
 
 
-def test_float32_sums_of_gradients_are_taken_without_them(kernels: dict[str, Kernel]) -> None:
+def test_float32_sums_of_gradients_are_taken_without_them(kernels: dict[str, Counted]) -> None:
     first, second = make_parameters(torch.bfloat16), make_parameters(torch.bfloat16)
     section = OptimizerSection()
     one, two = trained_with(kernels, first, section), AdamW(second.items(), section)
@@ -115,11 +135,12 @@ def test_float32_sums_of_gradients_are_taken_without_them(kernels: dict[str, Ker
     for optimizer in (one, two):
         norm = global_norm(sums, squares=optimizer.squares)
         optimizer.step(1e-3, grad_norm=norm, gradients=[value.clone() for value in sums])
+    assert [kernels[name].calls for name in update.KERNELS] == [0, 0]
     for name, value in one.state_tensors().items():
         assert torch.equal(value, two.state_tensors()[name]), name
 
 
-def test_muon_gives_its_adamw_the_kernels(kernels: dict[str, Kernel]) -> None:
+def test_muon_gives_its_adamw_the_kernels(kernels: dict[str, Counted]) -> None:
     states = []
     for uses in (False, True):
         parameters = make_parameters(torch.bfloat16)
@@ -129,11 +150,12 @@ def test_muon_gives_its_adamw_the_kernels(kernels: dict[str, Kernel]) -> None:
         set_gradients(parameters, 0)
         optimizer.step(1e-3)
         states.append(dict(optimizer.state_tensors()))
+    assert 0 < kernels["adamw"].calls < len(make_parameters(torch.bfloat16))  # not the matrices
     for name, value in states[0].items():
         torch.testing.assert_close(states[1][name], value, rtol=1e-5, atol=1e-7)
 
 
-def test_the_norm_of_millions_of_gradients_is_exact(kernels: dict[str, Kernel]) -> None:
+def test_the_norm_of_millions_of_gradients_is_exact(kernels: dict[str, Counted]) -> None:
     generator = torch.Generator().manual_seed(0)
     sizes = (5_000_003, 1024, 7, 1_048_576)
     gradients = [torch.randn(size, generator=generator).bfloat16() for size in sizes]
@@ -145,7 +167,7 @@ def test_the_norm_of_millions_of_gradients_is_exact(kernels: dict[str, Kernel]) 
         assert not torch.isfinite(global_norm(gradients, squares=kernels["squares"]))
 
 
-def test_graphs_describe_the_kernels(kernels: dict[str, Kernel]) -> None:
+def test_graphs_describe_the_kernels(kernels: dict[str, Counted]) -> None:
     generator = torch.Generator().manual_seed(0)
     count = 2 * update.PIECE
 
@@ -171,7 +193,7 @@ def test_graphs_describe_the_kernels(kernels: dict[str, Kernel]) -> None:
             torch.testing.assert_close(ours, theirs, rtol=1e-6, atol=1e-6)
 
 
-def test_tensors_of_different_lengths_are_refused(kernels: dict[str, Kernel]) -> None:
+def test_tensors_of_different_lengths_are_refused(kernels: dict[str, Counted]) -> None:
     long, short = torch.zeros(8, dtype=torch.bfloat16), torch.zeros(7)
     rests = torch.zeros(8, dtype=torch.int16)
     with pytest.raises(ExecutableError, match="differ in length"):
