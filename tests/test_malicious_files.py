@@ -277,7 +277,9 @@ def code_with_a_data_set(folder: Path, mark: Path) -> list[list[str]]:
     exec(compile(script, "evil.py", "exec"), {})
     (data / "evil.py").write_text(script)
     line = f"__import__('os').system('touch {mark}')"
-    (data / "train.jsonl").write_text((json.dumps({"text": line}) + "\n") * 400)
+    # Equal documents go to one split together, which one depends on the folder's name.
+    documents = [json.dumps({"text": f"{line}  # {number}"}) + "\n" for number in range(400)]
+    (data / "train.jsonl").write_text("".join(documents))
     given = ["tokenizer.train=true", "tokenizer.vocab_size=280", "data.sequence_length=16"]
     return [
         [

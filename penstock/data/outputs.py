@@ -98,7 +98,7 @@ def write_dataset(
     for name in SPLITS:
         own = dataclasses.replace(rows, left_out=totals.left_out.get(name))
         origins[name] = merge_split(merged / name, shards, own, tokenizer, totals.splits[name])
-        _require_text(name, totals.splits[name]["tokens"], data)
+    _require_text({name: totals.splits[name]["tokens"] for name in SPLITS}, data)
     _remove_former(folder)
     if data.format == "megatron" and not rows.with_roles:
         files = _moved(merged, folder)
@@ -261,16 +261,17 @@ def _remove_former(folder: Path) -> None:
             (folder / name).unlink(missing_ok=True)
 
 
-def _require_text(name: str, tokens: int, data: DataSection) -> None:
+def _require_text(tokens: Mapping[str, int], data: DataSection) -> None:
     """The train split must hold one sequence; other empty splits are only worth a warning."""
     full = parse_packing(data.packing).kind == "full"
     needed = (data.sequence_length or 1) + 1 if full else int(data.format != "megatron")
-    if name == "train" and tokens < needed:
+    if tokens["train"] < needed:
         raise DataError(
-            f"the train split has {tokens} tokens, one sequence needs {needed}",
+            f"the train split has {tokens['train']} of {sum(tokens.values())} tokens, "
+            f"one sequence needs {needed}",
             where="source",
-            do="use more text or a shorter data.sequence_length",
+            do="use more text (equal documents share a split) or a shorter data.sequence_length",
         )
-    share = data.splits[SPLITS.index(name)]
-    if tokens == 0 and share:
-        get_console().warning(f"the {name} split is empty")
+    for name, share in zip(SPLITS, data.splits, strict=True):
+        if tokens[name] == 0 and share:
+            get_console().warning(f"the {name} split is empty")

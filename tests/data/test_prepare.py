@@ -1,6 +1,7 @@
 """Preparing datasets: sources, splits, packing, determinism, reuse, resumption."""
 
 import gzip
+import itertools
 import json
 import subprocess
 import sys
@@ -16,6 +17,7 @@ from penstock.data import prepare as prepare_module
 from penstock.data.dataset import Dataset
 from penstock.data.sources import read_documents
 from penstock.data.sources.files import list_files
+from penstock.data.splits import choose_split
 from penstock.data.tokenizer import Tokenizer
 from penstock.errors import ConfigError, DataError, UserError
 
@@ -280,6 +282,10 @@ def test_bad_input_is_one_clear_line(tmp_path: Path) -> None:
         bad("empty.txt", b"", tmp_path)
     with pytest.raises(DataError, match="one sequence needs 17"):
         bad("short.txt", b"too short\n", tmp_path)
+    texts = (f"equal documents, text {number}" for number in itertools.count())
+    held_out = next(text for text in texts if choose_split(text, (0.9, 0.05, 0.05)) != "train")
+    with pytest.raises(DataError, match=r"train split has 0 of [1-9]\d+ .* share a split"):
+        bad("equal.jsonl", f'{{"text": "{held_out}"}}\n'.encode() * 100, tmp_path, kind="jsonl")
     with pytest.raises(DataError, match=r"binary file \(NUL at byte 3\)"):
         bad("binary.txt", b"abc\0def" * 100, tmp_path)
     with pytest.raises(DataError, match="not UTF-8 at byte 1205"):
