@@ -21,7 +21,7 @@ test: setup lint
 	$(BIN)/python -m pytest -m 'not slow and not peer and not gpu'
 
 test-all: setup check
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest --hypothesis-profile=default
 
 lint: setup
 	$(BIN)/ruff format --check penstock tests tools benchmarks

@@ -3,8 +3,9 @@
 Peers are `transformers` Trainer, in float32 (its default) and in bf16; a model of `transformers`
 compiled whole by `torch.compile` in a bf16 autocast loop; and a plain PyTorch loop in the manner of
 nanoGPT (`plain_gpt.py`). Every contender runs in a process of its own, as its users run it; rounds
-are interleaved and the medians compared. Prints a table and writes build/benchmarks/training.json
-after each run.
+are interleaved and the medians compared. One more process of each round multiplies bf16 matrices
+and nothing else: what a machine gives changes from minute to minute, and with it what a step could
+have reached. Prints a table and writes build/benchmarks/training.json after each run.
 
     make bench                                  five rounds of all
     python benchmarks/training.py --rounds 1 --steps 6 --contenders "penstock bf16" "plain bf16"
@@ -25,7 +26,7 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent.parent
 FOLDER = ROOT / "build" / "benchmarks"
 MICRO, LENGTH, WARMUP = 4, 512, 2
-OURS = "penstock bf16"
+OURS, PRODUCTS = "penstock bf16", "bf16 products alone"
 
 
 def penstock_bf16(steps: int) -> dict:
@@ -36,11 +37,12 @@ def penstock_bf16(steps: int) -> dict:
 
     prepare_process()
     import penstock
+    from penstock.compiler.executable import Executable
 
-    run = FOLDER / "run"
+    executable, run = FOLDER / "gpt2.penstock", FOLDER / "run"
     shutil.rmtree(run, ignore_errors=True)
     values = penstock.train(
-        executable=str(FOLDER / "gpt2.penstock"),
+        executable=str(executable),
         data={"path": str(FOLDER / "dataset"), "validation_split": "validation"},
         run=str(run),
         train={
@@ -51,11 +53,26 @@ def penstock_bf16(steps: int) -> dict:
             "evaluate_sequences": 4,
         },
     ).values
+    speed = values["throughput"]["tokens_per_second"]
     return {
-        "tokens_per_second": values["throughput"]["tokens_per_second"],
+        "tokens_per_second": speed,
         "memory_bytes": values["memory_bytes"],
-        "share_of_bf16_peak": values["throughput"]["mfu"],
+        "flops_per_second": speed * Executable.open(executable).plan.flops_per_token,
     }
+
+
+def products(steps: int) -> dict:
+    """The peak of bf16 products, as `penstock doctor` measures it, for some seconds."""
+    import torch
+
+    size, seconds = 1536, []
+    left, right, out = (torch.ones(size, size, dtype=torch.bfloat16) for _ in range(3))
+    for _ in range(100 * steps):
+        began = time.perf_counter()
+        torch.mm(left, right, out=out)
+        seconds.append(time.perf_counter() - began)
+    flops = 2 * size**3
+    return {"flops_per_second": flops / statistics.median(seconds), "best": flops / min(seconds)}
 
 
 def blocks():
@@ -148,6 +165,7 @@ def loop(steps: int, *, compiled: bool) -> dict:
 
 
 CONTENDERS: dict[str, Callable[[int], dict]] = {
+    PRODUCTS: products,
     OURS: penstock_bf16,
     "trainer fp32": lambda steps: trainer(steps, bf16=False),
     "trainer bf16": lambda steps: trainer(steps, bf16=True),
@@ -186,17 +204,20 @@ def run_apart(name: str, steps: int) -> dict:
     return json.loads(output.stdout.splitlines()[-1])
 
 
+def medians_of(runs: list[dict]) -> dict:
+    """Of each figure, over the rounds."""
+    return {key: statistics.median(run[key] for run in runs) for key in runs[0]}
+
+
 def show(results: dict[str, list[dict]]) -> dict[str, dict]:
     """Print the table; the medians it is made of, by contender."""
-    medians = {
-        name: {key: statistics.median(run[key] for run in runs) for key in runs[0]}
-        for name, runs in results.items()
-        if runs
-    }
+    medians = {name: medians_of(runs) for name, runs in results.items() if runs}
     ours = medians.get(OURS)
     print("\n| contender | runs | tokens/s | ours is | peak memory | ours is |")
     print("|---|---|---|---|---|---|")
     for name, found in medians.items():
+        if name == PRODUCTS:
+            continue
         speed, memory = (
             f"{ours[key] / found[key]:.2f}×" if ours else ""
             for key in ("tokens_per_second", "memory_bytes")
@@ -205,9 +226,21 @@ def show(results: dict[str, list[dict]]) -> dict[str, dict]:
             f"| {name} | {len(results[name])} | {found['tokens_per_second']:,.0f} | {speed} | "
             f"{found['memory_bytes'] / 2**30:.2f} GiB | {memory} |"
         )
-    if ours:
-        print(f"\nshare of the measured bf16 peak: {ours['share_of_bf16_peak']:.0%}")
+    show_shares(results.get(OURS, []), results.get(PRODUCTS, []))
     return medians
+
+
+def show_shares(ours: list[dict], alone: list[dict]) -> None:
+    """Print what share of the peak the steps reached, each round by itself."""
+    for key, what in (("flops_per_second", "median"), ("best", "best")):
+        peaks = [run[key] for run in alone]
+        shares = [run["flops_per_second"] / peak for run, peak in zip(ours, peaks, strict=False)]
+        if shares:
+            print(
+                f"\nshare of the {what} bf16 product beside it ({min(peaks) / 1e9:,.0f} to "
+                f"{max(peaks) / 1e9:,.0f} GFLOP/s): {statistics.median(shares):.0%}; by round: "
+                + ", ".join(f"{share:.0%}" for share in shares)
+            )
 
 
 def main() -> None:

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from hypothesis import settings
 from jaxtyping import install_import_hook
 
 install_import_hook(["penstock.models", "penstock.inference"], "beartype.beartype")
@@ -15,6 +16,11 @@ from penstock.hardware.process import prepare_process  # noqa: E402 - the hook c
 ROOT = Path(__file__).resolve().parent.parent
 
 prepare_process()
+
+# `make test` says the same of the same code every time, however slow the machine is; `make test-all`
+# looks for new examples (--hypothesis-profile=default).
+settings.register_profile("repeatable", derandomize=True, deadline=None)
+settings.load_profile("repeatable")
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -15,10 +15,10 @@ import dataclasses
 
 from penstock.compiler.activations import part_parameters
 from penstock.compiler.loops import block_loops, head_loops
-from penstock.compiler.sizes import ELEMENT_BYTES, OPTIMIZER_BYTES
+from penstock.compiler.micro_batch import MicroBatch
+from penstock.compiler.sizes import OPTIMIZER_BYTES
 from penstock.config.recompute import recomputed_share
 from penstock.hardware.target import Target
-from penstock.models.architecture import Architecture
 
 _BLOCK_ACTIVATIONS = 10
 """Activations of the residual's width that cross memory per token and block in a forward pass;
@@ -71,33 +71,11 @@ class Seconds:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class CostModel:
+class CostModel(MicroBatch):
     """Times of one micro-batch and one step of a model on a target."""
 
-    architecture: Architecture
     target: Target
-    micro: int
-    """Sequences per micro-batch."""
-    sequence_length: int
-    compute: str
-    recompute: str
-    replicas: int = 1
     stages: int = 1
-    shard: str = "none"
-    tensor: int = 1
-    """Devices that compute each block together."""
-    compiled: bool = True
-    """Whether blocks run through region kernels."""
-    own: bool = False
-    """Whether these call operators of our own (`compiler/operators.py`)."""
-
-    @property
-    def _rows(self) -> int:
-        return self.micro * self.sequence_length
-
-    @property
-    def _element(self) -> int:
-        return ELEMENT_BYTES[self.compute]
 
     def block(self) -> tuple[Seconds, Seconds]:
         """Forward and backward of one block, on the mean of all; recomputing one runs it forward

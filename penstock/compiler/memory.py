@@ -17,10 +17,10 @@ from penstock.compiler.activations import (
     product_outputs,
     unpacked_bytes,
 )
+from penstock.compiler.micro_batch import MicroBatch
 from penstock.compiler.sizes import ELEMENT_BYTES, LIBRARY_BYTES, OPTIMIZER_BYTES, PROCESS_BYTES
 from penstock.config.recompute import count_recomputed, is_recomputed, kept_values
 from penstock.models.adapter import HELD_BYTES, held_base
-from penstock.models.architecture import Architecture
 from penstock.models.parameters import Frozen
 
 _CUT_UP = 0.15
@@ -39,7 +39,7 @@ class StageMemory:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class MemoryModel:
+class MemoryModel(MicroBatch):
     """Bytes of a model's step on devices of one kind.
 
     - weights: parameters in the compute format;
@@ -54,12 +54,7 @@ class MemoryModel:
       reading a checkpoint to resume from needs beyond a step.
     """
 
-    architecture: Architecture
-    micro: int
-    sequence_length: int
     accumulation: int
-    compute: str
-    recompute: str
     loss_chunks: int
     device: str
     optimizer: str = "adamw"
@@ -67,15 +62,6 @@ class MemoryModel:
     """Whether checkpoints are saved during training, not only at its end."""
     resumes: bool = False
     """Whether training starts from a checkpoint, which is read beside the new state."""
-    replicas: int = 1
-    shard: str = "none"
-    tensor: int = 1
-    """Devices that compute each block together, each with its part."""
-    compiled: bool = True
-    """Whether blocks run through region kernels; eagerly they keep norms' inputs in float32, and
-    what is computed between the matrix products."""
-    own: bool = False
-    """Whether kernels call operators of our own (`compiler/operators.py`), which keep no scores."""
     streams: tuple[str, ...] = ()
     """Kinds that live in the target's streaming memory."""
     frozen: Frozen = dataclasses.field(default_factory=Frozen)
@@ -115,14 +101,6 @@ class MemoryModel:
         elif copy:
             outside["checkpoint"] = copy
         return StageMemory({**held, "total": sum(held.values())}, outside)
-
-    @property
-    def _rows(self) -> int:
-        return self.micro * self.sequence_length
-
-    @property
-    def _element(self) -> int:
-        return ELEMENT_BYTES[self.compute]
 
     @functools.cached_property
     def _block_parameters(self) -> int:

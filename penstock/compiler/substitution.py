@@ -5,6 +5,7 @@ computes what it replaces.
 """
 
 import functools
+import math
 from collections.abc import Callable
 from operator import getitem
 from typing import Any
@@ -20,13 +21,13 @@ from penstock.models.loss import cross_entropy
 
 _SMALLEST_PRODUCT = 1 << 27
 """Multiplications of a product that is worth packing its factors for."""
-_TURNED = (torch.ops.aten.permute.default, torch.ops.aten.t.default, torch.ops.aten.transpose.int)
 _SCHEMAS = (
     "attention(Tensor query, Tensor key, Tensor value, bool is_causal, float scale)"
     " -> (Tensor, Tensor)",
     "attention_backward(Tensor gradient, Tensor query, Tensor key, Tensor value, Tensor output,"
     " Tensor normalizers, bool is_causal, float scale) -> (Tensor, Tensor, Tensor)",
-    "turned_product(Tensor left, Tensor right) -> Tensor",
+    "product(Tensor left, Tensor right) -> Tensor",
+    "product_and_bias(Tensor left, Tensor right, Tensor bias) -> Tensor",
     "cross_entropy_(Tensor(a!) logits, Tensor targets, Tensor weights, Tensor z_loss,"
     " int vocabulary) -> (Tensor, Tensor)",
 )
@@ -100,8 +101,8 @@ def _attention_backward_fake(
     return _heads(query), _heads(query), _heads(query)
 
 
-def _turned_product_fake(left: Tensor, right: Tensor) -> Tensor:
-    return left.new_empty(left.shape[1], right.shape[1])
+def _product_fake(left: Tensor, right: Tensor, *others: object) -> Tensor:
+    return left.new_empty(left.shape[0], right.shape[1])
 
 
 def _cross_entropy_fake(logits: Tensor, *others: object) -> tuple[Tensor, Tensor]:
@@ -112,7 +113,8 @@ def _cross_entropy_fake(logits: Tensor, *others: object) -> tuple[Tensor, Tensor
 _FAKES: dict[str, Callable[..., Any]] = {
     "attention": _attention_fake,
     "attention_backward": _attention_backward_fake,
-    "turned_product": _turned_product_fake,
+    "product": _product_fake,
+    "product_and_bias": _product_fake,
     "cross_entropy_": _cross_entropy_fake,
 }
 
@@ -142,18 +144,27 @@ def _found(name: str, node: fx.Node, tensors: Any, dropout: Any, is_causal: Any)
     return name, (*tensors, is_causal, scale)
 
 
-def _turned_product(node: fx.Node) -> _Found:
-    """A product whose first factor is read across: a weight's gradient."""
-    turned: Any = node.args[0]
-    right: Any = node.args[1]
-    if not has_unit() or not isinstance(turned, fx.Node) or turned.target not in _TURNED:
+def _product(node: fx.Node) -> _Found:
+    given: Any = node.args
+    return ("product", given) if _pays(*given) else None
+
+
+def _product_and_bias(node: fx.Node) -> _Found:
+    given: Any = node.args
+    bias, *factors = given
+    is_row = bias.meta["val"].dim() == 1 and _is_dense(bias)
+    if not is_row or any(node.kwargs.values()) or not _pays(*factors):
         return None
-    left: Any = turned.args[0]
-    (depth, rows), columns = left.meta["val"].shape, right.meta["val"].shape[1]
-    fits = all(size % BLOCK == 0 for size in (depth, rows, columns))
-    if not fits or depth * rows * columns < _SMALLEST_PRODUCT:
-        return None
-    return ("turned_product", (left, right)) if _is_dense(left) and _is_dense(right) else None
+    return "product_and_bias", (*factors, bias)
+
+
+def _pays(left: Any, right: Any) -> bool:  # noqa: ANN401 - a graph's arguments
+    """Whether a product can be ours here, and is large enough."""
+    sizes = (*left.meta["val"].shape, right.meta["val"].shape[1])
+    fits = has_unit() and all(size % BLOCK == 0 for size in sizes)
+    if not fits or math.prod(sizes) < _SMALLEST_PRODUCT:
+        return False
+    return all(_is_dense(factor) or _is_turned(factor) for factor in (left, right))
 
 
 def _is_dense(node: Any) -> bool:  # noqa: ANN401 - a graph's argument
@@ -162,18 +173,26 @@ def _is_dense(node: Any) -> bool:  # noqa: ANN401 - a graph's argument
     return value.dtype == torch.bfloat16 and value.stride()[-1] == 1
 
 
+def _is_turned(node: Any) -> bool:  # noqa: ANN401 - a graph's argument
+    """Whether it is a bf16 matrix whose columns do."""
+    value = node.meta["val"]
+    return value.dtype == torch.bfloat16 and value.stride()[0] == 1
+
+
 _RULES: dict[Any, Callable[[fx.Node], _Found]] = {
     torch.ops.aten._scaled_dot_product_flash_attention_for_cpu.default: _attention,
     torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward.default: (
         _attention_backward
     ),
-    torch.ops.aten.mm.default: _turned_product,
+    torch.ops.aten.mm.default: _product,
+    torch.ops.aten.addmm.default: _product_and_bias,
 }
 
 
 def _cross_entropies(module: fx.GraphModule) -> list[fx.Node]:
     """Replace what `loss.cross_entropy` computes of bf16 products, in their place; the calls."""
     operator = _operators()["cross_entropy_"][0]
+    products = (torch.ops.aten.mm.default, _operators()["product"][0])
     made: list[fx.Node] = []
     for limit in module.graph.find_nodes(op="call_function", target=torch.ops.aten.lt.Scalar):
         masked = next(iter(limit.users))
@@ -183,7 +202,7 @@ def _cross_entropies(module: fx.GraphModule) -> list[fx.Node]:
         pattern = _cross_entropy_graph(shape[0], shape[1], vocabulary)
         for match in SubgraphMatcher(pattern.module.graph).match(module.graph):
             logits, targets, weights, z_loss = match.placeholder_nodes
-            is_product = logits.target is torch.ops.aten.mm.default
+            is_product = logits.target in products
             if not is_product or not {*logits.users} <= {*match.nodes_map.values()}:
                 continue  # somebody else reads what would be overwritten
             with module.graph.inserting_before(match.returning_nodes[0]):

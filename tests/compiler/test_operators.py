@@ -52,7 +52,17 @@ SHAPES = [  # B, H, T, S, causal
     (2, 1, 288, 64, True),
     (1, 2, 256, 128, False),
 ]
-PRODUCTS = [(256, 1024, 512), (2048, 96, 768), (96, 3072, 1056)]  # K, M, N
+PRODUCTS = [  # M, K, N; whether the first factor lies turned, the second, and a bias is added
+    (1024, 256, 512, True, False, False),
+    (96, 2048, 768, True, False, False),
+    (3072, 96, 1056, True, False, False),
+    (512, 768, 1568, False, True, True),
+    (1568, 544, 512, False, True, False),
+    (768, 1024, 512, False, False, True),
+    (64, 8192, 288, False, False, False),  # summed in three slices
+    (2208, 3072, 2240, False, True, False),  # the narrower side packed in two
+    (512, 512, 544, True, True, False),
+]
 
 
 def _attention() -> tuple[Callable[..., Any], list[Tensor]]:
@@ -78,15 +88,28 @@ def _attention() -> tuple[Callable[..., Any], list[Tensor]]:
 def _products() -> tuple[Callable[..., Any], list[Tensor]]:
     """Of `PRODUCTS`, the second factor part of a wider tensor."""
     inputs: list[Tensor] = []
-    for depth, rows, columns in PRODUCTS:
-        inputs.append(torch.randn(depth, rows).bfloat16())
-        inputs.append(torch.randn(depth, columns + 32).bfloat16())
+    for rows, depth, columns, left_turned, right_turned, _ in PRODUCTS:
+        left, right = torch.randn(rows, depth), torch.randn(depth, columns + 32)
+        inputs.append((left.t() if left_turned else left).contiguous().bfloat16())
+        inputs.append((right.t() if right_turned else right).contiguous().bfloat16())
+        inputs.append(torch.randn(columns).bfloat16())
 
     def function(*given: Tensor) -> tuple[Tensor, ...]:
-        pairs = zip(given[::2], given[1::2], strict=True)
-        return tuple(left.t() @ right[:, 32:] for left, right in pairs)
+        found: list[Tensor] = []
+        for place, (*_, has_bias) in enumerate(PRODUCTS):
+            left, right, bias = _factors(given, place)
+            found.append(torch.addmm(bias, left, right) if has_bias else left @ right)
+        return tuple(found)
 
     return function, inputs
+
+
+def _factors(inputs: Sequence[Tensor], place: int) -> tuple[Tensor, Tensor, Tensor]:
+    """Of one product: (M, K), (K, N), and a bias (N)."""
+    left, right, bias = inputs[3 * place : 3 * place + 3]
+    *_, left_turned, right_turned, _ = PRODUCTS[place]
+    right = right.t() if right_turned else right
+    return left.t() if left_turned else left, right[:, 32:], bias
 
 
 def _cross_entropy() -> tuple[Callable[..., Any], list[Tensor]]:
@@ -197,11 +220,12 @@ def test_attention_and_its_gradients_match_float64(found: Found) -> None:
 
 
 @needs_processor
-def test_weights_gradients_match_float64(found: Found) -> None:
+def test_products_match_float64(found: Found) -> None:
     inputs, outputs = found["products"]
     for place, result in enumerate(outputs):
-        left, right = (x.double() for x in inputs[2 * place : 2 * place + 2])
-        assert _error(result, left.t() @ right[:, 32:]) < 2**-9  # rounded once, to bf16
+        left, right, bias = (x.double() for x in _factors(inputs, place))
+        exact = left @ right + (bias if PRODUCTS[place][-1] else 0)
+        assert _error(result, exact) < 2**-9, PRODUCTS[place]  # rounded once, to bf16
 
 
 @needs_processor
@@ -257,17 +281,17 @@ def test_what_does_not_fit_stays_torchs() -> None:
     assert _left(masked, [torch.zeros(64, 64).bfloat16(), *heads(64, 64)])
 
     def product(*given: Tensor) -> tuple[Tensor]:
-        return (given[0].t() @ given[1],)
+        return (given[0] @ given[1],)
 
-    def factors(depth: int, rows: int, columns: int) -> list[Tensor]:
-        return [torch.randn(depth, rows).bfloat16(), torch.randn(depth, columns).bfloat16()]
+    def factors(rows: int, depth: int, columns: int) -> list[Tensor]:
+        return [torch.randn(rows, depth).bfloat16(), torch.randn(depth, columns).bfloat16()]
 
-    assert _left(product, factors(1024, 512, 512)) != operators.has_unit()
-    assert _left(product, factors(1024, 512, 500))
+    assert _left(product, factors(512, 1024, 512)) != operators.has_unit()
+    assert _left(product, factors(512, 1024, 500))
     assert _left(product, factors(64, 64, 64))  # not worth packing
-    assert _left(
-        lambda x, y: (x @ y,), [factors(512, 1024, 512)[0], torch.ones(1024, 512).bfloat16()]
-    )
+    assert _left(product, [factor.float() for factor in factors(512, 1024, 512)])
+    wide, right = factors(512, 2048, 512)
+    assert _left(lambda x, y: (x[:, ::2] @ y[::2],), [wide, right])
 
 
 def test_logits_that_somebody_else_reads_are_not_overwritten() -> None:

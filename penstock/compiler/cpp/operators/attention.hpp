@@ -224,10 +224,6 @@ class BackwardHead {
     }
   }
 
-  static Vector widened(const Half* from) {
-    return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(load_halves(from)), 16));
-  }
-
   void pack(const Given& given, int64_t first, int64_t end) {
     for (int64_t n = 0; n < (end - first) / lanes; n++)
       for (int64_t k = 0; k < s_.depth(); k++) {

@@ -12,8 +12,7 @@ inline Vector logits_at(const Half* row, int64_t first, int64_t end) {
   const int64_t there = end - first;
   const __mmask16 mask = there >= lanes ? __mmask16(0xFFFF) : __mmask16((1u << there) - 1);
   const __m256i halves = _mm256_maskz_loadu_epi16(mask, row + first);
-  const Vector x = _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(halves), 16));
-  return _mm512_mask_mov_ps(_mm512_set1_ps(-INFINITY), mask, x);
+  return _mm512_mask_mov_ps(_mm512_set1_ps(-INFINITY), mask, widened(halves));
 }
 
 struct RowLoss {

@@ -35,6 +35,8 @@ struct Tensor {
     return {floats() + index / sizes[1] * strides[0] + index % sizes[1] * strides[1], strides[2]};
   }
   Matrix matrix() const { return {halves(), sizes[0], sizes[1], strides[0]}; }
+  Matrix turned_matrix() const { return {halves(), sizes[1], sizes[0], strides[1]}; }
+  bool is_turned() const { return strides[1] != 1; }
 };
 
 bool are_there(std::initializer_list<const Tensor*> tensors) {
@@ -80,6 +82,40 @@ AOTITorchError for_each_head(const Tensor& query, const Shape& shape, const Run&
   return success;
 }
 
+#ifdef PENSTOCK_UNIT
+// `use` with the factors as they lie in memory: by rows, or by columns (turned).
+template <typename Use>
+bool with_factors(const Tensor& left, const Tensor& right, const Use& use) {
+  const Matrix turned_left = left.turned_matrix(), turned_right = right.turned_matrix();
+  if (left.is_turned())
+    return right.is_turned() ? use(LeftColumns{turned_left}, RightColumns{turned_right})
+                             : use(LeftColumns{turned_left}, RightRows{right.matrix()});
+  return right.is_turned() ? use(LeftRows{left.matrix()}, RightColumns{turned_right})
+                           : use(LeftRows{left.matrix()}, RightRows{right.matrix()});
+}
+
+AOTITorchError product_of(AtenTensorHandle left_, AtenTensorHandle right_, AtenTensorHandle bias_,
+                          AtenTensorHandle* result_) {
+  const Tensor left(left_), right(right_);
+  if (!are_there({&left, &right})) return failure;
+  const int64_t rows = left.sizes[0], depth = left.sizes[1], columns = right.sizes[1];
+  if (!make({rows, columns}, {columns, 1}, aoti_torch_dtype_bfloat16(), result_)) return failure;
+  const Matrix result = Tensor(*result_).matrix();
+  const auto multiply_and = [&](const auto& finish) {
+    return with_factors(left, right, [&](const auto& one, const auto& other) {
+      return product(one, other, rows, columns, depth, finish);
+    });
+  };
+  if (bias_ == nullptr) return multiply_and(Store<false>{result, nullptr}) ? success : failure;
+  const Tensor bias(bias_);
+  const Memory wide = allocate(columns * sizeof(float));
+  if (!bias.is_there || !wide) return failure;
+  float* const floats = reinterpret_cast<float*>(wide.get());
+  for (int64_t j = 0; j < columns; j += lanes) _mm512_store_ps(floats + j, widened(bias.halves() + j));
+  return multiply_and(Store<true>{result, floats}) ? success : failure;
+}
+#endif
+
 }  // namespace
 
 extern "C" {
@@ -119,14 +155,16 @@ AOTITorchError aoti_torch_cpu_attention_backward(AtenTensorHandle gradient_, Ate
   });
 }
 
-AOTITorchError aoti_torch_cpu_turned_product(AtenTensorHandle left_, AtenTensorHandle right_,
-                                             AtenTensorHandle* result_) {
-  const Tensor left(left_), right(right_);
-  if (!are_there({&left, &right})) return failure;
-  const int64_t rows = left.sizes[1], columns = right.sizes[1];
-  if (!make({rows, columns}, {columns, 1}, aoti_torch_dtype_bfloat16(), result_)) return failure;
-  return turned_product(left.matrix(), right.matrix(), Tensor(*result_).matrix()) ? success : failure;
+#ifdef PENSTOCK_UNIT
+AOTITorchError aoti_torch_cpu_product(AtenTensorHandle left, AtenTensorHandle right, AtenTensorHandle* result) {
+  return product_of(left, right, nullptr, result);
 }
+
+AOTITorchError aoti_torch_cpu_product_and_bias(AtenTensorHandle left, AtenTensorHandle right, AtenTensorHandle bias,
+                                               AtenTensorHandle* result) {
+  return product_of(left, right, bias, result);
+}
+#endif
 
 AOTITorchError aoti_torch_cpu_cross_entropy_(AtenTensorHandle logits_, AtenTensorHandle targets_,
                                              AtenTensorHandle weights_, AtenTensorHandle z_loss_,

@@ -1,97 +1,284 @@
 // Products of large bf16 matrices on the matrix unit, whose factors are packed into tiles first.
+//
+// The larger of the two outer sides is divided among the threads, and of each thread's part a panel
+// at a time lies in its second cache; the other side, packed once for all of them, passes by, 32 rows
+// or columns of it in the first cache. (The blocking of GotoBLAS: Goto and van de Geijn, Anatomy of
+// high-performance matrix multiplication, 2008.) While the unit computes one block of sums, the
+// vector units round the one before to bf16, and what comes next is fetched from memory.
 #pragma once
 #include <algorithm>
-#include <cstdlib>
-#include <memory>
 
 #include <omp.h>
 
+#include "memory.hpp"
 #include "tiles.hpp"
 
-struct Free {
-  void operator()(void* memory) const { std::free(memory); }
-};
-using Memory = std::unique_ptr<char, Free>;
-
+#ifdef PENSTOCK_UNIT
 namespace penstock {
 
-inline int64_t rounded_up(int64_t count, int64_t of) { return (count + of - 1) / of; }
+constexpr int64_t block = 2 * lanes, block_sums = block * block;
+constexpr int64_t step_halves = block * tile_depth, step_bytes = 2 * step_halves;
+constexpr int64_t line_bytes = 64, step_lines = step_bytes / line_bytes;
 
-inline Memory allocate(int64_t bytes) {
-  return Memory(static_cast<char*>(std::aligned_alloc(64, (bytes + 63) / 64 * 64)));
-}
+constexpr int64_t chunk = 16;              // steps of a sum at once: 32 KiB stay in the first cache
+constexpr int64_t slice = 96;              // steps of a sum for which factors are packed at once
+constexpr int64_t panel_bytes = 1 << 20;   // half of the second cache
+constexpr int64_t shared_bytes = 13 << 20;
 
-struct Matrix {
-  Half* data;
-  int64_t rows, columns, row;  // `row`: elements from one row to the next
-  Half* at(int64_t i, int64_t j) const { return data + i * row + j; }
+// 32 × 32 elements of one row or column of blocks, `k` steps along the sum, as two tiles. Of what is
+// `sums_down` the sum runs down the rows, as they lie in memory.
+struct LeftRows {  // (M, K)
+  static constexpr bool sums_down = false;
+  Matrix matrix;
+  void pack(int64_t i, int64_t k, Half* to) const {
+    for (int64_t row = 0; row < block; row++)
+      _mm512_store_si512(to + row * tile_depth,
+                         _mm512_loadu_si512(matrix.at(i * block + row, k * tile_depth)));
+  }
+};
+struct LeftColumns {  // (K, M)
+  static constexpr bool sums_down = true;
+  Matrix matrix;
+  void pack(int64_t i, int64_t k, Half* to) const {
+    __m512i tiles[2][16];
+    load_pairs(matrix.at(k * tile_depth, i * block), matrix.row, tiles);
+    for (int m = 0; m < 2; m++) {
+      turn(tiles[m]);
+      store_tile(tiles[m], to + m * tile_halves);
+    }
+  }
+};
+struct RightRows {  // (K, N)
+  static constexpr bool sums_down = true;
+  Matrix matrix;
+  void pack(int64_t j, int64_t k, Half* to) const {
+    __m512i tiles[2][16];
+    load_pairs(matrix.at(k * tile_depth, j * block), matrix.row, tiles);
+    for (int n = 0; n < 2; n++) store_tile(tiles[n], to + n * tile_halves);
+  }
+};
+struct RightColumns {  // (N, K)
+  static constexpr bool sums_down = false;
+  Matrix matrix;
+  void pack(int64_t j, int64_t k, Half* to) const {
+    for (int n = 0; n < 2; n++)
+      pack_across(matrix.at(j * block + n * lanes, k * tile_depth), matrix.row, to + n * tile_halves);
+  }
 };
 
-constexpr int64_t block = 2 * lanes, block_halves = block * tile_depth, block_sums = block * block;
-constexpr int64_t chunk = 16;           // tiles of a sum at once: the right factor's 32 KiB stay near
-constexpr int64_t panel_bytes = 1 << 20;  // of the left factor, in a core's second cache
+// Takes rows of 32 sums, and stores them as bf16: with a bias for each column, or without.
+template <bool has_bias>
+struct Store {
+  Matrix result;
+  const float* bias;
+  void operator()(int64_t i, int64_t j, const float* sums) const {
+    Vector low = _mm512_load_ps(sums), high = _mm512_load_ps(sums + tile_sums);
+    if constexpr (has_bias) {
+      low = _mm512_add_ps(low, _mm512_load_ps(bias + j));
+      high = _mm512_add_ps(high, _mm512_load_ps(bias + j + lanes));
+    }
+    _mm512_storeu_si512(result.at(i, j), __m512i(_mm512_cvtne2ps_pbh(high, low)));
+  }
+};
 
-// result (M, N) = left (M, K) times right (K, N); all three sizes are multiples of 32.
-// `pack_left(i, k, to)` writes the 32 × 32 block of the left factor as two tiles, `pack_right(k, j,
-// to)` that of the right one. False: there is no memory for it.
-template <typename PackLeft, typename PackRight>
-bool product(int64_t depth, const Matrix& result, const PackLeft& pack_left, const PackRight& pack_right) {
-  const int64_t steps = depth / tile_depth, wide = result.columns / block, tall = result.rows / block;
-  const int64_t most = std::clamp<int64_t>(panel_bytes / (steps * block_halves * 2), 1, 8);
-  const int64_t threads = omp_get_max_threads(), turns = rounded_up(tall, threads * most);
-  const int64_t blocks = rounded_up(tall, threads * turns);  // as many panels for each thread
-  const Memory right = allocate(depth * result.columns * 2);
-  Half* const columns = reinterpret_cast<Half*>(right.get());
-  const int64_t own = blocks * (steps * block_halves * 2 + block_sums * 4);
-  const Memory space = allocate(own * threads);
-  if (!right || !space) return false;
+// A block of sums whose rows are stored a few at a time.
+template <typename Finish>
+class Pending {
+ public:
+  explicit Pending(const Finish& finish) : finish_(finish) {}
+  bool has(const float* sums) const { return sums == sums_ && row_ < block; }
+  void begin(int64_t i, int64_t j, const float* sums) {
+    i_ = i, j_ = j, sums_ = sums, row_ = 0;
+  }
+  void four() {
+    if (row_ == block) return;
+#pragma GCC unroll 4
+    for (int n = 0; n < 4; n++, row_++)
+      finish_(i_ + row_, j_, sums_ + (row_ & lanes) * 2 * lanes + (row_ & (lanes - 1)) * lanes);
+  }
+  void all() {
+    while (row_ < block) four();
+  }
+
+ private:
+  const Finish& finish_;
+  const float* sums_ = nullptr;
+  int64_t i_ = 0, j_ = 0, row_ = block;
+};
+
+// What is to be in the second cache soon: so many lines more at every step.
+struct Ahead {
+  const char *next, *end;
+  int64_t lines;
+  int64_t lines_of(int64_t steps) const { return next + steps * lines * line_bytes <= end ? lines : 0; }
+};
+
+// Two by two tiles of sums. The panel is read once, and is not to displace what is shared from the
+// nearest cache.
+template <bool panel_is_left, bool adds, typename Finish>
+inline void multiply(const char* panel, const char* shared, int64_t steps, float* sums, Ahead& ahead,
+                     Pending<Finish>& pending) {
+  settle_stores();
+  if constexpr (adds) {
+    _tile_loadd(0, sums, 64);
+    _tile_loadd(1, sums + tile_sums, 64);
+    _tile_loadd(2, sums + 2 * tile_sums, 64);
+    _tile_loadd(3, sums + 3 * tile_sums, 64);
+  } else {
+    _tile_zero(0);
+    _tile_zero(1);
+    _tile_zero(2);
+    _tile_zero(3);
+  }
+  const char* next = ahead.next;
+  const int64_t lines = ahead.lines_of(steps);
+  for (int64_t k = 0; k < steps; k++, panel += step_bytes, shared += step_bytes) {
+    if constexpr (panel_is_left) {
+      _tile_stream_loadd(4, panel, 64);
+      _tile_stream_loadd(5, panel + step_bytes / 2, 64);
+      _tile_loadd(6, shared, 64);
+      _tile_loadd(7, shared + step_bytes / 2, 64);
+    } else {
+      _tile_loadd(4, shared, 64);
+      _tile_loadd(5, shared + step_bytes / 2, 64);
+      _tile_stream_loadd(6, panel, 64);
+      _tile_stream_loadd(7, panel + step_bytes / 2, 64);
+    }
+    for (int64_t line = 0; line < lines; line++, next += line_bytes) _mm_prefetch(next, _MM_HINT_T1);
+    _tile_dpbf16ps(0, 4, 6);
+    _tile_dpbf16ps(1, 4, 7);
+    _tile_dpbf16ps(2, 5, 6);
+    _tile_dpbf16ps(3, 5, 7);
+    pending.four();
+  }
+  ahead.next = next;
+  _tile_stored(0, sums, 64);
+  _tile_stored(1, sums + tile_sums, 64);
+  _tile_stored(2, sums + 2 * tile_sums, 64);
+  _tile_stored(3, sums + 3 * tile_sums, 64);
+}
+
+// Blocks `first` and some more of a side, over `steps` of the sum from `begin` on: one of so many parts.
+template <typename Side>
+void pack(const Side& side, int64_t first, int64_t some, int64_t begin, int64_t steps, Half* to, int64_t part = 0,
+          int64_t parts = 1) {
+  // Along the rows of what is packed, whichever these are.
+  const int64_t outer = Side::sums_down ? steps : some, inner = Side::sums_down ? some : steps;
+  for (int64_t o = outer * part / parts; o < outer * (part + 1) / parts; o++)
+    for (int64_t n = 0; n < inner; n++) {
+      const int64_t i = Side::sums_down ? n : o, k = Side::sums_down ? o : n;
+      side.pack(first + i, begin + k, to + (i * steps + k) * step_halves);
+    }
+}
+
+// One thread's part of a product; sizes are in blocks.
+template <bool panel_is_left, typename Panel, typename Shared, typename Finish>
+class ProductPart {
+ public:
+  // `sums`: of one panel or, where factors are packed in several slices, of the whole part.
+  ProductPart(const Panel& panel, const Shared& shared, const Finish& finish, Half* rows, Half* passing, float* sums)
+      : panel_(panel), shared_(shared), pending_(finish), rows_(rows), passing_(passing), sums_(sums) {}
+
+  // `start` to `stop` of the panel's side, in turns of `most`, times `wide` of the other from `offset`.
+  void run(int64_t start, int64_t stop, int64_t most, int64_t offset, int64_t wide, int64_t depth) {
+    const int64_t turns = rounded_up(stop - start, most), slices = rounded_up(depth, slice);
+    const int64_t me = omp_get_thread_num(), threads = omp_get_num_threads();
+    offset_ = offset, wide_ = wide;
+    for (int64_t number = 0; number < slices; number++) {
+      begin_ = depth * number / slices;
+      steps_ = depth * (number + 1) / slices - begin_;
+      is_first_ = number == 0, is_last_ = number + 1 == slices;
+      pack(shared_, offset, wide, begin_, steps_, passing_, me, threads);
+#pragma omp barrier
+      for (int64_t turn = 0; turn < turns; turn++) {
+        const int64_t first = start + (stop - start) * turn / turns;
+        const int64_t some = start + (stop - start) * (turn + 1) / turns - first;
+        pack(panel_, first, some, begin_, steps_, rows_);
+        run_panel(first, some, slices == 1 ? sums_ : sums_ + (first - start) * wide * block_sums,
+                  slices == 1 ? 0 : some * block_sums);
+      }
+#pragma omp barrier
+    }
+    pending_.all();
+  }
+
+ private:
+  // `column`: floats from the sums with one block of the other side to those with the next.
+  void run_panel(int64_t first, int64_t some, float* sums, int64_t column) {
+    const int64_t pieces = rounded_up(steps_, chunk);
+    for (int64_t j = 0; j < wide_; j++)
+      for (int64_t piece = 0; piece < pieces; piece++) {
+        const int64_t from = steps_ * piece / pieces, now = steps_ * (piece + 1) / pieces - from;
+        const char* here = at(passing_, j * steps_ + from);
+        Ahead ahead{here + now * step_bytes, at(passing_, std::min(j * steps_ + from + 2 * now, wide_ * steps_)),
+                    rounded_up(step_lines, some)};
+        for (int64_t i = 0; i < some; i++) {
+          float* const to = sums + j * column + i * block_sums;
+          if (pending_.has(to)) pending_.all();
+          const char* own = at(rows_, i * steps_ + from);
+          if (is_first_ && piece == 0)
+            multiply<panel_is_left, false>(own, here, now, to, ahead, pending_);
+          else
+            multiply<panel_is_left, true>(own, here, now, to, ahead, pending_);
+          if (is_last_ && piece + 1 == pieces) finish(first + i, offset_ + j, to);
+        }
+      }
+  }
+
+  void finish(int64_t i, int64_t j, const float* sums) {
+    pending_.all();
+    pending_.begin((panel_is_left ? i : j) * block, (panel_is_left ? j : i) * block, sums);
+  }
+
+  static const char* at(const Half* packed, int64_t step) {
+    return reinterpret_cast<const char*>(packed + step * step_halves);
+  }
+
+  const Panel& panel_;
+  const Shared& shared_;
+  Pending<Finish> pending_;
+  Half *rows_, *passing_;
+  float* sums_;
+  int64_t offset_ = 0, wide_ = 0, begin_ = 0, steps_ = 0;
+  bool is_first_ = true, is_last_ = true;
+};
+
+// False: there is no memory for it.
+template <bool panel_is_left, typename Panel, typename Shared, typename Finish>
+bool product(const Panel& panel, const Shared& shared, int64_t tall, int64_t wide, int64_t depth, const Finish& finish) {
+  const int64_t slices = rounded_up(depth, slice), steps = rounded_up(depth, slices);
+  const int64_t most = std::max<int64_t>(1, panel_bytes / (steps * step_bytes));
+  const int64_t at_once = std::clamp<int64_t>(shared_bytes / (steps * step_bytes), 1, wide);
+  const int64_t passes = rounded_up(wide, at_once), sum_bytes = 4 * block_sums;
+  const int64_t packed = most * steps * step_bytes, own = packed + most * sum_bytes;
+  const Memory passing = allocate(at_once * steps * step_bytes), space = allocate(omp_get_max_threads() * own);
+  const Memory whole = allocate(slices == 1 ? 1 : tall * at_once * sum_bytes);
+  if (!passing || !space || !whole) return false;
 #pragma omp parallel
   {
-    Half* const rows = reinterpret_cast<Half*>(space.get() + own * omp_get_thread_num());
-    float* const sums = reinterpret_cast<float*>(rows + blocks * steps * block_halves);
-    const Vector one = _mm512_set1_ps(1.0f);
+    const int64_t me = omp_get_thread_num(), threads = omp_get_num_threads();
+    const int64_t start = tall * me / threads, stop = tall * (me + 1) / threads;
+    char* const rows = space.get() + me * own;
+    char* const sums = slices == 1 ? rows + packed : whole.get() + start * at_once * sum_bytes;
     const Tiles tiles;
-#pragma omp for
-    for (int64_t k = 0; k < steps; k++)
-      for (int64_t j = 0; j < wide; j++) pack_right(k, j, columns + (j * steps + k) * block_halves);
-#pragma omp for schedule(dynamic)
-    for (int64_t first = 0; first < tall; first += blocks) {
-      const int64_t some = std::min(blocks, tall - first);
-      for (int64_t k = 0; k < steps; k++)
-        for (int64_t i = 0; i < some; i++) pack_left(first + i, k, rows + (i * steps + k) * block_halves);
-      for (int64_t j = 0; j < wide; j++) {
-        for (int64_t k = 0; k < steps; k += chunk)
-          for (int64_t i = 0; i < some; i++) {
-            const Factor left{rows + (i * steps + k) * block_halves, 64, 1024, 2048};
-            const Factor across{columns + (j * steps + k) * block_halves, 64, 1024, 2048};
-            const int64_t now = std::min(chunk, steps - k);
-            if (k == 0)
-              product_2x2<false, true>(left, across, now, sums + i * block_sums, 2 * tile_sums);
-            else
-              product_2x2<true, true>(left, across, now, sums + i * block_sums, 2 * tile_sums);
-          }
-        for (int64_t i = 0; i < 2 * some; i++)
-          for (int64_t n = 0; n < 2; n++)
-            store_rows(sums + (2 * i + n) * tile_sums, one,
-                       result.at(first * block + i * lanes, j * block + n * lanes), result.row);
-      }
+    for (int64_t pass = 0; pass < passes; pass++) {
+      ProductPart<panel_is_left, Panel, Shared, Finish> part(
+          panel, shared, finish, reinterpret_cast<Half*>(rows), reinterpret_cast<Half*>(passing.get()),
+          reinterpret_cast<float*>(sums));
+      const int64_t offset = wide * pass / passes;
+      part.run(start, stop, most, offset, wide * (pass + 1) / passes - offset, depth);
     }
   }
   return true;
 }
 
-// result (M, N) = the transposed of left (K, M) times right (K, N).
-inline bool turned_product(const Matrix& left, const Matrix& right, const Matrix& result) {
-  return product(
-      left.rows, result,
-      [&](int64_t i, int64_t k, Half* to) {
-        for (int64_t m = 0; m < 2; m++)
-          pack_turned(left.at(k * tile_depth, i * block + m * lanes), left.row, to + m * tile_halves);
-      },
-      [&](int64_t k, int64_t j, Half* to) {
-        for (int64_t n = 0; n < 2; n++)
-          pack_down(right.at(k * tile_depth, j * block + n * lanes), right.row, to + n * tile_halves);
-      });
+// result (M, N) = left (M, K) times right (K, N); all three sizes are multiples of 32.
+template <typename Left, typename Right, typename Finish>
+bool product(const Left& left, const Right& right, int64_t rows, int64_t columns, int64_t depth, const Finish& finish) {
+  const int64_t tall = rows / block, wide = columns / block, steps = depth / tile_depth;
+  if (tall >= wide) return product<true>(left, right, tall, wide, steps, finish);
+  return product<false>(right, left, wide, tall, steps, finish);
 }
 
 }  // namespace penstock
+#endif

@@ -9,6 +9,8 @@
 
 #include <cstdint>
 
+#include "memory.hpp"
+
 #if defined(__AMX_BF16__) && defined(__AMX_TILE__)
 #include "../matrix_unit.hpp"
 #define PENSTOCK_UNIT
@@ -16,7 +18,6 @@
 
 namespace penstock {
 
-using Half = uint16_t;  // bf16
 using Vector = __m512;
 constexpr int lanes = 16, tile_rows = 16, tile_depth = 32;
 constexpr int tile_halves = tile_rows * tile_depth, tile_sums = tile_rows * lanes;
@@ -43,10 +44,9 @@ struct Factor {
 };
 
 // Two by two tiles of sums (1 KiB each): `left` times `right` over `depth` tiles, added to what is
-// there or not. The lower sums lie `down_sums` behind the upper ones. `streams`: the left factor is
-// read once, and is not to displace the right one in the nearest cache.
+// there or not. The lower sums lie `down_sums` behind the upper ones.
 #ifdef PENSTOCK_UNIT
-template <bool adds, bool streams = false>
+template <bool adds>
 inline void product_2x2(const Factor& left, const Factor& right, int64_t depth, float* sums,
                         int64_t down_sums) {
   settle_stores();
@@ -64,13 +64,8 @@ inline void product_2x2(const Factor& left, const Factor& right, int64_t depth, 
   }
   const char *a = static_cast<const char*>(left.first), *b = static_cast<const char*>(right.first);
   for (int64_t k = 0; k < depth; k++, a += left.along_bytes, b += right.along_bytes) {
-    if constexpr (streams) {
-      _tile_stream_loadd(4, a, left.row_bytes);
-      _tile_stream_loadd(5, a + left.next_bytes, left.row_bytes);
-    } else {
-      _tile_loadd(4, a, left.row_bytes);
-      _tile_loadd(5, a + left.next_bytes, left.row_bytes);
-    }
+    _tile_loadd(4, a, left.row_bytes);
+    _tile_loadd(5, a + left.next_bytes, left.row_bytes);
     _tile_loadd(6, b, right.row_bytes);
     _tile_loadd(7, b + right.next_bytes, right.row_bytes);
     _tile_dpbf16ps(0, 4, 6);
@@ -84,7 +79,7 @@ inline void product_2x2(const Factor& left, const Factor& right, int64_t depth, 
   _tile_stored(3, lower + tile_sums, 64);
 }
 #else
-template <bool adds, bool streams = false>
+template <bool adds>
 inline void product_2x2(const Factor& left, const Factor& right, int64_t depth, float* sums,
                         int64_t down_sums) {
   constexpr int at_once = 8;  // rows, whose sums of two tiles stay in registers
@@ -160,12 +155,30 @@ inline __m256i load_halves(const Half* from) {
   return _mm256_loadu_si256(reinterpret_cast<const __m256i*>(from));
 }
 
+inline Vector widened(__m256i halves) {
+  return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(halves), 16));
+}
+inline Vector widened(const Half* from) { return widened(load_halves(from)); }
+
+inline void store_tile(const __m512i rows[16], Half* to) {
+  for (int i = 0; i < 16; i++) _mm512_store_si512(to + i * 32, rows[i]);
+}
+
+// 32 rows of 32 numbers in pairs, by halves of their columns.
+inline void load_pairs(const Half* from, int64_t row, __m512i halves[2][16]) {
+  for (int i = 0; i < 16; i++, from += 2 * row) {
+    const __m512i upper = _mm512_loadu_si512(from), lower = _mm512_loadu_si512(from + row);
+    halves[0][i] = paired(_mm512_castsi512_si256(upper), _mm512_castsi512_si256(lower));
+    halves[1][i] = paired(_mm512_extracti64x4_epi64(upper, 1), _mm512_extracti64x4_epi64(lower, 1));
+  }
+}
+
 // 16 rows of 32 numbers as a right factor, summed over along the rows: the transposed, in pairs.
 inline void pack_across(const Half* from, int64_t row, Half* to) {
   __m512i rows[16];
   for (int i = 0; i < 16; i++) rows[i] = _mm512_loadu_si512(from + i * row);
   turn(rows);
-  for (int i = 0; i < 16; i++) _mm512_store_si512(to + i * 32, rows[i]);
+  store_tile(rows, to);
 }
 
 // 32 rows of 16 numbers as a right factor, summed over down the rows: in pairs.
@@ -180,7 +193,7 @@ inline void pack_turned(const Half* from, int64_t row, Half* to) {
   for (int i = 0; i < 16; i++, from += 2 * row)
     rows[i] = paired(load_halves(from), load_halves(from + row));
   turn(rows);
-  for (int i = 0; i < 16; i++) _mm512_store_si512(to + i * 32, rows[i]);
+  store_tile(rows, to);
 }
 
 // 16 × 16 sums, times a factor for each column, as 16 columns of bf16.
