@@ -25,52 +25,65 @@ constexpr int64_t slice = 96;              // steps of a sum for which factors a
 constexpr int64_t panel_bytes = 1 << 20;   // half of the second cache
 constexpr int64_t shared_bytes = 13 << 20;
 
-// 32 × 32 elements of one row or column of blocks, `k` steps along the sum, as two tiles. Of what is
-// `sums_down` the sum runs down the rows, as they lie in memory.
-struct LeftRows {  // (M, K)
-  static constexpr bool sums_down = false;
-  Matrix matrix;
-  void pack(int64_t i, int64_t k, Half* to) const {
-    for (int64_t row = 0; row < block; row++)
-      _mm512_store_si512(to + row * tile_depth,
-                         _mm512_loadu_si512(matrix.at(i * block + row, k * tile_depth)));
-  }
+// A side of a product. `pack` writes blocks of 32 × 32 elements, two tiles each: some blocks from
+// `first` on, and of each, so many steps of the sum from `begin` on; one of so many parts of all that.
+// Memory is read along its rows.
+struct Blocks {
+  int64_t first, some, begin, steps, part = 0, parts = 1;
+  Half* to(Half* packed, int64_t i, int64_t k) const { return packed + (i * steps + k) * step_halves; }
 };
-struct LeftColumns {  // (K, M)
-  static constexpr bool sums_down = true;
+
+struct LeftRows {  // (M, K)
   Matrix matrix;
-  void pack(int64_t i, int64_t k, Half* to) const {
-    __m512i tiles[2][16];
-    load_pairs(matrix.at(k * tile_depth, i * block), matrix.row, tiles);
-    for (int m = 0; m < 2; m++) {
-      turn(tiles[m]);
-      store_tile(tiles[m], to + m * tile_halves);
+  void pack(const Blocks& b, Half* packed) const {
+    const int64_t rows = b.some * block;
+    for (int64_t row = rows * b.part / b.parts; row < rows * (b.part + 1) / b.parts; row++) {
+      const Half* from = matrix.at(b.first * block + row, b.begin * tile_depth);
+      Half* to = b.to(packed, row / block, 0) + row % block * tile_depth;
+      for (int64_t k = 0; k < b.steps; k++, from += tile_depth, to += step_halves)
+        _mm512_store_si512(to, _mm512_loadu_si512(from));
     }
   }
 };
-struct RightRows {  // (K, N)
-  static constexpr bool sums_down = true;
-  Matrix matrix;
-  void pack(int64_t j, int64_t k, Half* to) const {
-    __m512i tiles[2][16];
-    load_pairs(matrix.at(k * tile_depth, j * block), matrix.row, tiles);
-    for (int n = 0; n < 2; n++) store_tile(tiles[n], to + n * tile_halves);
-  }
-};
 struct RightColumns {  // (N, K)
-  static constexpr bool sums_down = false;
   Matrix matrix;
-  void pack(int64_t j, int64_t k, Half* to) const {
-    for (int n = 0; n < 2; n++)
-      pack_across(matrix.at(j * block + n * lanes, k * tile_depth), matrix.row, to + n * tile_halves);
+  void pack(const Blocks& b, Half* packed) const {
+    const int64_t rows = b.some * 2;  // of tiles
+    for (int64_t row = rows * b.part / b.parts; row < rows * (b.part + 1) / b.parts; row++)
+      for (int64_t k = 0; k < b.steps; k++)
+        pack_across(matrix.at(b.first * block + row * lanes, (b.begin + k) * tile_depth), matrix.row,
+                    b.to(packed, row / 2, k) + row % 2 * tile_halves);
   }
 };
+
+// Of these the sum runs down the rows.
+template <bool turns>
+struct Down {
+  Matrix matrix;
+  void pack(const Blocks& b, Half* packed) const {
+    for (int64_t k = b.steps * b.part / b.parts; k < b.steps * (b.part + 1) / b.parts; k++)
+      for (int64_t i = 0; i < b.some; i++) {
+        __m512i tiles[2][16];
+        load_pairs(matrix.at((b.begin + k) * tile_depth, (b.first + i) * block), matrix.row, tiles);
+        for (int n = 0; n < 2; n++) {
+          if constexpr (turns) turn(tiles[n]);
+          store_tile(tiles[n], b.to(packed, i, k) + n * tile_halves);
+        }
+      }
+  }
+};
+using LeftColumns = Down<true>;  // (K, M)
+using RightRows = Down<false>;   // (K, N)
 
 // Takes rows of 32 sums, and stores them as bf16: with a bias for each column, or without.
 template <bool has_bias>
 struct Store {
   Matrix result;
   const float* bias;
+  // So that lines of the block are there when its rows are stored.
+  void expect(int64_t i, int64_t j) const {
+    for (int64_t row = 0; row < block; row++) __builtin_prefetch(result.at(i + row, j), 1);
+  }
   void operator()(int64_t i, int64_t j, const float* sums) const {
     Vector low = _mm512_load_ps(sums), high = _mm512_load_ps(sums + tile_sums);
     if constexpr (has_bias) {
@@ -86,6 +99,7 @@ template <typename Finish>
 class Pending {
  public:
   explicit Pending(const Finish& finish) : finish_(finish) {}
+  void expect(int64_t i, int64_t j) const { finish_.expect(i, j); }
   bool has(const float* sums) const { return sums == sums_ && row_ < block; }
   void begin(int64_t i, int64_t j, const float* sums) {
     i_ = i, j_ = j, sums_ = sums, row_ = 0;
@@ -158,19 +172,6 @@ inline void multiply(const char* panel, const char* shared, int64_t steps, float
   _tile_stored(3, sums + 3 * tile_sums, 64);
 }
 
-// Blocks `first` and some more of a side, over `steps` of the sum from `begin` on: one of so many parts.
-template <typename Side>
-void pack(const Side& side, int64_t first, int64_t some, int64_t begin, int64_t steps, Half* to, int64_t part = 0,
-          int64_t parts = 1) {
-  // Along the rows of what is packed, whichever these are.
-  const int64_t outer = Side::sums_down ? steps : some, inner = Side::sums_down ? some : steps;
-  for (int64_t o = outer * part / parts; o < outer * (part + 1) / parts; o++)
-    for (int64_t n = 0; n < inner; n++) {
-      const int64_t i = Side::sums_down ? n : o, k = Side::sums_down ? o : n;
-      side.pack(first + i, begin + k, to + (i * steps + k) * step_halves);
-    }
-}
-
 // One thread's part of a product; sizes are in blocks.
 template <bool panel_is_left, typename Panel, typename Shared, typename Finish>
 class ProductPart {
@@ -188,12 +189,12 @@ class ProductPart {
       begin_ = depth * number / slices;
       steps_ = depth * (number + 1) / slices - begin_;
       is_first_ = number == 0, is_last_ = number + 1 == slices;
-      pack(shared_, offset, wide, begin_, steps_, passing_, me, threads);
+      shared_.pack({offset, wide, begin_, steps_, me, threads}, passing_);
 #pragma omp barrier
       for (int64_t turn = 0; turn < turns; turn++) {
         const int64_t first = start + (stop - start) * turn / turns;
         const int64_t some = start + (stop - start) * (turn + 1) / turns - first;
-        pack(panel_, first, some, begin_, steps_, rows_);
+        panel_.pack({first, some, begin_, steps_}, rows_);
         run_panel(first, some, slices == 1 ? sums_ : sums_ + (first - start) * wide * block_sums,
                   slices == 1 ? 0 : some * block_sums);
       }
@@ -203,8 +204,8 @@ class ProductPart {
   }
 
  private:
-  // `column`: floats from the sums with one block of the other side to those with the next.
-  void run_panel(int64_t first, int64_t some, float* sums, int64_t column) {
+  // `beside`: floats from the sums with one block of the other side to those with the next.
+  void run_panel(int64_t first, int64_t some, float* sums, int64_t beside) {
     const int64_t pieces = rounded_up(steps_, chunk);
     for (int64_t j = 0; j < wide_; j++)
       for (int64_t piece = 0; piece < pieces; piece++) {
@@ -212,22 +213,24 @@ class ProductPart {
         const char* here = at(passing_, j * steps_ + from);
         Ahead ahead{here + now * step_bytes, at(passing_, std::min(j * steps_ + from + 2 * now, wide_ * steps_)),
                     rounded_up(step_lines, some)};
+        const bool ends = is_last_ && piece + 1 == pieces;
         for (int64_t i = 0; i < some; i++) {
-          float* const to = sums + j * column + i * block_sums;
+          const int64_t row = panel_is_left ? first + i : offset_ + j, column = panel_is_left ? offset_ + j : first + i;
+          // Where blocks go down the result; along its rows, the processor fetches lines by itself.
+          if (panel_is_left && ends) pending_.expect(row * block, column * block);
+          float* const to = sums + j * beside + i * block_sums;
           if (pending_.has(to)) pending_.all();
           const char* own = at(rows_, i * steps_ + from);
           if (is_first_ && piece == 0)
             multiply<panel_is_left, false>(own, here, now, to, ahead, pending_);
           else
             multiply<panel_is_left, true>(own, here, now, to, ahead, pending_);
-          if (is_last_ && piece + 1 == pieces) finish(first + i, offset_ + j, to);
+          if (ends) {
+            pending_.all();
+            pending_.begin(row * block, column * block, to);
+          }
         }
       }
-  }
-
-  void finish(int64_t i, int64_t j, const float* sums) {
-    pending_.all();
-    pending_.begin((panel_is_left ? i : j) * block, (panel_is_left ? j : i) * block, sums);
   }
 
   static const char* at(const Half* packed, int64_t step) {
