@@ -30,9 +30,10 @@ _LOOP_VALUES, _LOOP_CALLS = 1 << 16, 32
 _LOOP_FLOPS = 15.0
 """FLOPs that one of them counts for: fitted to the loops of GPT-2 124M's kernels on two cores of a
 Xeon with AMX, which run at 0.12e+12 (docs/plan.md)."""
-_OWN_PRODUCT = 1.6
-"""As fast as the library's are products of our own for weights' gradients, on a matrix unit
-(`compiler/operators.py`): 2048 x 768 x 3072, two cores of a Xeon with AMX."""
+_OWN_PRODUCTS = (1.0, 1.15, 1.7)
+"""As fast as the library's, alone and in hot caches, are products of our own inside a kernel, on a
+matrix unit (`compiler/operators.py`): a layer's, and those of its gradients of inputs and of
+weights; 2048 x 768 x 3072, two cores of a Xeon with AMX."""
 _LOOPS_SOURCE = "measured here: exponentials and quotients of vectors in the cache"
 _LINK_SOURCE = "measured here: from one process to another, by gloo"
 
@@ -155,7 +156,7 @@ def _measure(device: str) -> Speeds:
             for left, right in products
         ]
         if dtype == torch.bfloat16 and device == "cpu" and operators.has_unit():
-            seconds[-1] /= _OWN_PRODUCT
+            seconds = [each / faster for each, faster in zip(seconds, _OWN_PRODUCTS, strict=True)]
         return 3 * 2 * rows * width * 4 * width / sum(seconds)
 
     def loops() -> float | None:
