@@ -68,7 +68,7 @@ def test_a_damaged_memory_is_measured_anew(cache: Path, text: str) -> None:
     assert measured_speeds("cpu").bf16_flops > 1e8
 
 
-def test_this_machine_is_a_target_with_sources() -> None:
+def test_this_machine_is_a_target_with_sources(cache: Path) -> None:
     target = detected_target("cpu")
     assert target.device == "cpu"
     assert target.memory_bytes > 1 << 28
