@@ -25,6 +25,7 @@ from penstock.profiling.rows import (
     process_cells,
     region_cells,
 )
+from penstock.report.summary import shown_environment
 
 
 def draw_page(
@@ -68,7 +69,7 @@ def draw_page(
         notes=values["notes"],
         roofline=draw_roofline(points, values["peak_flops"], values["bandwidth_bytes_per_second"]),
         memory=draw_memory(memory),
-        environment={**values["environment"], **values["versions"]},
+        environment=shown_environment(values),
     )
 
 

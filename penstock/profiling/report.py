@@ -122,9 +122,9 @@ def _notes(recording: Recording, link: float | None) -> list[str]:
     ]
     if any(place.operation == MACHINE_CODE for place in recording.times.seconds):
         notes.append(
-            "A compiled kernel is one piece of machine code, its loops and its calls of the "
-            "library's products together: torch's profiler sees a few operations inside, such as "
-            "copies; the time of the rest cannot be split further."
+            "A compiled kernel is one piece of machine code, its loops and its products "
+            "together: torch's profiler sees a few operations inside, such as copies; the time of "
+            "the rest cannot be split further."
         )
     if recording.device == "cuda":
         notes.append(

@@ -15,6 +15,7 @@ import jinja2
 from penstock.console import Console
 from penstock.files import atomic_write
 from penstock.report.curve import DARK, draw_loss, draw_speed
+from penstock.report.summary import shown_environment
 from penstock.training.metrics import read_metrics
 
 _TEMPLATE = "page.html"
@@ -66,7 +67,7 @@ def write_report(run: Path) -> ReportFiles:
         curve=(_embedded(curve), _embedded(draw_loss(metrics, DARK))),
         speed=(_embedded(draw_speed(metrics)), _embedded(draw_speed(metrics, DARK))),
         config=_text(run / "config.yaml"),
-        environment={**_section(summary, "environment"), **_section(summary, "versions")},
+        environment=shown_environment(summary),
     )
     atomic_write(files.page, page)
     return files

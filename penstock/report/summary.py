@@ -5,6 +5,7 @@ import importlib.metadata
 import json
 import platform
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -95,6 +96,18 @@ def environment() -> dict[str, Any]:
             **{name: _version(name) for name in names},
         },
     }
+
+
+def shown_environment(summary: Mapping[str, Any]) -> dict[str, str]:
+    """Machine and versions as pages show them; what a file lacks is left out."""
+    parts = [summary.get(name) for name in ("environment", "versions")]
+    facts = {k: v for part in parts if isinstance(part, dict) for k, v in part.items()}
+    memory = facts.pop("memory_bytes", None)
+    if isinstance(memory, int | float):
+        facts["memory"] = f"{memory / 2**30:.1f} GiB"
+    if isinstance(facts.get("gpus"), list):
+        facts["gpus"] = ", ".join(map(str, facts["gpus"])) or "none"
+    return {name: str(value) for name, value in facts.items()}
 
 
 def _version(name: str) -> str:

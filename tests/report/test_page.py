@@ -26,7 +26,7 @@ SUMMARY = {
         },
         "wikitext": {"word_perplexity": 37.37, "stride": 32, "seconds": 3.2},
     },
-    "environment": {"processor": "<script>alert(1)</script>"},
+    "environment": {"processor": "<script>alert(1)</script>", "memory_bytes": 25 << 30, "gpus": []},
     "plan": {"memory": {"weights": 1 << 20, "total": 2 << 20}},
 }
 
@@ -49,6 +49,8 @@ def test_the_page_shows_the_figures_and_stands_alone(tmp_path: Path) -> None:
         "labels bad, good",
         "word perplexity 37.37",
         "stride 32",
+        "<td>memory</td><td>25.0 GiB</td>",
+        "<td>gpus</td><td>none</td>",
     ):
         assert text in page
     assert "<script" not in page

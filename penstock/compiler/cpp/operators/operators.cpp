@@ -76,7 +76,7 @@ AOTITorchError for_each_head(const Tensor& query, const Shape& shape, const Run&
     Workspace space(memory.get() + own * omp_get_thread_num());
     State state(shape, space);
     const Tiles tiles;
-#pragma omp for
+#pragma omp for schedule(dynamic)
     for (int64_t head = 0; head < heads; head++) run(state, head);
   }
   return success;

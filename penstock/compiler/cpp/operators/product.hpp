@@ -172,18 +172,19 @@ inline void multiply(const char* panel, const char* shared, int64_t steps, float
   _tile_stored(3, sums + 3 * tile_sums, 64);
 }
 
-// One thread's part of a product; sizes are in blocks.
+// What one thread does for a product; sizes are in blocks.
 template <bool panel_is_left, typename Panel, typename Shared, typename Finish>
-class ProductPart {
+class ProductThread {
  public:
-  // `sums`: of one panel or, where factors are packed in several slices, of the whole part.
-  ProductPart(const Panel& panel, const Shared& shared, const Finish& finish, Half* rows, Half* passing, float* sums)
+  // `sums`: a thread's own, of one panel or, where factors are packed in several slices, of the whole
+  // result.
+  ProductThread(const Panel& panel, const Shared& shared, const Finish& finish, Half* rows, Half* passing, float* sums)
       : panel_(panel), shared_(shared), pending_(finish), rows_(rows), passing_(passing), sums_(sums) {}
 
-  // `start` to `stop` of the panel's side, in turns of `most`, times `wide` of the other from `offset`.
-  void run(int64_t start, int64_t stop, int64_t most, int64_t offset, int64_t wide, int64_t depth) {
-    const int64_t turns = rounded_up(stop - start, most), slices = rounded_up(depth, slice);
-    const int64_t me = omp_get_thread_num(), threads = omp_get_num_threads();
+  // `tall` of the panels' side, cut into so many, times `wide` of the other from `offset` on. A thread
+  // that other programs leave less of a core takes fewer panels.
+  void run(int64_t tall, int64_t panels, int64_t offset, int64_t wide, int64_t depth) {
+    const int64_t slices = rounded_up(depth, slice), me = omp_get_thread_num(), threads = omp_get_num_threads();
     offset_ = offset, wide_ = wide;
     for (int64_t number = 0; number < slices; number++) {
       begin_ = depth * number / slices;
@@ -191,14 +192,13 @@ class ProductPart {
       is_first_ = number == 0, is_last_ = number + 1 == slices;
       shared_.pack({offset, wide, begin_, steps_, me, threads}, passing_);
 #pragma omp barrier
-      for (int64_t turn = 0; turn < turns; turn++) {
-        const int64_t first = start + (stop - start) * turn / turns;
-        const int64_t some = start + (stop - start) * (turn + 1) / turns - first;
+#pragma omp for schedule(dynamic)
+      for (int64_t index = 0; index < panels; index++) {
+        const int64_t first = tall * index / panels, some = tall * (index + 1) / panels - first;
         panel_.pack({first, some, begin_, steps_}, rows_);
-        run_panel(first, some, slices == 1 ? sums_ : sums_ + (first - start) * wide * block_sums,
+        run_panel(first, some, slices == 1 ? sums_ : sums_ + first * wide * block_sums,
                   slices == 1 ? 0 : some * block_sums);
       }
-#pragma omp barrier
     }
     pending_.all();
   }
@@ -249,27 +249,26 @@ class ProductPart {
 // False: there is no memory for it.
 template <bool panel_is_left, typename Panel, typename Shared, typename Finish>
 bool product(const Panel& panel, const Shared& shared, int64_t tall, int64_t wide, int64_t depth, const Finish& finish) {
-  const int64_t slices = rounded_up(depth, slice), steps = rounded_up(depth, slices);
+  const int64_t slices = rounded_up(depth, slice), steps = rounded_up(depth, slices), threads = omp_get_max_threads();
   const int64_t most = std::max<int64_t>(1, panel_bytes / (steps * step_bytes));
+  const int64_t panels = std::min(tall, threads * rounded_up(tall, threads * most));
   const int64_t at_once = std::clamp<int64_t>(shared_bytes / (steps * step_bytes), 1, wide);
   const int64_t passes = rounded_up(wide, at_once), sum_bytes = 4 * block_sums;
   const int64_t packed = most * steps * step_bytes, own = packed + most * sum_bytes;
-  const Memory passing = allocate(at_once * steps * step_bytes), space = allocate(omp_get_max_threads() * own);
+  const Memory passing = allocate(at_once * steps * step_bytes), space = allocate(threads * own);
   const Memory whole = allocate(slices == 1 ? 1 : tall * at_once * sum_bytes);
   if (!passing || !space || !whole) return false;
 #pragma omp parallel
   {
-    const int64_t me = omp_get_thread_num(), threads = omp_get_num_threads();
-    const int64_t start = tall * me / threads, stop = tall * (me + 1) / threads;
-    char* const rows = space.get() + me * own;
-    char* const sums = slices == 1 ? rows + packed : whole.get() + start * at_once * sum_bytes;
+    char* const rows = space.get() + omp_get_thread_num() * own;
+    char* const sums = slices == 1 ? rows + packed : whole.get();
+    ProductThread<panel_is_left, Panel, Shared, Finish> thread(
+        panel, shared, finish, reinterpret_cast<Half*>(rows), reinterpret_cast<Half*>(passing.get()),
+        reinterpret_cast<float*>(sums));
     const Tiles tiles;
     for (int64_t pass = 0; pass < passes; pass++) {
-      ProductPart<panel_is_left, Panel, Shared, Finish> part(
-          panel, shared, finish, reinterpret_cast<Half*>(rows), reinterpret_cast<Half*>(passing.get()),
-          reinterpret_cast<float*>(sums));
       const int64_t offset = wide * pass / passes;
-      part.run(start, stop, most, offset, wide * (pass + 1) / passes - offset, depth);
+      thread.run(tall, panels, offset, wide * (pass + 1) / passes - offset, depth);
     }
   }
   return true;
