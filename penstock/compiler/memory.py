@@ -64,6 +64,8 @@ class MemoryModel(MicroBatch):
     """Whether training starts from a checkpoint, which is read beside the new state."""
     streams: tuple[str, ...] = ()
     """Kinds that live in the target's streaming memory."""
+    own_products: bool = False
+    """Whether products are our own."""
     frozen: Frozen = dataclasses.field(default_factory=Frozen)
     """Parameters without gradients and state, besides those under adapters."""
     sums: str = "fp32"
@@ -80,6 +82,7 @@ class MemoryModel(MicroBatch):
         held = self._kinds_by_parameter(parameters, trained, layers)
         held["activations"] = self._activations(block_passes - weight_passes)
         held["activations"] += weight_passes * self._waiting if weight_passes else 0
+        held["gradients"] -= self._in_free_room(trained, block_passes)
         held["logits"] = self._logits() if head else 0
         held["workspace"] = PROCESS_BYTES.get(self.device, 0)
         held["workspace"] += LIBRARY_BYTES.get(self.optimizer, 0) if held["workspace"] else 0
@@ -140,6 +143,17 @@ class MemoryModel(MicroBatch):
         last = block_passes > 0 and is_recomputed(self.recompute, block_passes - 1)
         now = read if last else read - kept if block_passes else 0
         return (block_passes - again) * kept + again * inputs + now
+
+    def _in_free_room(self, trained: int, block_passes: int) -> int:
+        """Gradients that take the room of what kernels keep besides products' results, which blocks
+        give back as they come: measured where products are our own, and only there
+        (docs/benchmarks.md).
+        """
+        keeps_more = self.compiled and kept_values(self.recompute) == "everything"
+        if not (self.own_products and keeps_more):
+            return 0
+        more = also_kept(self.architecture, self._rows, self._element, self.tensor, own=self.own)
+        return min(self._element * trained, block_passes * more)
 
     @functools.cached_property
     def _waiting(self) -> int:

@@ -225,6 +225,7 @@ class _Deciding:
             saves=self.saves,
             resumes=self.resumes,
             streams=self.target.streams,
+            own_products=self.target.own_products and self._format == "bf16",
             frozen=self.frozen,
             sums=self.target.sums,
         )

@@ -77,6 +77,7 @@ def detected_target(device: str) -> Target:
         fast_bf16=speeds.bf16_flops > 1.2 * speeds.fp32_flops,
         measured=True,
         own_operators=device == "cpu" and operators.available(),
+        own_products=device == "cpu" and operators.available() and operators.has_unit(),
         sources={
             "memory_bytes": "the operating system",
             "peak_flops": "measured here: large matrix products",

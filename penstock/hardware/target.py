@@ -67,6 +67,8 @@ class Target:
     None: not measured, as fast as fp32 products, which are made of the same instructions."""
     own_operators: bool = False
     """Whether kernels for it call operators of our own (`compiler/operators.py`)."""
+    own_products: bool = False
+    """Whether these multiply matrices, too."""
     sources: dict[str, str] = dataclasses.field(default_factory=dict[str, str])
     """Where each figure is from, by key."""
 
@@ -166,6 +168,7 @@ class _Reader:
             sums=self._sums(),
             measured=self._flag("measured", default=False),
             own_operators=self._flag("own_operators", default=False),
+            own_products=self._flag("own_products", default=False),
             sources={str(k): str(v) for k, v in self._mapping("sources", {}).items()},
             reached=self._share("reached"),
             loops_flops=self._figure("loops_flops") if "loops_flops" in self.value else None,

@@ -91,6 +91,19 @@ def test_gradients_are_summed_beside_themselves_only_in_another_format() -> None
     assert whole(accumulation=4, sums="bf16")["gradients"] == 2 * PARAMETERS
 
 
+def test_gradients_take_the_room_of_what_none_keeps_besides_where_products_are_ours() -> None:
+    def gradients(recompute: str, **fields: object) -> int:
+        return whole(recompute=recompute, own=True, **fields)["gradients"]
+
+    # In bf16, of 2,048 tokens: two norms' results and the activation's of four widths, and the
+    # norms' means and deviations in float32.
+    more = 12 * 2048 * (2 * (2 + 4) * 768 + 4 * 4)
+    assert gradients("none") - gradients("none", own_products=True) == more
+    assert gradients("none", own_products=True, micro=64) == 0  # no more than there are
+    for recompute in ("selective", "blocks"):
+        assert gradients(recompute) == gradients(recompute, own_products=True)
+
+
 def test_stages_hold_every_parameter_once() -> None:
     model = memory()
     for tied in (True, False):

@@ -104,6 +104,7 @@ def test_a_format_without_a_figure_is_refused_where_it_is_used(tmp_path: Path) -
         ("{bf16: 1e12, fp32: 2.0e+11}", "{}", "peak_flops for nothing"),
         ("fast_bf16: true", "fast_bf16: maybe", "fast_bf16=maybe .*: write true or false"),
         ("fast_bf16: true", "fast_bf16: true\nown_operators: 2", "own_operators=2 .*: write true"),
+        ("fast_bf16: true", "fast_bf16: true\nown_products: 2", "own_products=2 .*: write true"),
         ("device: cpu", "device: cpu\ndevices: 2", "lacks link_bytes_per_second"),
         ("device: cpu", "device: cpu\ndevices: 1.5\nlink_bytes_per_second: 1", "devices=1.5"),
         ("device: cpu", "device: cpu\nproducts_flops: {bf16: -1}", "products_flops.bf16=-1 .*: give"),
