@@ -1,4 +1,4 @@
-"""Operators of our own that Inductor's code calls: attention, loss, and weights' gradients.
+"""Operators of our own that Inductor's code calls: attention, loss, and large products.
 
 They are in bf16, for processors with AVX-512, and run on the matrix unit of those that have one
 (AMX), of which torch's libraries leave half unused. `compiler/inductor.py` puts them in

@@ -152,7 +152,8 @@ def _product(node: fx.Node) -> _Found:
 def _product_and_bias(node: fx.Node) -> _Found:
     given: Any = node.args
     bias, *factors = given
-    is_row = bias.meta["val"].dim() == 1 and _is_dense(bias)
+    # A bias of one number, which is added to every column, is not read as a row of them.
+    is_row = bias.meta["val"].shape == node.meta["val"].shape[1:] and _is_dense(bias)
     if not is_row or any(node.kwargs.values()) or not _pays(*factors):
         return None
     return "product_and_bias", (*factors, bias)

@@ -222,8 +222,14 @@ def test_attention_and_its_gradients_match_float64(found: Found) -> None:
         assert all(_error(*pair) < 2**-8 for pair in zip(results, gradients, strict=True))
 
 
+def _has_our_products(request: pytest.FixtureRequest) -> bool:
+    return operators.has_unit() and "[unit]" in request.node.name
+
+
 @needs_processor
-def test_products_match_float64(found: Found) -> None:
+def test_products_match_float64(found: Found, request: pytest.FixtureRequest) -> None:
+    if not _has_our_products(request):
+        pytest.skip("without a matrix unit (AMX) products are the library's")
     inputs, outputs = found["products"]
     for place, result in enumerate(outputs):
         left, right, bias = (x.double() for x in _factors(inputs, place))
@@ -252,8 +258,7 @@ def test_cross_entropy_and_its_gradient_match_float64(found: Found) -> None:
 def test_results_do_not_depend_on_the_number_of_threads(
     found: Found, request: pytest.FixtureRequest
 ) -> None:
-    products_are_ours = operators.has_unit() and "[unit]" in request.node.name
-    for name in CASES if products_are_ours else [*CASES.keys() - {"products"}]:
+    for name in CASES if _has_our_products(request) else [*CASES.keys() - {"products"}]:
         pairs = [*zip(found[name][1], found[f"{name}, other threads"][1], strict=True)]
         if name == "cross_entropy":
             pairs.pop(2)  # a product small enough to be the library's
@@ -305,8 +310,20 @@ def test_what_does_not_fit_stays_torchs() -> None:
     assert _left(product, factors(512, 1024, 500))
     assert _left(product, factors(64, 64, 64))  # not worth packing
     assert _left(product, [factor.float() for factor in factors(512, 1024, 512)])
+    one = [torch.randn(1).bfloat16(), *factors(512, 1024, 512)]  # a bias for all columns
+    assert _left(lambda bias, x, y: (torch.addmm(bias, x, y),), one)
     wide, right = factors(512, 2048, 512)
     assert _left(lambda x, y: (x[:, ::2] @ y[::2],), [wide, right])
+
+
+@pytest.mark.skipif(not operators.has_unit(), reason="needs a matrix unit (AMX)")
+def test_every_way_factors_lie_is_ours() -> None:
+    module = trace(*_products()).module
+    substitute(module)
+    names = [str(node.target) for node in module.graph.nodes]
+    with_bias = sum(has_bias for *_, has_bias in PRODUCTS)
+    assert names.count("penstock.product_and_bias.default") == with_bias
+    assert names.count("penstock.product.default") == len(PRODUCTS) - with_bias
 
 
 def test_logits_that_somebody_else_reads_are_not_overwritten() -> None:

@@ -1,8 +1,8 @@
 // Products of large bf16 matrices on the matrix unit, whose factors are packed into tiles first.
 //
-// The larger of the two outer sides is divided among the threads, and of each thread's part a panel
-// at a time lies in its second cache; the other side, packed once for all of them, passes by, 32 rows
-// or columns of it in the first cache. (The blocking of GotoBLAS: Goto and van de Geijn, Anatomy of
+// The larger of the two outer sides is cut into panels, each of which lies in the second cache of the
+// core that takes it; the other side, packed once for all of them, passes by, 32 rows or columns of it
+// in the first cache. (The blocking of GotoBLAS: Goto and van de Geijn, Anatomy of
 // high-performance matrix multiplication, 2008.) While the unit computes one block of sums, the
 // vector units round the one before to bf16, and what comes next is fetched from memory.
 #pragma once
